@@ -1,4 +1,14 @@
-//! What two Muster crates or more share: identity, names, labels, configuration, TLS, time, telemetry.
+//! What two Muster crates or more share: identity, names, labels, configuration, files, TLS, gRPC connections,
+//! time and telemetry.
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod file;
+pub mod grpc;
+pub mod identity;
+pub mod labels;
+pub mod name;
+pub mod net;
+pub mod telemetry;
 pub mod time;
+pub mod tls;

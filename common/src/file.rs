@@ -1,0 +1,116 @@
+//! Files that hold secrets or state: mode 0600, replaced as a whole, on disk before the call returns.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Why a file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
+pub struct FileError {
+    action: &'static str,
+    path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Wraps what the system said of `path` while doing `action` (an infinitive, such as "open").
+    pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { action, path: path.to_owned(), source }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as the user that owns it, or as root",
+        io::ErrorKind::NotFound => "; check the path",
+        io::ErrorKind::StorageFull => "; free some disk space",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount the file system read-write",
+        _ => "",
+    }
+}
+
+/// Writes `contents` to `path` with mode 0600, atomically: readers see the old file or the new one, also after
+/// a crash. Its directory is created, with mode 0700, if it is missing.
+pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    let directory = parent(path);
+    create_private_dir(directory)?;
+    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    let write = || {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&temporary);
+        FileError::new("write", path, source)
+    })
+}
+
+/// Creates `path` with mode 0600 and `contents`, on disk on return; an error if it exists.
+pub fn create_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    let directory = parent(path);
+    create_private_dir(directory)?;
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(|source| FileError::new("create", path, source))
+}
+
+/// Reads the whole of `path`.
+pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    fs::read(path).map_err(|source| FileError::new("read", path, source))
+}
+
+/// Creates `path` and what is missing above it; new directories get mode 0700.
+pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| FileError::new("create directory", path, source))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_files_are_replaced_whole_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/state");
+        write_private(&path, b"one").unwrap();
+        write_private(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn created_files_never_replace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        create_private(&path, b"one").unwrap();
+        assert!(create_private(&path, b"two").unwrap_err().to_string().contains("cannot create"));
+        assert_eq!(read(&path).unwrap(), b"one");
+    }
+}

@@ -1,0 +1,1 @@
+//! The store that several registrars share: etcd.

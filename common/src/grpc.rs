@@ -223,7 +223,9 @@ fn prepare(
             stream.set_nodelay(true)?;
             // Registrars are known by their identity; the name only has to be there.
             let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
-            Ok(hyper_util::rt::TokioIo::new(tls.connect(name, stream).await?))
+            let stream =
+                tls.connect(name, stream).await.map_err(|e| io::Error::other(crate::tls::explain(&e)))?;
+            Ok(hyper_util::rt::TokioIo::new(stream))
         })
     });
     Ok((endpoint, connector))

@@ -4,21 +4,21 @@
 mod pin;
 mod verify;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
     client::ResolvesClientCert,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
     version::TLS13,
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use crate::identity::SpiffeId;
+use crate::{identity::SpiffeId, time::Timestamp};
 pub use pin::{SpkiHash, pinned_client_config};
 
 /// Which registrars, operators, devices or directors a connection may be with.
@@ -110,15 +110,11 @@ pub fn certificate_identity(certificate: &CertificateDer<'_>) -> Result<SpiffeId
 }
 
 /// The validity of `certificate`, as (not before, not after).
-pub fn certificate_validity(
-    certificate: &CertificateDer<'_>,
-) -> Result<(crate::time::Timestamp, crate::time::Timestamp), TlsError> {
+pub fn certificate_validity(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestamp), TlsError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|e| TlsError::Certificate(e.to_string()))?;
     let time = |t: x509_parser::time::ASN1Time| {
-        crate::time::Timestamp::from_epoch(std::time::Duration::from_secs(
-            t.timestamp().try_into().unwrap_or(0),
-        ))
+        Timestamp::from_epoch(Duration::from_secs(t.timestamp().try_into().unwrap_or(0)))
     };
     Ok((time(parsed.validity().not_before), time(parsed.validity().not_after)))
 }
@@ -187,6 +183,33 @@ impl Credentials {
         config.alpn_protocols = vec![alpn.to_vec()];
         config.ticketer = aws_lc_rs::Ticketer::new()?;
         Ok(config)
+    }
+}
+
+/// Why a TLS handshake failed, in plain words, with what to do where that is known.
+pub fn explain(error: &std::io::Error) -> String {
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return error.to_string();
+    };
+    let rustls::Error::InvalidCertificate(reason) = tls else { return tls.to_string() };
+    let time = |t: &UnixTime| Timestamp::from_epoch(Duration::from_secs(t.as_secs()));
+    match reason {
+        CertificateError::Other(other) => other.0.to_string(),
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "the other side's certificate is not from a CA that we trust; if the CA has been replaced, join again"
+                .into()
+        }
+        CertificateError::NotValidYetContext { time: now, not_before } => format!(
+            "the other side's certificate is valid from {}, and it is {} by this host's clock; set the clock (timedatectl)",
+            time(not_before),
+            time(now)
+        ),
+        CertificateError::ExpiredContext { time: now, not_after } => format!(
+            "the other side's certificate expired at {}, and it is {} by this host's clock; set the clock (timedatectl), or have the certificate renewed",
+            time(not_after),
+            time(now)
+        ),
+        other => other.to_string(),
     }
 }
 

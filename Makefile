@@ -1,0 +1,51 @@
+# Muster. `make demo` shows a network at work; `make test` runs every test.
+
+CARGO ?= cargo
+TOOLS := target/tools
+AS_ROOT := integration-tests/as-root.sh
+PREPARE := integration-tests/prepare.sh
+
+# command=package, of Debian 12
+BUILD_PACKAGES := cc=gcc
+LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=python3
+TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
+	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3
+
+.PHONY: help demo test lint build fmt bench clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+build: ## Build everything, for development
+	@$(PREPARE) $(BUILD_PACKAGES)
+	$(CARGO) build --workspace --locked
+
+demo: build ## Make a network of three hosts in namespaces, and show it at work
+	@$(PREPARE) $(LAB_PACKAGES) dig=dnsutils
+	@MAKE_TARGET=demo $(AS_ROOT) target/debug/muster-demo
+
+test: build ## Run every test (as root, or in a user namespace)
+	@$(PREPARE) $(TEST_PACKAGES)
+	$(CARGO) test --workspace --locked --no-run
+	MAKE_TARGET=test MUSTER_REQUIRE_ROOT=1 $(AS_ROOT) $(CARGO) test --workspace --locked --no-fail-fast
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+lint: $(TOOLS)/bin/cargo-deny $(TOOLS)/node_modules/.bin/buf ## Check format, lints, protos and dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(TOOLS)/node_modules/.bin/buf lint proto
+	$(TOOLS)/bin/cargo-deny --all-features --locked check bans licenses sources
+
+$(TOOLS)/bin/cargo-deny:
+	@mkdir -p $(TOOLS)/bin
+	if command -v cargo-deny >/dev/null; then ln -sf "$$(command -v cargo-deny)" $@; \
+	else $(CARGO) install --locked --quiet --root $(TOOLS) cargo-deny; fi
+
+$(TOOLS)/node_modules/.bin/buf:
+	@$(PREPARE) npm=npm
+	npm install --silent --no-save --prefix $(TOOLS) @bufbuild/buf
+
+clean: ## Remove what was built
+	$(CARGO) clean

@@ -1,0 +1,170 @@
+//! Connections between real parties on loopback: who gets in, who does not, and what is said of it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use muster_common::{
+    grpc::{self, Caller, ChannelError},
+    identity::Party,
+    tls::{ALPN_H2, Credentials, KeyPair, SpkiHash, pinned_client_config},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair as RcgenKey, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
+
+type Issuer = CertifiedIssuer<'static, RcgenKey>;
+
+fn ca() -> Issuer {
+    static CAS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let mut params = CertificateParams::default();
+    let number = CAS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("CA {number}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    CertifiedIssuer::self_signed(params, RcgenKey::generate().unwrap()).unwrap()
+}
+
+/// A key pair of `id`, the CA's certificate at the end of its chain, valid from `from` to `to` days from now.
+fn issue(ca: &Issuer, id: &str, from: i64, to: i64) -> KeyPair {
+    let key = RcgenKey::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now + time::Duration::days(from);
+    params.not_after = now + time::Duration::days(to);
+    let certificate = params.signed_by(&key, ca).unwrap();
+    KeyPair {
+        chain: vec![certificate.der().clone(), ca.der().clone()],
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+    }
+}
+
+fn credentials(pair: &KeyPair, roots: &[&Issuer]) -> Arc<Credentials> {
+    let roots: Vec<CertificateDer<'_>> = roots.iter().map(|ca| ca.der().clone()).collect();
+    Credentials::new(pair, &roots).unwrap()
+}
+
+const REGISTRAR: &str = "spiffe://muster.test/registrar/r1";
+const DEVICE: &str = "spiffe://muster.test/network/net/device/d1";
+
+fn is_registrar(party: &Party) -> bool {
+    matches!(party, Party::Registrar { .. })
+}
+
+/// A server that tells each connection's caller over the channel, and leaves it open.
+async fn serve(credentials: &Arc<Credentials>) -> (SocketAddr, tokio::sync::mpsc::Receiver<Caller>) {
+    use tonic::transport::server::Connected;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut incoming = grpc::incoming(listener, Arc::new(credentials.server_config(ALPN_H2).unwrap()), 16);
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Some(connection) = incoming.next().await {
+            let connection = connection.unwrap();
+            sender.send(connection.connect_info()).await.unwrap();
+            open.push(connection);
+        }
+    });
+    (address, receiver)
+}
+
+async fn connect(address: SocketAddr, client: &Arc<Credentials>) -> Result<(), ChannelError> {
+    let config = Arc::new(client.client_config(is_registrar, ALPN_H2).unwrap());
+    grpc::connect(&address.to_string(), config).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_device_is_known_by_its_certificate() {
+    let ca = ca();
+    let server = credentials(&issue(&ca, REGISTRAR, -1, 1), &[&ca]);
+    let (address, mut callers) = serve(&server).await;
+    let device = credentials(&issue(&ca, DEVICE, -1, 1), &[&ca]);
+    connect(address, &device).await.unwrap();
+    let caller = callers.recv().await.unwrap();
+    assert_eq!(caller.identity.unwrap().to_string(), DEVICE);
+}
+
+#[tokio::test]
+async fn parties_of_another_ca_or_role_are_refused() {
+    let (ours, theirs) = (ca(), ca());
+    let server = credentials(&issue(&ours, REGISTRAR, -1, 1), &[&ours]);
+    let (address, mut callers) = serve(&server).await;
+
+    // A client with a certificate of another CA gets no further than its handshake.
+    let stranger = credentials(&issue(&theirs, DEVICE, -1, 1), &[&ours]);
+    drop(connect(address, &stranger).await);
+    // A client that does not know our CA refuses us, and says why.
+    let wary = credentials(&issue(&ours, DEVICE, -1, 1), &[&theirs]);
+    let error = connect(address, &wary).await.unwrap_err().to_string();
+    assert!(error.contains("not from a CA that we trust"), "{error}");
+    assert!(tokio::time::timeout(Duration::from_millis(200), callers.recv()).await.is_err());
+
+    // A device cannot pass for a registrar.
+    let impostor = credentials(&issue(&ours, DEVICE, -1, 1), &[&ours]);
+    let (address, _callers) = serve(&impostor).await;
+    let device = credentials(&issue(&ours, DEVICE, -1, 1), &[&ours]);
+    let error = connect(address, &device).await.unwrap_err().to_string();
+    assert!(error.contains("not a party"), "{error}");
+}
+
+#[tokio::test]
+async fn expired_and_future_certificates_are_refused() {
+    let ca = ca();
+    let device = credentials(&issue(&ca, DEVICE, -1, 1), &[&ca]);
+    for (from, to, why) in [(-3, -1, "expired"), (1, 3, "valid from")] {
+        let server = credentials(&issue(&ca, REGISTRAR, from, to), &[&ca]);
+        let (address, _callers) = serve(&server).await;
+        let error = connect(address, &device).await.unwrap_err().to_string();
+        assert!(error.contains(why), "{why}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn keys_and_roots_are_replaced_while_serving() {
+    let (old, new) = (ca(), ca());
+    let server = credentials(&issue(&old, REGISTRAR, -1, 1), &[&old]);
+    let (address, mut callers) = serve(&server).await;
+    let device = credentials(&issue(&old, DEVICE, -1, 1), &[&old]);
+    connect(address, &device).await.unwrap();
+    callers.recv().await.unwrap();
+
+    // Both roots are trusted; then either side moves to the new one at its own time.
+    let both = [old.der().clone(), new.der().clone()];
+    server.replace_roots(&both).unwrap();
+    device.replace_roots(&both).unwrap();
+    server.replace_key(&issue(&new, REGISTRAR, -1, 1)).unwrap();
+    connect(address, &device).await.unwrap();
+    callers.recv().await.unwrap();
+    device.replace_key(&issue(&new, DEVICE, -1, 1)).unwrap();
+    connect(address, &device).await.unwrap();
+    assert!(callers.recv().await.unwrap().identity.is_some());
+
+    // The old root retires: who still uses it is refused.
+    server.replace_roots(&[new.der().clone()]).unwrap();
+    device.replace_key(&issue(&old, DEVICE, -1, 1)).unwrap();
+    drop(connect(address, &device).await);
+    assert!(tokio::time::timeout(Duration::from_millis(200), callers.recv()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_pinned_connection_needs_the_right_ca() {
+    let (ours, theirs) = (ca(), ca());
+    let server = credentials(&issue(&ours, REGISTRAR, -1, 1), &[&ours]);
+    let (address, mut callers) = serve(&server).await;
+
+    let pin = SpkiHash::of(ours.der()).unwrap();
+    let pin: SpkiHash = pin.to_string().parse().unwrap();
+    let config = Arc::new(pinned_client_config(pin).unwrap());
+    grpc::connect(&address.to_string(), config).await.unwrap();
+    assert!(callers.recv().await.unwrap().identity.is_none());
+
+    let config = Arc::new(pinned_client_config(SpkiHash::of(theirs.der()).unwrap()).unwrap());
+    let error = grpc::connect(&address.to_string(), config).await.unwrap_err().to_string();
+    assert!(error.contains("CA hash does not match") && error.contains("--ca-hash"), "{error}");
+    assert!("sha256:12".parse::<SpkiHash>().is_err());
+    assert!(format!("sha256:{}", "é".repeat(32)).parse::<SpkiHash>().is_err());
+}

@@ -44,6 +44,8 @@ pub struct Changes {
     pub batches: Vec<WatchBatch>,
     /// They are complete up to this revision.
     pub through: Revision,
+    /// Whether there are later ones.
+    pub more: bool,
 }
 
 impl Default for Model {
@@ -169,7 +171,8 @@ impl Model {
                 batches.push(WatchBatch { revision: through, events });
             }
         }
-        Ok(Changes { batches, through: through.min(self.revision) })
+        let through = through.min(self.revision);
+        Ok(Changes { batches, through, more: through < self.revision })
     }
 
     /// Forgets history, as [`Store::compact`] does.
@@ -318,7 +321,8 @@ impl Watch {
                 return Ok(batch);
             }
             self.revision.borrow_and_update();
-            let Changes { batches, through } = self.store.lock().changes(&self.range, self.next, CHUNK)?;
+            let Changes { batches, through, .. } =
+                self.store.lock().changes(&self.range, self.next, CHUNK)?;
             self.ready.extend(batches);
             if through >= self.next {
                 self.next = through + 1;

@@ -1,1 +1,163 @@
-//! The embedded default store: one SQLite file.
+//! The embedded default store: one SQLite file, for one registrar.
+//!
+//! All writes go through one thread, which commits whatever has queued up with a single fsync ([`writer`]);
+//! reads and watches have connections of their own ([`read`], [`watch`]). [`file`] opens, checks and locks.
+
+mod file;
+mod read;
+mod watch;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use self::read::Readers;
+use self::writer::{Group, Job, Writer};
+use super::{KeyRange, KeyValue, RangeResult, Revision, Store, StoreError, Txn, TxnOutcome, WatchStream};
+
+/// How many requests wait for the writer before callers wait to queue.
+const QUEUE: usize = 1024;
+/// How many committed groups a watch may be behind before it reads from the log instead.
+const LIVE_GROUPS: usize = 64;
+
+/// A store in one SQLite file. When dropped, it finishes what is queued and closes the file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    /// `None` only while being dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
+    readers: Arc<Readers>,
+    shared: Arc<Shared>,
+    live: broadcast::WeakSender<Group>,
+    /// Held until everything else is closed: keeps other processes away.
+    _lock: File,
+}
+
+/// What the writer tells.
+#[derive(Debug, Default)]
+struct Shared {
+    revision: AtomicU64,
+    txns: AtomicU64,
+    commits: AtomicU64,
+}
+
+/// Counters since the store was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Transactions that changed something.
+    pub txns: u64,
+    /// Commits to disk, each with one fsync; at most one for each transaction.
+    pub commits: u64,
+}
+
+impl SqliteStore {
+    /// Creates an empty database at `path`, whose directory must exist, with mode 0600.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] if anything is at `path` already, which is then left alone.
+    pub fn create(path: &Path) -> Result<(), StoreError> {
+        file::create(path)
+    }
+
+    /// Opens the database at `path` and locks it.
+    ///
+    /// # Errors
+    /// Says what is wrong if the file is missing, not Muster's, newer, damaged or in use. It is not changed then.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let path = file::resolve(&path.into())?;
+        let (connection, lock) = file::open(&path)?;
+        let shared = Arc::new(Shared::default());
+        let live = broadcast::Sender::new(LIVE_GROUPS);
+        let weak = live.downgrade();
+        let writer = Writer::new(connection, path.clone(), Arc::clone(&shared), live)?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let writer = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(queue))
+            .map_err(|source| StoreError::Io { action: "start the writer of", path: path.clone(), source })?;
+        Ok(Self {
+            jobs: Some(jobs),
+            writer: Some(writer),
+            readers: Arc::new(Readers::new(path)),
+            shared,
+            live: weak,
+            _lock: lock,
+        })
+    }
+
+    /// Counts of transactions and of commits to disk.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            txns: self.shared.txns.load(Ordering::Relaxed),
+            commits: self.shared.commits.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn send<T>(
+        &self,
+        job: Job,
+        reply: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
+        jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        // The writer answers everything that it takes, unless it dies.
+        reply.await.unwrap_or_else(|_| Err(StoreError::Unknown("the store's writer has died".into())))
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.readers.close();
+        self.jobs = None;
+        if let Some(writer) = self.writer.take() {
+            // A writer that panicked has said so already.
+            drop(writer.join());
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn range(
+        &self,
+        range: KeyRange,
+        at: Option<Revision>,
+        limit: usize,
+    ) -> Result<RangeResult, StoreError> {
+        self.readers.run(move |reader| reader.range(&range, at, limit)).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        txn.check()?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Txn { txn, reply }, answer).await
+    }
+
+    async fn watch(&self, range: KeyRange, from: Revision) -> Result<WatchStream, StoreError> {
+        // Listening before reading, so that nothing falls between the two.
+        let live = self.live.upgrade().ok_or(StoreError::Closed)?.subscribe();
+        self.readers.run(move |reader| reader.check_watch(from)).await?;
+        Ok(watch::stream(Arc::clone(&self.readers), live, range, from))
+    }
+
+    async fn compact(&self, up_to: Revision) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Compact { up_to, reply }, answer).await
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(self.shared.revision.load(Ordering::Acquire))
+    }
+
+    /// One snapshot shows all of the range: no paging needed.
+    async fn range_all(&self, range: KeyRange) -> Result<(Vec<KeyValue>, Revision), StoreError> {
+        let all = self.range(range, None, usize::MAX).await?;
+        Ok((all.kvs, all.revision))
+    }
+}

@@ -1,0 +1,56 @@
+//! A store of each kind that can be opened, and opened again as after a restart.
+
+use std::sync::Arc;
+
+use muster_registrar::store::Store;
+use muster_registrar::store::memory::MemoryStore;
+use muster_registrar::store::sqlite::SqliteStore;
+use tempfile::TempDir;
+
+use crate::etcd::EtcdProcess;
+
+/// Where a store keeps what survives a restart.
+pub(crate) enum Harness {
+    Memory(MemoryStore),
+    Sqlite(TempDir),
+    Etcd(EtcdProcess),
+}
+
+impl Harness {
+    pub(crate) fn memory() -> Self {
+        Self::Memory(MemoryStore::new())
+    }
+
+    pub(crate) fn sqlite() -> Self {
+        let directory = TempDir::new().unwrap();
+        SqliteStore::create(&directory.path().join("store.db")).unwrap();
+        Self::Sqlite(directory)
+    }
+
+    /// `None` if there is no etcd here, which is then said.
+    pub(crate) fn etcd() -> Option<Self> {
+        EtcdProcess::start().map(Self::Etcd)
+    }
+
+    pub(crate) async fn open(&mut self) -> Arc<dyn Store> {
+        match self {
+            Self::Memory(store) => Arc::new(store.clone()),
+            Self::Sqlite(directory) => {
+                Arc::new(SqliteStore::open(directory.path().join("store.db")).unwrap())
+            }
+            Self::Etcd(process) => Arc::new(process.connect()),
+        }
+    }
+
+    /// Closes `store`, which must be the last reference, and opens what it kept.
+    pub(crate) async fn restart(&mut self, store: Arc<dyn Store>) -> Arc<dyn Store> {
+        assert_eq!(Arc::strong_count(&store), 1);
+        drop(store);
+        match self {
+            Self::Memory(store) => *store = MemoryStore::from_model(store.model()),
+            Self::Sqlite(_) => {}
+            Self::Etcd(process) => process.restart(),
+        }
+        self.open().await
+    }
+}

@@ -1,0 +1,266 @@
+//! The data plane of a device: moves packets between the TUN device and the UDP sockets through the WireGuard core
+//! (`muster_tunnel`), on a thread of its own. The control side steers it with [`Command`]s and hears [`Event`]s.
+//! Both channels are bounded, and the data plane never waits for the control side.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use muster_common::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
+
+use crate::{tun::Tun, udp::UdpSockets};
+
+mod event_loop;
+
+/// A WireGuard public key (Curve25519, 32 octets).
+pub type PublicKey = [u8; 32];
+
+/// Commands that may wait for the data plane before [`Handle::send`] does.
+const COMMAND_QUEUE: usize = 256;
+/// Events that may wait for the control side. Beyond it events are dropped and counted as `event_queue_full`.
+const EVENT_QUEUE: usize = 1024;
+
+/// What a data plane is made of.
+pub struct DatapathConfig {
+    /// The device that the host's packets come from and go to.
+    pub tun: Tun,
+    /// The sockets that carry sealed datagrams.
+    pub sockets: UdpSockets,
+    /// This device's WireGuard private key.
+    pub private_key: Zeroizing<[u8; 32]>,
+    /// Seed of everything random in the core (session indices, jitter): 32 octets from the system's generator.
+    pub seed: [u8; 32],
+    /// This device's virtual addresses.
+    pub local_addresses: Vec<IpAddr>,
+    /// The pools that are routed into the TUN device. A peer's endpoint inside one would send the tunnel through
+    /// itself, so such endpoints are ignored.
+    pub pools: Vec<IpNet>,
+}
+
+/// Everything the data plane needs to know of one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// The peer's WireGuard public key.
+    pub public_key: PublicKey,
+    /// The addresses that the peer may send from and is sent to.
+    pub virtual_addresses: Vec<IpAddr>,
+    /// Where the peer may be reached, best first; may be empty if the peer will call.
+    pub endpoints: Vec<SocketAddr>,
+    /// Interval of WireGuard's persistent keepalives; `None` for none.
+    pub keepalive: Option<Duration>,
+}
+
+/// What the control side asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Adds a peer, or updates the one with this key. Answers `LookupAddress` and `LookupKey`.
+    AddPeer(PeerConfig),
+    /// Replaces addresses, endpoints and keepalive of a live peer; its session goes on. A key that is not held is ignored.
+    UpdatePeer(PeerConfig),
+    /// Forgets a peer and its keys at once.
+    RemovePeer(PublicKey),
+    /// Answers `LookupAddress`: no device has this address. Waiting packets get ICMP unreachable.
+    NoSuchDevice(IpAddr),
+    /// Answers `LookupKey`: no device has this key, or none that may talk to this one.
+    UnknownKey(PublicKey),
+    /// Replaces this device's virtual addresses.
+    SetLocalAddresses(Vec<IpAddr>),
+}
+
+/// What the control side hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A packet waits for a device that is not held as a peer. Sent once; to be answered with `AddPeer` or `NoSuchDevice`.
+    LookupAddress(IpAddr),
+    /// A handshake came from a key that is not held as a peer. To be answered with `AddPeer` or `UnknownKey`.
+    LookupKey(PublicKey),
+    /// A peer has its first session, or one again after `PeerDown`.
+    PeerUp {
+        /// Its key.
+        public_key: PublicKey,
+        /// Where it is reached.
+        endpoint: SocketAddr,
+    },
+    /// A peer no longer answers.
+    PeerDown(PublicKey),
+    /// Nothing has passed between this device and the peer for a while: it may be removed.
+    PeerIdle(PublicKey),
+    /// A peer is reached elsewhere than before.
+    EndpointChanged {
+        /// Its key.
+        public_key: PublicKey,
+        /// Where it is reached now.
+        endpoint: SocketAddr,
+    },
+    /// The data plane has ended by itself, and why: the TUN device is gone. Always the last event.
+    Failed(String),
+}
+
+/// Counters of the data plane at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// All peers that are held, by public key.
+    pub peers: BTreeMap<PublicKey, PeerSnapshot>,
+    /// Packets and octets read from the TUN device.
+    pub tun_received: Counter,
+    /// Packets and octets written to the TUN device.
+    pub tun_sent: Counter,
+    /// Datagrams and octets received from UDP.
+    pub udp_received: Counter,
+    /// Datagrams and octets sent over UDP.
+    pub udp_sent: Counter,
+    /// Packets and datagrams dropped, by reason (`snake_case`, fit for a metric's label).
+    pub drops: BTreeMap<&'static str, u64>,
+}
+
+/// Packets and octets since the data plane started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets or datagrams.
+    pub packets: u64,
+    /// Octets.
+    pub bytes: u64,
+}
+
+impl Counter {
+    fn count(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// One peer at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct PeerSnapshot {
+    /// Its virtual addresses.
+    pub virtual_addresses: Vec<IpAddr>,
+    /// Where it is reached.
+    pub endpoint: Option<SocketAddr>,
+    /// When the last handshake was completed.
+    pub last_handshake: Option<Instant>,
+    /// Octets received from the peer, as WireGuard counts them: sealed.
+    pub received_bytes: u64,
+    /// Octets sent to the peer, sealed.
+    pub sent_bytes: u64,
+    /// The path in use.
+    pub path: Path,
+}
+
+/// How a peer is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Path {
+    /// Not at all.
+    #[default]
+    None,
+    /// Straight from this host to the peer's.
+    Direct,
+}
+
+impl Path {
+    /// The word that status output and metrics use: `none` or `direct`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+/// Why a data plane could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} for the data plane: {source}")]
+pub struct StartError {
+    action: &'static str,
+    source: io::Error,
+}
+
+/// The data plane has stopped; commands have no effect any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the data plane has stopped")]
+pub struct Stopped;
+
+enum Request {
+    Command(Command),
+    Snapshot(oneshot::Sender<Snapshot>),
+}
+
+/// A running data plane. Dropping it stops the thread, waits for its end, and closes TUN device and sockets.
+pub struct Datapath {
+    handle: Handle,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Datapath {
+    /// Starts the data plane on its own thread. The receiver yields [`Event`]s and ends when the data plane does.
+    pub fn start(config: DatapathConfig) -> Result<(Self, mpsc::Receiver<Event>), StartError> {
+        let (requests, requests_rx) = mpsc::channel(COMMAND_QUEUE);
+        let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (event_loop, wake) = event_loop::EventLoop::new(config, requests_rx, events_tx, stop.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("datapath".into())
+            .spawn(move || event_loop.run())
+            .map_err(|source| StartError { action: "start a thread", source })?;
+        Ok((Self { handle: Handle { requests, wake }, stop, thread: Some(thread) }, events))
+    }
+
+    /// A handle to command the data plane with; any number may exist, and none keeps it running.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Release);
+        self.handle.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the data plane's thread has panicked");
+        }
+    }
+}
+
+/// Commands a running [`Datapath`].
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    /// An eventfd that wakes the thread.
+    wake: Arc<OwnedFd>,
+}
+
+impl Handle {
+    /// Queues a command; commands take effect in the order they are sent in. Waits while the queue is full.
+    pub async fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.request(Request::Command(command)).await
+    }
+
+    /// Asks for the state of all peers and counters.
+    pub async fn snapshot(&self) -> Result<Snapshot, Stopped> {
+        let (answer, snapshot) = oneshot::channel();
+        self.request(Request::Snapshot(answer)).await?;
+        snapshot.await.map_err(|_| Stopped)
+    }
+
+    async fn request(&self, request: Request) -> Result<(), Stopped> {
+        self.requests.send(request).await.map_err(|_| Stopped)?;
+        self.wake();
+        Ok(())
+    }
+
+    fn wake(&self) {
+        // Fails only if 2^64 - 2 wake-ups are pending, and then the thread is awake anyway.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+}

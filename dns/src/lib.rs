@@ -3,3 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod directory;
+pub mod engine;
+pub mod fixed;
+pub mod message;
+mod records;
+mod reverse;
+pub mod server;

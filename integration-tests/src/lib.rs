@@ -2,6 +2,8 @@
 //! in them. A [`Lab`] builds the topology in code, keeps every process's output, and always cleans up.
 #![forbid(unsafe_code)]
 
+pub mod device;
+pub mod figures;
 pub mod lab;
 pub mod muster;
 pub mod process;

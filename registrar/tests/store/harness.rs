@@ -54,3 +54,9 @@ impl Harness {
         self.open().await
     }
 }
+
+/// Says why a test does not run; where all must run (`MUSTER_REQUIRE_ROOT=1`), fails instead.
+pub(crate) fn skip(why: &str) {
+    assert!(std::env::var_os("MUSTER_REQUIRE_ROOT").is_none_or(|value| value != "1"), "{why}");
+    eprintln!("skipped: {why}");
+}

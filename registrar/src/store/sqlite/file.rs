@@ -113,7 +113,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Opens an existing database for the writer; also returns the lock, to be held as long as it is open.
-pub(super) fn open(path: &Path) -> Result<(Connection, File), StoreError> {
+pub(super) fn open(path: &Path) -> Result<(Connection, Lock), StoreError> {
     check_header(path)?;
     let lock = lock(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -243,9 +243,19 @@ fn check_tables(connection: &Connection, path: &Path) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Takes the lock that keeps two processes from sharing a database. It lies in a file of its own: closing any
-/// descriptor of the database itself would end SQLite's own locks (POSIX).
-fn lock(path: &Path) -> Result<File, StoreError> {
+/// Keeps other processes away from a database. It lies in a file of its own: closing any descriptor of the
+/// database itself would end SQLite's own locks (POSIX).
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone does not do: a child process that is just being started may have the descriptor still.
+        drop(self.0.unlock());
+    }
+}
+
+fn lock(path: &Path) -> Result<Lock, StoreError> {
     let lock_path = beside(path, ".lock");
     let fail = |action, source| StoreError::Io { action, path: lock_path.clone(), source };
     let file = OpenOptions::new()
@@ -256,7 +266,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         .open(&lock_path)
         .map_err(|source| fail("create", source))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: path.into() }),
         Err(TryLockError::Error(source)) => Err(fail("lock", source)),
     }

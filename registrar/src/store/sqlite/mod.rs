@@ -8,7 +8,6 @@ mod read;
 mod watch;
 mod writer;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +16,7 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use self::file::Lock;
 use self::read::Readers;
 use self::writer::{Group, Job, Writer};
 use super::{KeyRange, KeyValue, RangeResult, Revision, Store, StoreError, Txn, TxnOutcome, WatchStream};
@@ -36,7 +36,7 @@ pub struct SqliteStore {
     shared: Arc<Shared>,
     live: broadcast::WeakSender<Group>,
     /// Held until everything else is closed: keeps other processes away.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What the writer tells.

@@ -1,1 +1,0 @@
-//! The store that several registrars share: etcd.

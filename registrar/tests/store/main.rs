@@ -1,5 +1,7 @@
 //! Every store behaves alike: one suite against each backend, and what is particular to a backend beside it.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 mod etcd;
 mod harness;
 mod model;

@@ -114,11 +114,9 @@ impl EtcdStore {
         use proto::request_op::Request;
         let request = match op {
             Op::Put { key, value } => {
-                Request::RequestPut(proto::PutRequest { key: self.stored(key), value: value.clone() })
+                Request::Put(proto::PutRequest { key: self.stored(key), value: value.clone() })
             }
-            Op::Delete { key } => {
-                Request::RequestDeleteRange(proto::DeleteRangeRequest { key: self.stored(key) })
-            }
+            Op::Delete { key } => Request::DeleteRange(proto::DeleteRangeRequest { key: self.stored(key) }),
         };
         proto::RequestOp { request: Some(request) }
     }
@@ -131,7 +129,7 @@ impl EtcdStore {
             count_only: true,
             ..proto::RangeRequest::default()
         };
-        vec![proto::RequestOp { request: Some(proto::request_op::Request::RequestRange(range)) }]
+        vec![proto::RequestOp { request: Some(proto::request_op::Request::Range(range)) }]
     }
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod credential;
 pub mod file;
 pub mod grpc;
 pub mod identity;

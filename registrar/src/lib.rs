@@ -1,3 +1,8 @@
 //! placeholder
 
+pub mod allocation;
+pub mod ca;
+pub mod csr;
+pub mod policy;
 pub mod store;
+pub mod token;

@@ -90,6 +90,13 @@ pub fn certificates_from_pem(what: &str, pem: &[u8]) -> Result<Vec<CertificateDe
     if chain.is_empty() { Err(error("there is no certificate in it".into())) } else { Ok(chain) }
 }
 
+/// `certificates` as PEM, in their order.
+pub fn certificates_to_pem(certificates: &[CertificateDer<'_>]) -> String {
+    let blocks: Vec<_> =
+        certificates.iter().map(|certificate| pem::Pem::new("CERTIFICATE", certificate.to_vec())).collect();
+    pem::encode_many_config(&blocks, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF))
+}
+
 /// The one SPIFFE ID in the URI subject alternative names of `certificate` (X.509-SVID, 2).
 pub fn certificate_identity(certificate: &CertificateDer<'_>) -> Result<SpiffeId, TlsError> {
     let bad = |reason: &str| TlsError::Certificate(reason.to_owned());

@@ -1,0 +1,400 @@
+//! The deployment's certificate authority: one root that issues and, while it is being replaced, further ones that
+//! are trusted. [`rotation`] replaces the root; [`SharedCa`] is what a serving registrar holds, and reloads.
+//!
+//! Files, all with mode 0600, in one directory: `ca.key` issues; `ca.crt` is its certificate; `roots/*.crt` are
+//! trusted too; `cross.crt` is the issuing or the next root's key, signed by the root before it; `next.key` waits.
+
+pub mod rotation;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use muster_common::{
+    file::{self, FileError},
+    identity::SpiffeId,
+    time::Timestamp,
+    tls::{SpkiHash, TlsError, certificate_validity, certificates_from_pem},
+};
+use rand::Rng;
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use crate::csr::CheckedRequest;
+
+/// How far `notBefore` lies before the moment of issue: a clock may be ten minutes slow, with a margin for the time
+/// that it takes to deliver the certificate.
+pub const BACKDATE: Duration = Duration::from_secs(15 * 60);
+/// Lifetime of a root: long enough that nobody is surprised by its end, and `ca rotate` replaces it at any time.
+pub const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
+
+/// Why the CA could not be made, read, or used.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file is not what it should be.
+    #[error("cannot use {}: {reason}; restore the file from a backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The CA's files are there already.
+    #[error("there is a CA in {} already; it is left as it is", .0.display())]
+    Exists(PathBuf),
+    /// The root is not valid at this time.
+    #[error(
+        "the CA's root certificate is valid from {from} to {to}, and it is {now} by this host's clock; set the \
+         clock (timedatectl), or replace the root (muster-registrar ca rotate)"
+    )]
+    NotValid {
+        /// Beginning of its validity.
+        from: Timestamp,
+        /// End of its validity.
+        to: Timestamp,
+        /// The time by the clock.
+        now: Timestamp,
+    },
+    /// A certificate cannot be read.
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
+    /// A key or certificate cannot be made.
+    #[error("cannot make a key or certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// A step of a rotation at the wrong time.
+    #[error(transparent)]
+    Rotation(#[from] rotation::RotationError),
+}
+
+/// The authority at one moment.
+#[derive(Debug)]
+pub struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    hash: SpkiHash,
+    validity: (Timestamp, Timestamp),
+    /// What follows a certificate in its chain: the cross-signed root, if there is one, then all roots.
+    chain: Vec<CertificateDer<'static>>,
+    /// The issuing root first.
+    roots: Vec<CertificateDer<'static>>,
+}
+
+impl Ca {
+    /// Makes a CA for `trust_domain` and writes its files to `directory`, which may exist.
+    ///
+    /// # Errors
+    /// [`CaError::Exists`] if there is one already.
+    pub fn create(directory: &Path, trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
+        let files = Files::new(directory);
+        if files.exists() {
+            return Err(CaError::Exists(directory.to_owned()));
+        }
+        let (key, certificate) = new_root(trust_domain, now)?;
+        file::create_private(&files.certificate(), certificate.pem().as_bytes())?;
+        if let Err(error) = file::create_private(&files.key(), key.serialize_pem().as_bytes()) {
+            // Nothing half-made stays behind.
+            let _ = std::fs::remove_file(files.certificate());
+            return Err(error.into());
+        }
+        Self::load(directory)
+    }
+
+    /// Reads the CA from the files in `directory`.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn load(directory: &Path) -> Result<Self, CaError> {
+        let files = Files::new(directory);
+        let key = read_key(&files.key())?;
+        let hash = SpkiHash::of_spki(&key.subject_public_key_info());
+
+        // The key decides which root issues: it is what a rotation replaces in one step.
+        let mut roots = Vec::new();
+        for path in [vec![files.certificate()], files.roots()?].concat() {
+            roots.push(read_certificate(&path)?);
+        }
+        let mut issuing = None;
+        for (position, root) in roots.iter().enumerate() {
+            if SpkiHash::of(root)? == hash {
+                issuing = Some(position);
+            }
+        }
+        let Some(issuing) = issuing else {
+            let reason = "no certificate in ca.crt or roots/ belongs to this key".to_owned();
+            return Err(CaError::Damaged { path: files.key(), reason });
+        };
+        roots[..=issuing].rotate_right(1);
+        let root = roots[0].clone();
+        roots.retain({
+            let mut first = true;
+            move |other| std::mem::take(&mut first) || *other != root
+        });
+
+        let mut chain = Vec::new();
+        if files.cross().exists() {
+            let cross = read_certificate(&files.cross())?;
+            // Before the next root issues, the chain has no use for it.
+            if SpkiHash::of(&cross)? == hash {
+                chain.push(cross);
+            }
+        }
+        chain.extend(roots.iter().cloned());
+        Ok(Self {
+            issuer: Issuer::from_ca_cert_der(&roots[0], key)?,
+            hash,
+            validity: certificate_validity(&roots[0])?,
+            chain,
+            roots,
+        })
+    }
+
+    /// Issues a certificate for the key in `request` to `identity`, valid from [`BACKDATE`] before `now` until
+    /// `lifetime` after it, but not beyond the root's end. The certificate comes first, followed by what somebody
+    /// needs to verify it who trusts, or has pinned, any of the roots.
+    ///
+    /// # Errors
+    /// [`CaError::NotValid`] if the root is not valid now.
+    pub fn issue(
+        &self,
+        request: &CheckedRequest,
+        identity: &SpiffeId,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        self.sign(request.key(), identity, now, lifetime)
+    }
+
+    /// As [`Self::issue`], for a key that was made here: returns it with its chain, in PEM.
+    ///
+    /// # Errors
+    /// As [`Self::issue`].
+    pub fn issue_new(
+        &self,
+        identity: &SpiffeId,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<IssuedPem, CaError> {
+        let key = KeyPair::generate()?;
+        let chain = self.sign(&key, identity, now, lifetime)?;
+        Ok(IssuedPem {
+            chain: muster_common::tls::certificates_to_pem(&chain),
+            key: key.serialize_pem().into(),
+        })
+    }
+
+    /// The roots to trust, the issuing one first.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// The hash that `muster-agent join --ca-hash` takes: of the issuing root's public key.
+    pub fn hash(&self) -> SpkiHash {
+        self.hash
+    }
+
+    fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        identity: &SpiffeId,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        let (from, to) = self.validity;
+        if now < from || now >= to {
+            return Err(CaError::NotValid { from, to, now });
+        }
+        let mut params = blank(now.saturating_sub(BACKDATE), (now + lifetime).min(to))?;
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        let certificate = params.signed_by(key, &self.issuer)?;
+        let mut chain = vec![certificate.der().clone()];
+        chain.extend(self.chain.iter().cloned());
+        Ok(chain)
+    }
+}
+
+/// A new key with its certificate.
+pub struct IssuedPem {
+    /// PEM, the certificate itself first.
+    pub chain: String,
+    /// PKCS#8 in PEM.
+    pub key: zeroize::Zeroizing<String>,
+}
+
+/// The CA of a serving registrar. It can be reloaded; whoever subscribes learns of changed roots.
+#[derive(Debug)]
+pub struct SharedCa {
+    directory: PathBuf,
+    current: ArcSwap<Ca>,
+    roots: watch::Sender<Vec<CertificateDer<'static>>>,
+}
+
+impl SharedCa {
+    /// Reads the CA in `directory`.
+    ///
+    /// # Errors
+    /// As [`Ca::load`].
+    pub fn open(directory: &Path) -> Result<Self, CaError> {
+        let ca = Ca::load(directory)?;
+        let roots = watch::Sender::new(ca.roots.clone());
+        Ok(Self { directory: directory.to_owned(), current: ArcSwap::from_pointee(ca), roots })
+    }
+
+    /// The CA as it is now.
+    pub fn current(&self) -> Arc<Ca> {
+        self.current.load_full()
+    }
+
+    /// The roots to trust, now and whenever they change.
+    pub fn roots(&self) -> watch::Receiver<Vec<CertificateDer<'static>>> {
+        self.roots.subscribe()
+    }
+
+    /// Reads the files again; says whether anything has changed. After an error, all is as before.
+    ///
+    /// # Errors
+    /// As [`Ca::load`].
+    pub fn reload(&self) -> Result<bool, CaError> {
+        let ca = Ca::load(&self.directory)?;
+        let changed = ca.chain != self.current.load().chain;
+        if changed {
+            let roots = ca.roots.clone();
+            self.current.store(Arc::new(ca));
+            self.roots.send_if_modified(|known| std::mem::replace(known, roots.clone()) != roots);
+        }
+        Ok(changed)
+    }
+}
+
+/// Where the files are.
+struct Files<'a>(&'a Path);
+
+impl<'a> Files<'a> {
+    fn new(directory: &'a Path) -> Self {
+        Self(directory)
+    }
+
+    fn key(&self) -> PathBuf {
+        self.0.join("ca.key")
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.0.join("ca.crt")
+    }
+
+    fn cross(&self) -> PathBuf {
+        self.0.join("cross.crt")
+    }
+
+    fn next_key(&self) -> PathBuf {
+        self.0.join("next.key")
+    }
+
+    fn root(&self, hash: SpkiHash) -> PathBuf {
+        let digits: String = hash.as_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.0.join("roots").join(format!("{digits}.crt"))
+    }
+
+    /// The files in `roots/`, in order.
+    fn roots(&self) -> Result<Vec<PathBuf>, FileError> {
+        let directory = self.0.join("roots");
+        let entries = match std::fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(FileError::new("read directory", &directory, error)),
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|error| FileError::new("read directory", &directory, error))?.path();
+            if path.extension().is_some_and(|extension| extension == "crt") {
+                paths.push(path);
+            }
+        }
+        paths.sort_unstable();
+        Ok(paths)
+    }
+
+    fn exists(&self) -> bool {
+        [self.key(), self.certificate()].iter().any(|path| path.symlink_metadata().is_ok())
+    }
+}
+
+fn read_key(path: &Path) -> Result<KeyPair, CaError> {
+    let damaged = |reason: String| CaError::Damaged { path: path.to_owned(), reason };
+    let pem = zeroize::Zeroizing::new(file::read(path)?);
+    let pem = std::str::from_utf8(&pem).map_err(|e| damaged(e.to_string()))?;
+    KeyPair::from_pem(pem).map_err(|e| damaged(e.to_string()))
+}
+
+fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CaError> {
+    let damaged = |reason: String| CaError::Damaged { path: path.to_owned(), reason };
+    let what = path.display().to_string();
+    let mut all =
+        certificates_from_pem(&what, &file::read(path)?).map_err(|error| damaged(error.to_string()))?;
+    match (all.pop(), all.is_empty()) {
+        (Some(one), true) => Ok(one),
+        _ => Err(damaged("it must hold one certificate".into())),
+    }
+}
+
+/// A new root, self-signed. Its name has a random part, since roots of one deployment must have different names.
+fn new_root(trust_domain: &str, now: Timestamp) -> Result<(KeyPair, Certificate), CaError> {
+    let key = KeyPair::generate()?;
+    let mut params = root_params(now.saturating_sub(BACKDATE), now + ROOT_LIFETIME)?;
+    let [a, b, c, d, ..] = random::<16>();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Muster CA {trust_domain} {a:02x}{b:02x}{c:02x}{d:02x}"));
+    let certificate = params.self_signed(&key)?;
+    Ok((key, certificate))
+}
+
+/// The parameters of a CA certificate, without a name.
+fn root_params(from: Timestamp, to: Timestamp) -> Result<CertificateParams, CaError> {
+    let mut params = blank(from, to)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+/// Parameters with validity and a random serial, and nothing else.
+fn blank(from: Timestamp, to: Timestamp) -> Result<CertificateParams, CaError> {
+    let time = |at: Timestamp| {
+        // Within the range of the type up to the year 9999.
+        let seconds = i64::try_from(at.unix_seconds()).unwrap_or(i64::MAX).min(253_402_300_799);
+        time::OffsetDateTime::from_unix_timestamp(seconds)
+            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+    };
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = time(from);
+    params.not_after = time(to);
+    // Positive, and of 16 octets whatever they are (RFC 5280, 4.1.2.2).
+    let mut serial = random::<16>();
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut octets = [0; N];
+    rand::rng().fill_bytes(&mut octets);
+    octets
+}
+
+#[cfg(test)]
+#[path = "ca/tests.rs"]
+mod tests;

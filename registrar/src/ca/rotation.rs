@@ -1,0 +1,191 @@
+//! Replacing the root while everything runs, in three steps:
+//!
+//! 1. [`prepare`] makes the next root and has everybody trust it, while the old one goes on issuing;
+//! 2. [`activate`] lets the next root issue. Whoever missed the first step is not locked out: until the end, chains
+//!    include the next root's key as signed by the old root;
+//! 3. [`retire`] ends the trust in the old root, once certificates by it have expired or been renewed.
+//!
+//! Each step is one atomic change of a file that counts, and may be repeated after a crash.
+
+use std::{fs, path::Path, time::Duration};
+
+use muster_common::{
+    file::{self, FileError},
+    time::Timestamp,
+    tls::{SpkiHash, certificate_validity},
+};
+use rcgen::{CertificateParams, DistinguishedName, Issuer, PublicKeyData};
+
+use super::{BACKDATE, Ca, CaError, Files, new_root, read_certificate, read_key, root_params};
+
+/// Why a step was refused. Nothing was changed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RotationError {
+    /// Another rotation is under way.
+    #[error("a rotation of the CA is under way; go on with it (muster-registrar ca status tells the next step)")]
+    UnderWay,
+    /// There is no next root.
+    #[error("there is no next root to activate; begin with: muster-registrar ca rotate prepare")]
+    NotPrepared,
+    /// There is no old root.
+    #[error("there is no old root to retire; see: muster-registrar ca status")]
+    NothingToRetire,
+    /// Devices may still depend on the old root.
+    #[error(
+        "certificates by the old root may be in use until {until}, and their holders would be cut off; wait, or \
+         add --force if they are to join again"
+    )]
+    TooEarly {
+        /// When all of them will have expired or been renewed.
+        until: Timestamp,
+    },
+}
+
+/// How far a rotation is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// There is one root.
+    Settled,
+    /// The next root is trusted but does not issue yet.
+    Prepared {
+        /// Hash of the next root.
+        next: SpkiHash,
+    },
+    /// The new root issues; old ones are still trusted.
+    Activated {
+        /// When the new root began to issue.
+        since: Timestamp,
+        /// Hashes of the old roots.
+        old: Vec<SpkiHash>,
+    },
+}
+
+/// How far the rotation of the CA in `directory` is.
+///
+/// # Errors
+/// As [`Ca::load`].
+pub fn phase(directory: &Path) -> Result<Phase, CaError> {
+    let files = Files::new(directory);
+    let ca = Ca::load(directory)?;
+    if files.next_key().exists() {
+        let next = SpkiHash::of_spki(&read_key(&files.next_key())?.subject_public_key_info());
+        // Else the preparation was cut off before it counted.
+        if files.root(next).exists() {
+            return Ok(Phase::Prepared { next });
+        }
+    }
+    let old = ca.roots()[1..].iter().map(SpkiHash::of).collect::<Result<Vec<_>, _>>()?;
+    if old.is_empty() {
+        return Ok(Phase::Settled);
+    }
+    let since = if files.cross().exists() {
+        modified(&files.key())?
+    } else {
+        // Roots that somebody has put there by hand.
+        certificate_validity(&ca.roots()[0])?.0
+    };
+    Ok(Phase::Activated { since, old })
+}
+
+/// Makes the next root, which everybody is to trust from now on. Returns its hash.
+///
+/// # Errors
+/// [`RotationError::UnderWay`] unless there is exactly one root.
+pub fn prepare(directory: &Path, trust_domain: &str, now: Timestamp) -> Result<SpkiHash, CaError> {
+    let files = Files::new(directory);
+    if phase(directory)? != Phase::Settled {
+        return Err(RotationError::UnderWay.into());
+    }
+    let (key, certificate) = new_root(trust_domain, now)?;
+    let hash = SpkiHash::of_spki(&key.subject_public_key_info());
+
+    // The same name and key, signed by the root of today.
+    let old_key = read_key(&files.key())?;
+    let old_root = Ca::load(directory)?.roots()[0].clone();
+    let old_end = certificate_validity(&old_root)?.1;
+    let issuer = Issuer::from_ca_cert_der(&old_root, old_key)?;
+    let mut params: CertificateParams = root_params(now.saturating_sub(BACKDATE), old_end)?;
+    params.distinguished_name = subject(&certificate.der().clone())?;
+    let cross = params.signed_by(&key, &issuer)?;
+
+    file::write_private(&files.cross(), cross.pem().as_bytes())?;
+    file::write_private(&files.next_key(), key.serialize_pem().as_bytes())?;
+    // The step is done when this file is there; before, the two above mean nothing.
+    file::write_private(&files.root(hash), certificate.pem().as_bytes())?;
+    Ok(hash)
+}
+
+/// Lets the next root issue.
+///
+/// # Errors
+/// [`RotationError::NotPrepared`].
+pub fn activate(directory: &Path) -> Result<SpkiHash, CaError> {
+    let files = Files::new(directory);
+    let Phase::Prepared { next } = phase(directory)? else { return Err(RotationError::NotPrepared.into()) };
+    let next_root = read_certificate(&files.root(next))?;
+    let old_root = read_certificate(&files.certificate())?;
+    copy(&files.certificate(), &files.root(SpkiHash::of(&old_root)?))?;
+    // The file's time tells since when the new root issues.
+    let key = zeroize::Zeroizing::new(file::read(&files.next_key())?);
+    file::write_private(&files.key(), &key)?;
+    // From here on the new root issues; the rest only puts the files in order.
+    remove(&files.next_key())?;
+    file::write_private(
+        &files.certificate(),
+        muster_common::tls::certificates_to_pem(&[next_root]).as_bytes(),
+    )?;
+    remove(&files.root(next))?;
+    Ok(next)
+}
+
+/// Ends the trust in the old roots. `lifetime` is that of the longest-lived certificates that they have issued.
+///
+/// # Errors
+/// [`RotationError::NothingToRetire`], or [`RotationError::TooEarly`] unless `force`.
+pub fn retire(directory: &Path, lifetime: Duration, now: Timestamp, force: bool) -> Result<(), CaError> {
+    let files = Files::new(directory);
+    let Phase::Activated { since, old } = phase(directory)? else {
+        return Err(RotationError::NothingToRetire.into());
+    };
+    let until = since + lifetime;
+    if now < until && !force {
+        return Err(RotationError::TooEarly { until }.into());
+    }
+    for hash in old {
+        remove(&files.root(hash))?;
+    }
+    remove(&files.cross())?;
+    Ok(())
+}
+
+fn subject(certificate: &rustls::pki_types::CertificateDer<'_>) -> Result<DistinguishedName, CaError> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let damaged = |_| rcgen::Error::CouldNotParseCertificate;
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(damaged)?;
+    let mut name = DistinguishedName::new();
+    for common_name in parsed.subject().iter_common_name() {
+        let text = common_name.as_str().map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        name.push(rcgen::DnType::CommonName, text);
+    }
+    Ok(name)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    file::write_private(to, &file::read(from)?)
+}
+
+fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::new("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn modified(path: &Path) -> Result<Timestamp, FileError> {
+    let time = fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .map_err(|error| FileError::new("read", path, error))?;
+    Ok(Timestamp::from_epoch(time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default()))
+}

@@ -354,8 +354,12 @@ pub(crate) async fn concurrent_writers_are_watched_exactly_once_in_order(mut har
     const EACH: usize = 120;
     let store = harness.open().await;
     let mut early = store.watch(KeyRange::prefix("w/"), 1).await.unwrap();
-    // Never asked before all is written: it must neither lose anything nor hold the writers up.
+    // Up to date, and then not asked until all is written: it must neither lose anything nor hold the writers up.
     let mut slow = store.watch(KeyRange::prefix("w/"), 1).await.unwrap();
+    put(&*store, "w/first", "").await;
+    for watch in [&mut early, &mut slow] {
+        assert_eq!(told(&next(watch).await.unwrap()), ["+w/first="]);
+    }
     let watching = tokio::spawn(async move {
         let mut batches = Vec::new();
         while batches.len() < WRITERS * EACH {
@@ -384,6 +388,7 @@ pub(crate) async fn concurrent_writers_are_watched_exactly_once_in_order(mut har
         }
     }
     let mut late = store.watch(KeyRange::prefix("w/"), 1).await.unwrap();
+    assert_eq!(told(&next(&mut late).await.unwrap()), ["+w/first="]);
     let mut seen = vec![watching.await.unwrap()];
     for watch in [&mut slow, &mut late] {
         let mut batches = Vec::new();

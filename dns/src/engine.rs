@@ -112,7 +112,7 @@ impl<D: Directory> Engine<D> {
 
     fn respond(&self, request: &Request, viewer: &Viewer) -> Result<Response, ProtoError> {
         let name = &request.question.name;
-        let text = plain(name);
+        let text = message::plain_name(name);
         // Zone transfer (RFC 5936) is not offered.
         if matches!(request.record_type(), RecordType::AXFR | RecordType::IXFR) {
             return Ok(request.response(ResponseCode::Refused));
@@ -123,7 +123,7 @@ impl<D: Directory> Engine<D> {
         let Some(zone) = self.directory.zone(&text) else { return Ok(self.outside(request)) };
         let Some(left) = zone.domain.relative(&text) else { return Ok(self.outside(request)) };
         let labels: Vec<&str> = if left.is_empty() { Vec::new() } else { left.rsplit('.').collect() };
-        let depth = usize::from(name.num_labels()).saturating_sub(labels.len());
+        let depth = name.iter().count().saturating_sub(labels.len());
         let origin = name.trim_to(depth);
         let place = Place { zone: &zone, apex: origin.clone(), origin };
         // Everything that NS tells is told to all: a resolver that follows the delegation asks for it.
@@ -208,7 +208,7 @@ impl<D: Directory> Engine<D> {
         let depth = reverse::zone_labels(*pool);
         let origin = Name::from_ascii(format!("{}.", zone.domain))?;
         let place = Place { zone: &zone, apex: name.trim_to(usize::from(depth)), origin };
-        let is_apex = name.num_labels() == depth;
+        let is_apex = name.iter().count() == usize::from(depth);
         let content = if reverse.is_address() && request.record_type() == RecordType::PTR {
             match self.directory.device_at(&zone, viewer, reverse.prefix.addr()) {
                 Some(device) => {
@@ -301,23 +301,6 @@ fn sees(viewer: &Viewer, zone: &Zone) -> bool {
         Viewer::Open => true,
         Viewer::Member { network, .. } => *network == zone.network,
     }
-}
-
-/// `name` in lower case, without a trailing dot. Octets that no name of ours has become `?`, so that a dot
-/// within a label cannot pass for one between labels.
-fn plain(name: &Name) -> String {
-    let mut text = String::with_capacity(name.len());
-    for label in name.iter() {
-        if !text.is_empty() {
-            text.push('.');
-        }
-        text.extend(label.iter().map(|octet| match octet {
-            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => char::from(*octet),
-            b'A'..=b'Z' => char::from(octet.to_ascii_lowercase()),
-            _ => '?',
-        }));
-    }
-    text
 }
 
 fn stranger_limit(query: usize) -> u16 {

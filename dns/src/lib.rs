@@ -7,5 +7,5 @@ pub mod engine;
 pub mod fixed;
 pub mod message;
 mod records;
-mod reverse;
+pub mod reverse;
 pub mod server;

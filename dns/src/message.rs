@@ -4,7 +4,7 @@
 use hickory_proto::{
     ProtoError,
     op::{Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
-    rr::{DNSClass, Record, RecordType},
+    rr::{DNSClass, Name, Record, RecordType},
     serialize::binary::{BinDecodable, BinDecoder, BinEncodable, BinEncoder},
 };
 
@@ -179,4 +179,21 @@ impl Response {
             Header { metadata, counts: HeaderCounts { queries, answers, authorities, additionals } },
         )
     }
+}
+
+/// `name` in lower case, without a trailing dot. Octets that no name of ours has become `?`, so that a dot
+/// within a label cannot pass for one between labels.
+pub fn plain_name(name: &Name) -> String {
+    let mut text = String::with_capacity(name.len());
+    for label in name.iter() {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|octet| match octet {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => char::from(*octet),
+            b'A'..=b'Z' => char::from(octet.to_ascii_lowercase()),
+            _ => '?',
+        }));
+    }
+    text
 }

@@ -6,16 +6,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// A name under `in-addr.arpa` or `ip6.arpa`, read from the right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ReverseName {
+pub struct ReverseName {
     /// The addresses at or below the name: a single one if the name is a full address.
-    pub(crate) prefix: IpNet,
+    pub prefix: IpNet,
     /// Whether labels are left of the prefix that belong to no address. Such a name does not exist.
-    pub(crate) excess: bool,
+    pub excess: bool,
 }
 
 impl ReverseName {
     /// Reads `name`, in lower case and without a trailing dot; `None` if it is no reverse name.
-    pub(crate) fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         let name = name.strip_suffix(".arpa")?;
         let mut labels = name.rsplit('.').peekable();
         let prefix = match labels.next()? {
@@ -33,7 +33,9 @@ impl ReverseName {
             "ip6" => {
                 let (mut bits, mut length) = (0_u128, 0_u8);
                 while length < 128 {
-                    let Some(nibble) = labels.next_if(|l| l.len() == 1).and_then(nibble) else { break };
+                    let Some(nibble) = labels.next_if(|l| nibble(l).is_some()).and_then(nibble) else {
+                        break;
+                    };
                     length += 4;
                     bits |= nibble << (128 - u32::from(length));
                 }
@@ -45,7 +47,7 @@ impl ReverseName {
     }
 
     /// Whether the name is that of one address.
-    pub(crate) fn is_address(&self) -> bool {
+    pub fn is_address(&self) -> bool {
         !self.excess && self.prefix.prefix_len() == self.prefix.max_prefix_len()
     }
 }
@@ -57,13 +59,15 @@ fn is_octet(label: &str) -> bool {
         && label.parse::<u8>().is_ok()
 }
 
+/// One hexadecimal digit.
 fn nibble(label: &str) -> Option<u128> {
-    label.chars().next()?.to_digit(16).map(u128::from)
+    let digit = label.chars().next().filter(|_| label.len() == 1)?;
+    digit.to_digit(16).map(u128::from)
 }
 
 /// Number of labels of the reverse zone that `pool`'s addresses are in, `in-addr.arpa` or `ip6.arpa` included.
 /// A pool that does not end at an octet or nibble has several zones, cut at the next one.
-pub(crate) fn zone_labels(pool: IpNet) -> u8 {
+pub fn zone_labels(pool: IpNet) -> u8 {
     let unit = match pool {
         IpNet::V4(_) => 8,
         IpNet::V6(_) => 4,

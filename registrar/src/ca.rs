@@ -21,8 +21,8 @@ use muster_common::{
 };
 use rand::Rng;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -133,11 +133,12 @@ impl Ca {
             return Err(CaError::Damaged { path: files.key(), reason });
         };
         roots[..=issuing].rotate_right(1);
-        let root = roots[0].clone();
-        roots.retain({
-            let mut first = true;
-            move |other| std::mem::take(&mut first) || *other != root
-        });
+        // A rotation that was cut off may leave a root in two places.
+        let mut position = 0;
+        while position < roots.len() {
+            let twice = roots[..position].contains(&roots[position]);
+            if twice { drop(roots.remove(position)) } else { position += 1 }
+        }
 
         let mut chain = Vec::new();
         if files.cross().exists() {
@@ -374,8 +375,7 @@ fn blank(from: Timestamp, to: Timestamp) -> Result<CertificateParams, CaError> {
     let time = |at: Timestamp| {
         // Within the range of the type up to the year 9999.
         let seconds = i64::try_from(at.unix_seconds()).unwrap_or(i64::MAX).min(253_402_300_799);
-        time::OffsetDateTime::from_unix_timestamp(seconds)
-            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+        time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
     };
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

@@ -162,13 +162,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_requests_never_pass(position in 0_usize..1000, byte: u8) {
+        fn damaged_requests_never_pass_for_another_key(position in 0_usize..1000, byte: u8) {
             let der = request(&CertificateParams::default(), &KeyPair::generate().unwrap());
             let mut damaged = der.clone();
             let position = position % der.len();
             damaged[position] = byte;
-            prop_assume!(damaged != der);
-            prop_assert!(check(&damaged).is_err());
+            // A few octets, such as some tags around the signature, bear no meaning.
+            if let Ok(checked) = check(&damaged) {
+                prop_assert_eq!(checked, check(&der).unwrap());
+            }
         }
 
         #[test]

@@ -2,6 +2,7 @@
 
 pub mod allocation;
 pub mod ca;
+pub mod config;
 pub mod csr;
 pub mod policy;
 pub mod store;

@@ -38,9 +38,7 @@ pub struct TokenSyntaxError(&'static str);
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 pub enum TokenError {
     /// There is no such token, or its secret is another one: strangers do not learn which.
-    #[error(
-        "the token is not known here; check it, and ask the operator for a new one: muster create token"
-    )]
+    #[error("the token is not known here; check it, and ask the operator for a new one: muster create token")]
     Unknown,
     /// Its time is over.
     #[error("the token expired at {at}; ask the operator for a new one: muster create token")]
@@ -269,7 +267,10 @@ mod tests {
     fn expired_and_revoked_tokens_admit_nobody() {
         let token = token(1);
         let mut stored = stored(&token, true);
-        assert_eq!(check(Some(&stored), &token, at(1000), &key("k")), Err(TokenError::Expired { at: at(1000) }));
+        assert_eq!(
+            check(Some(&stored), &token, at(1000), &key("k")),
+            Err(TokenError::Expired { at: at(1000) })
+        );
         if let Some(spec) = stored.token.as_mut().and_then(|t| t.spec.as_mut()) {
             spec.revoked = true;
         }

@@ -165,9 +165,7 @@ impl Pool {
         self.end_quarantines(now);
         match (self.status(address, now), self.offset(address)) {
             (Status::Free, Some(offset)) => Ok(self.hold(offset)),
-            (Status::Free | Status::Outside, _) => {
-                Err(AllocationError::Outside { address, net: self.net })
-            }
+            (Status::Free | Status::Outside, _) => Err(AllocationError::Outside { address, net: self.net }),
             (Status::NotAssignable, _) => Err(AllocationError::NotAssignable { address, net: self.net }),
             (Status::Reserved | Status::InUse, _) => Err(AllocationError::InUse { address }),
             (Status::Quarantined { until }, _) => Err(AllocationError::Quarantined { address, until }),
@@ -262,9 +260,7 @@ impl Pool {
     fn next_free(&self, range: &Range<u128>, start: u128) -> Option<u128> {
         let length = range.end.checked_sub(range.start).filter(|length| *length > 0)?;
         let middle = range.start + start % length;
-        self.taken
-            .first_absent(middle..range.end)
-            .or_else(|| self.taken.first_absent(range.start..middle))
+        self.taken.first_absent(middle..range.end).or_else(|| self.taken.first_absent(range.start..middle))
     }
 
     fn is_used(&self, offset: u128) -> bool {

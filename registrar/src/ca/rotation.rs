@@ -22,7 +22,9 @@ use super::{BACKDATE, Ca, CaError, Files, new_root, read_certificate, read_key, 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RotationError {
     /// Another rotation is under way.
-    #[error("a rotation of the CA is under way; go on with it (muster-registrar ca status tells the next step)")]
+    #[error(
+        "a rotation of the CA is under way; go on with it (muster-registrar ca status tells the next step)"
+    )]
     UnderWay,
     /// There is no next root.
     #[error("there is no next root to activate; begin with: muster-registrar ca rotate prepare")]

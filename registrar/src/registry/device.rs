@@ -1,0 +1,264 @@
+//! A device as the index holds it: typed and compact, since there may be a million of them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use muster_common::{labels::Labels, name::Label, time::Timestamp};
+use muster_proto::admin;
+use prost::Message as _;
+use uuid::Uuid;
+
+use super::field::{self, FieldError};
+use crate::store::Revision;
+
+/// The most private endpoints of a device.
+pub const ENDPOINTS_MAX: usize = 16;
+/// The longest agent version, in bytes.
+pub const VERSION_MAX: usize = 64;
+/// The namespace of devices for which none is named.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// A WireGuard public key.
+pub type PublicKey = [u8; 32];
+
+/// A registered host. A value is never changed: a change makes a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Assigned by the registrar, never reused.
+    pub uid: Uuid,
+    /// Name of its network.
+    pub network: Arc<str>,
+    /// Its name, unique within the network.
+    pub name: Box<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Labels and annotations; `None` if there are none.
+    pub meta: Option<Box<Meta>>,
+    /// Virtual IPv4 address, once allocated.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Virtual IPv6 address, once allocated.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Whether an operator chose the IPv4 address.
+    pub chosen_ipv4: bool,
+    /// Whether an operator chose the IPv6 address.
+    pub chosen_ipv6: bool,
+    /// Whether it is refused, and unknown to others.
+    pub revoked: bool,
+    /// WireGuard public key, once registered.
+    pub key: Option<PublicKey>,
+    /// Private addresses with port, best first.
+    pub endpoints: Box<[SocketAddr]>,
+    /// As a director sees it.
+    pub reflexive: Option<Box<SocketAddr>>,
+    /// Version of its agent.
+    pub agent_version: Arc<str>,
+    /// When it came into being.
+    pub created: Timestamp,
+    /// When its certificate expires; `None` before it has joined.
+    pub certificate_expiry: Option<Timestamp>,
+    /// Revision of its last change.
+    pub revision: Revision,
+}
+
+/// What few devices have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Labels.
+    pub labels: Labels,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+// A million devices, five index tables: this is what the registrar's memory consists of.
+const _: () = assert!(size_of::<Device>() <= 256);
+
+static NO_LABELS: Labels = Labels::new();
+
+impl Device {
+    /// Its labels.
+    pub fn labels(&self) -> &Labels {
+        self.meta.as_ref().map_or(&NO_LABELS, |meta| &meta.labels)
+    }
+
+    /// Its virtual addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ipv4.map(IpAddr::from).into_iter().chain(self.ipv6.map(IpAddr::from))
+    }
+
+    /// Sets labels and annotations.
+    pub fn set_meta(&mut self, labels: Labels, annotations: BTreeMap<String, String>) {
+        let empty = labels.is_empty() && annotations.is_empty();
+        self.meta = (!empty).then(|| Box::new(Meta { labels, annotations }));
+    }
+
+    /// Whether others may know of it: it has registered and is not revoked.
+    pub fn is_reachable(&self) -> bool {
+        self.key.is_some() && !self.revoked
+    }
+
+    /// As the admin API shows it.
+    pub fn to_proto(&self, online: bool) -> admin::Device {
+        let mut device = self.to_stored();
+        if let Some(meta) = &mut device.metadata {
+            meta.resource_version = self.revision;
+        }
+        if let Some(status) = &mut device.status {
+            status.online = online;
+            status.phase = match (self.revoked, self.key) {
+                (true, _) => "Revoked",
+                (false, Some(_)) => "Registered",
+                (false, None) => "Pending",
+            }
+            .to_owned();
+        }
+        device
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> Vec<u8> {
+        self.to_stored().encode_to_vec()
+    }
+
+    fn to_stored(&self) -> admin::Device {
+        let text = |address: Option<String>| address.unwrap_or_default();
+        let (ipv4, ipv6) = (text(self.ipv4.map(|a| a.to_string())), text(self.ipv6.map(|a| a.to_string())));
+        let chosen = |is: bool, address: &str| if is { address.to_owned() } else { String::new() };
+        let meta = self.meta.as_deref().cloned().unwrap_or_default();
+        admin::Device {
+            metadata: Some(admin::ObjectMeta {
+                name: self.name.to_string(),
+                namespace: self.namespace.to_string(),
+                uid: self.uid.to_string(),
+                network: self.network.to_string(),
+                labels: meta.labels,
+                annotations: meta.annotations,
+                creation_timestamp: Some(field::to_timestamp(self.created)),
+                resource_version: 0,
+            }),
+            spec: Some(admin::DeviceSpec {
+                virtual_ipv4: chosen(self.chosen_ipv4, &ipv4),
+                virtual_ipv6: chosen(self.chosen_ipv6, &ipv6),
+                revoked: self.revoked,
+            }),
+            status: Some(admin::DeviceStatus {
+                phase: String::new(),
+                virtual_ipv4: ipv4,
+                virtual_ipv6: ipv6,
+                private_endpoints: self.endpoints.iter().map(field::to_endpoint).collect(),
+                reflexive_endpoint: self.reflexive.as_deref().map(field::to_endpoint),
+                public_key: self.key.map(|key| key.to_vec().into()).unwrap_or_default(),
+                agent_version: self.agent_version.to_string(),
+                online: false,
+                certificate_expiry: self.certificate_expiry.map(field::to_timestamp),
+            }),
+        }
+    }
+
+    /// Reads a stored device. `intern` makes equal texts share their memory.
+    ///
+    /// # Errors
+    /// The field that cannot be used.
+    pub fn decode(
+        value: &[u8],
+        network: &Arc<str>,
+        uid: Uuid,
+        revision: Revision,
+        intern: &mut dyn FnMut(&str) -> Arc<str>,
+    ) -> Result<Self, FieldError> {
+        let stored = admin::Device::decode(value).map_err(|error| FieldError::new("device", error))?;
+        let meta = stored.metadata.unwrap_or_default();
+        let (spec, status) = (stored.spec.unwrap_or_default(), stored.status.unwrap_or_default());
+        let name: Label = field::parse("metadata.name", &meta.name)?;
+        let key = match status.public_key.len() {
+            0 => None,
+            _ => Some(public_key("status.public_key", &status.public_key)?),
+        };
+        let reflexive = status.reflexive_endpoint.as_ref();
+        let mut device = Self {
+            uid,
+            network: network.clone(),
+            name: name.as_str().into(),
+            namespace: intern(&meta.namespace),
+            meta: None,
+            ipv4: field::address("status.virtual_ipv4", &status.virtual_ipv4, "IPv4")?,
+            ipv6: field::address("status.virtual_ipv6", &status.virtual_ipv6, "IPv6")?,
+            chosen_ipv4: !spec.virtual_ipv4.is_empty(),
+            chosen_ipv6: !spec.virtual_ipv6.is_empty(),
+            revoked: spec.revoked,
+            key,
+            endpoints: field::endpoints("status.private_endpoints", &status.private_endpoints, ENDPOINTS_MAX)?,
+            reflexive: reflexive
+                .map(|endpoint| field::endpoint("status.reflexive_endpoint", endpoint).map(Box::new))
+                .transpose()?,
+            agent_version: intern(&status.agent_version),
+            created: meta.creation_timestamp.as_ref().map(field::timestamp).unwrap_or_default(),
+            certificate_expiry: status.certificate_expiry.as_ref().map(field::timestamp),
+            revision,
+        };
+        device.set_meta(meta.labels, meta.annotations);
+        Ok(device)
+    }
+}
+
+/// Reads a WireGuard public key.
+///
+/// # Errors
+/// Unless it is 32 octets, not all zero.
+pub(crate) fn public_key(path: &str, octets: &[u8]) -> Result<PublicKey, FieldError> {
+    match PublicKey::try_from(octets) {
+        Ok(key) if key != [0; 32] => Ok(key),
+        Ok(_) => Err(FieldError::new(path, "is all zero: send the device's WireGuard public key")),
+        Err(_) => {
+            let reason = format!("has {} octets; a WireGuard public key has 32", octets.len());
+            Err(FieldError::new(path, reason))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_comes_back() {
+        let mut device = Device {
+            uid: Uuid::from_u128(7),
+            network: "n".into(),
+            name: "web".into(),
+            namespace: "default".into(),
+            meta: None,
+            ipv4: Some([100, 64, 1, 0].into()),
+            ipv6: Some("fd00::7".parse().unwrap()),
+            chosen_ipv4: true,
+            chosen_ipv6: false,
+            revoked: true,
+            key: Some([3; 32]),
+            endpoints: [("192.0.2.1".parse().unwrap(), 51820).into()].into(),
+            reflexive: Some(Box::new("[2001:db8::1]:7".parse().unwrap())),
+            agent_version: "0.1.0".into(),
+            created: field::timestamp(&pbjson_types::Timestamp { seconds: 5, nanos: 0 }),
+            certificate_expiry: Some(field::timestamp(&pbjson_types::Timestamp { seconds: 9, nanos: 0 })),
+            revision: 12,
+        };
+        device.set_meta([("role".to_owned(), "web".to_owned())].into(), BTreeMap::new());
+        let back = Device::decode(&device.encode(), &device.network, device.uid, 12, &mut |text| text.into());
+        assert_eq!(back.unwrap(), device);
+    }
+
+    #[test]
+    fn what_does_not_decode_is_named() {
+        let mut intern = |text: &str| Arc::from(text);
+        let mut decode = |value: &[u8]| Device::decode(value, &"n".into(), Uuid::nil(), 1, &mut intern);
+        assert!(decode(b"\xff\xff").is_err());
+        let stored = admin::Device {
+            metadata: Some(admin::ObjectMeta { name: "a".into(), ..Default::default() }),
+            status: Some(admin::DeviceStatus { virtual_ipv4: "fd00::1".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let error = decode(&stored.encode_to_vec()).unwrap_err();
+        assert_eq!(error.path, "status.virtual_ipv4");
+    }
+}

@@ -1,0 +1,249 @@
+//! The layout of the store: which key holds what. Every key of the registrar's is made and read here, and only
+//! here.
+//!
+//! | key | value |
+//! |---|---|
+//! | `meta/format` | `storage.Format` |
+//! | `meta/networks` | `storage.Claim`; every change to a network's domain or pools also changes it, so that two such changes cannot pass each other |
+//! | `networks/<network>` | `admin.Network` |
+//! | `network-locks/<network>` | `storage.Claim`; while it is there, no device can be added to the network |
+//! | `devices/<network>/<uid>` | `admin.Device` |
+//! | `device-names/<network>/<name>` | `storage.Claim`: keeps names unique |
+//! | `device-keys/<network>/<hex>` | `storage.Claim`: keeps WireGuard keys unique |
+//! | `addresses/<network>/<device or service>/<4 or 6><hex>` | `storage.StoredAddress` |
+//! | `tokens/<network>/<name>` | `storage.StoredToken` |
+//! | `roots/<number>` | `storage.StoredRoot` |
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::store::KeyRange;
+
+/// What an address belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Owner {
+    /// A device's virtual address.
+    Device,
+    /// A Service's ClusterIP.
+    Service,
+}
+
+impl Owner {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Service => "service",
+        }
+    }
+}
+
+/// A key, taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the parts are named as in the table above")]
+pub enum Key<'a> {
+    Format,
+    Networks,
+    Network(&'a str),
+    NetworkLock(&'a str),
+    Device { network: &'a str, uid: Uuid },
+    DeviceName { network: &'a str, name: &'a str },
+    DeviceKey { network: &'a str, key: [u8; 32] },
+    Address { network: &'a str, owner: Owner, address: IpAddr },
+    Token { network: &'a str, name: &'a str },
+    Root(u64),
+}
+
+/// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
+/// transactions, and need not be loaded.
+pub fn loaded() -> [KeyRange; 6] {
+    ["meta/", "networks/", "network-locks/", "addresses/", "devices/", "tokens/"]
+        .map(KeyRange::prefix)
+}
+
+/// `meta/format`
+pub fn format() -> Bytes {
+    Bytes::from_static(b"meta/format")
+}
+
+/// `networks/<network>`
+pub fn network(network: &str) -> Bytes {
+    join("networks", &[network])
+}
+
+/// `meta/networks`
+pub fn networks() -> Bytes {
+    Bytes::from_static(b"meta/networks")
+}
+
+/// `network-locks/<network>`
+pub fn network_lock(network: &str) -> Bytes {
+    join("network-locks", &[network])
+}
+
+/// `devices/<network>/<uid>`
+pub fn device(network: &str, uid: Uuid) -> Bytes {
+    let mut buffer = Uuid::encode_buffer();
+    join("devices", &[network, uid.hyphenated().encode_lower(&mut buffer)])
+}
+
+/// `device-names/<network>/<name>`
+pub fn device_name(network: &str, name: &str) -> Bytes {
+    join("device-names", &[network, name])
+}
+
+/// `device-keys/<network>/<hex>`
+pub fn device_key(network: &str, key: &[u8; 32]) -> Bytes {
+    join("device-keys", &[network, &hex(key)])
+}
+
+/// `addresses/<network>/<owner>/<4 or 6><hex>`: sorts as the addresses do, IPv4 first.
+pub fn address(network: &str, owner: Owner, address: IpAddr) -> Bytes {
+    let sortable = match address {
+        IpAddr::V4(v4) => format!("4{}", hex(&v4.octets())),
+        IpAddr::V6(v6) => format!("6{}", hex(&v6.octets())),
+    };
+    join("addresses", &[network, owner.as_str(), &sortable])
+}
+
+/// All addresses of a network.
+pub fn addresses(network: &str) -> KeyRange {
+    KeyRange::prefix(join("addresses", &[network, ""]))
+}
+
+/// `tokens/<network>/<name>`
+pub fn token(network: &str, name: &str) -> Bytes {
+    join("tokens", &[network, name])
+}
+
+/// `roots/<number>`
+pub fn root(number: u64) -> Bytes {
+    join("roots", &[&number.to_string()])
+}
+
+/// Takes a key apart; `None` if it is none of the registrar's.
+pub fn parse(key: &[u8]) -> Option<Key<'_>> {
+    let text = std::str::from_utf8(key).ok()?;
+    let mut parts = text.split('/');
+    let area = parts.next()?;
+    let mut part = || parts.next().filter(|part| !part.is_empty());
+    let parsed = match area {
+        "meta" => match part()? {
+            "format" => Key::Format,
+            "networks" => Key::Networks,
+            _ => return None,
+        },
+        "networks" => Key::Network(part()?),
+        "network-locks" => Key::NetworkLock(part()?),
+        "devices" => Key::Device { network: part()?, uid: Uuid::try_parse(part()?).ok()? },
+        "device-names" => Key::DeviceName { network: part()?, name: part()? },
+        "device-keys" => Key::DeviceKey { network: part()?, key: unhex(part()?)? },
+        "addresses" => Key::Address {
+            network: part()?,
+            owner: match part()? {
+                "device" => Owner::Device,
+                "service" => Owner::Service,
+                _ => return None,
+            },
+            address: parse_address(part()?)?,
+        },
+        "tokens" => Key::Token { network: part()?, name: part()? },
+        "roots" => Key::Root(part()?.parse().ok()?),
+        _ => return None,
+    };
+    parts.next().is_none().then_some(parsed)
+}
+
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let digits = text.get(1..)?;
+    match text.as_bytes().first()? {
+        b'4' => Some(Ipv4Addr::from(unhex::<4>(digits)?).into()),
+        b'6' => Some(Ipv6Addr::from(unhex::<16>(digits)?).into()),
+        _ => None,
+    }
+}
+
+fn join(area: &str, parts: &[&str]) -> Bytes {
+    let length = area.len() + parts.iter().map(|part| part.len() + 1).sum::<usize>();
+    let mut key = Vec::with_capacity(length);
+    key.extend_from_slice(area.as_bytes());
+    for part in parts {
+        key.push(b'/');
+        key.extend_from_slice(part.as_bytes());
+    }
+    key.into()
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != N * 2 {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let value = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        *byte = value(*pair.first()?)? << 4 | value(*pair.last()?)?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_they_were_made() {
+        let uid = Uuid::from_u128(0x1234);
+        let v6: IpAddr = "fd00::1".parse().unwrap();
+        for (key, expected) in [
+            (format(), Key::Format),
+            (network("n"), Key::Network("n")),
+            (networks(), Key::Networks),
+            (network_lock("n"), Key::NetworkLock("n")),
+            (device("n", uid), Key::Device { network: "n", uid }),
+            (device_name("n", "a"), Key::DeviceName { network: "n", name: "a" }),
+            (device_key("n", &[7; 32]), Key::DeviceKey { network: "n", key: [7; 32] }),
+            (
+                address("n", Owner::Device, v6),
+                Key::Address { network: "n", owner: Owner::Device, address: v6 },
+            ),
+            (token("n", "t"), Key::Token { network: "n", name: "t" }),
+            (root(2), Key::Root(2)),
+        ] {
+            assert_eq!(parse(&key), Some(expected));
+        }
+    }
+
+    #[test]
+    fn addresses_sort_by_family_and_value() {
+        let key = |text: &str| address("n", Owner::Device, text.parse().unwrap());
+        assert!(key("9.0.0.0") < key("10.0.0.0"));
+        assert!(key("255.0.0.0") < key("::1"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), text in "(devices|addresses|device-keys|tokens|roots)(/[a-f0-9é]{0,5}){0,4}") {
+            let _ = parse(&bytes);
+            let _ = parse(text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The registry: what there is, who has which name and address, and what changes.
+//!
+//! [`index`] and [`plan`] are the core: deterministic, without I/O, clock or lock. [`shell`] keeps an index in step
+//! with a store and commits plans to it.
+
+pub mod device;
+pub mod devices;
+pub mod field;
+pub mod history;
+pub mod index;
+pub mod keys;
+pub mod metrics;
+pub mod network;
+pub mod plan;
+pub mod shell;
+pub mod token;
+
+pub use device::Device;
+pub use index::{Applied, Change, Index};
+pub use network::Network;
+pub use shell::{CommitError, Registry};
+pub use token::Token;
+
+#[cfg(test)]
+mod tests;

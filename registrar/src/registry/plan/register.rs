@@ -1,0 +1,168 @@
+//! What devices ask for themselves: Register, new endpoints, Renew, Deregister.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use muster_common::time::Timestamp;
+use uuid::Uuid;
+
+use super::{Held, Outcome, Plan, change_device, claim, remove_device, take_address};
+use crate::{
+    allocation::{AllocationError, PoolKind},
+    registry::{
+        device::{Device, PublicKey},
+        index::Index,
+        keys,
+    },
+    store::Condition,
+};
+
+/// What a device tells when it registers.
+#[derive(Debug)]
+pub struct Registration<'a> {
+    /// WireGuard public key.
+    pub key: PublicKey,
+    /// Private addresses with port, best first.
+    pub endpoints: &'a [SocketAddr],
+    /// Version of its agent.
+    pub agent_version: &'a str,
+    /// How often this request has been planned before: leads to other addresses after a collision.
+    pub attempt: u32,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Why a device's request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// There is no such device any more.
+    #[error("this device is no longer registered: it was deleted or has left; join again with a new token: muster-agent join")]
+    Gone,
+    /// An operator has revoked the device.
+    #[error("this device has been revoked; ask the operator of the network")]
+    Revoked,
+    /// Another device has the key.
+    #[error("another device of the network has this public key already; make a new key (muster-agent leave, then join)")]
+    KeyTaken,
+    /// No address is left.
+    #[error(transparent)]
+    Allocation(#[from] AllocationError),
+}
+
+/// The device that a certificate names, unless it is gone or revoked.
+///
+/// # Errors
+/// [`DeviceError::Gone`] and [`DeviceError::Revoked`].
+pub fn find<'a>(index: &'a Index, network: &str, uid: Uuid) -> Result<&'a Arc<Device>, DeviceError> {
+    match index.device(network, uid) {
+        None => Err(DeviceError::Gone),
+        Some(device) if device.revoked => Err(DeviceError::Revoked),
+        Some(device) => Ok(device),
+    }
+}
+
+/// Plans Register. A registration that changes nothing writes nothing.
+///
+/// # Errors
+/// See [`DeviceError`].
+pub fn register(
+    index: &mut Index,
+    network: &str,
+    uid: Uuid,
+    request: &Registration<'_>,
+) -> Result<Outcome<()>, DeviceError> {
+    let old = find(index, network, uid)?.clone();
+    let Some(state) = index.network_mut(network) else { return Err(DeviceError::Gone) };
+    let mut new = Device { key: Some(request.key), ..(*old).clone() };
+    if *old.endpoints != *request.endpoints {
+        new.endpoints = request.endpoints.into();
+    }
+    if *old.agent_version != *request.agent_version {
+        new.agent_version = request.agent_version.into();
+    }
+    if state.devices.by_key(&request.key).is_some_and(|owner| owner.uid != uid) {
+        return Err(DeviceError::KeyTaken);
+    }
+    let mut reservations: Vec<Held> = Vec::new();
+    let owner = uid.to_string();
+    for (kind, missing) in [(PoolKind::DeviceV4, old.ipv4.is_none()), (PoolKind::DeviceV6, old.ipv6.is_none())] {
+        let Some(pool) = state.pool(kind).filter(|_| missing) else { continue };
+        match pool.reserve(&owner, request.attempt, request.now) {
+            Ok(reservation) => {
+                match reservation.address() {
+                    std::net::IpAddr::V4(v4) => new.ipv4 = Some(v4),
+                    std::net::IpAddr::V6(v6) => new.ipv6 = Some(v6),
+                }
+                reservations.push(Held { network: old.network.clone(), reservation });
+            }
+            Err(error) => {
+                reservations.iter().for_each(|held| index.cancel(held));
+                return Err(error.into());
+            }
+        }
+    }
+    if new == *old {
+        return Ok(Outcome::Done(()));
+    }
+    let mut txn = change_device(&old, &new);
+    for held in &reservations {
+        txn = take_address(state, txn, &new, held.reservation.address());
+    }
+    if old.key != new.key {
+        let key = keys::device_key(network, &request.key);
+        txn = txn.when(Condition::Absent(key.clone())).put(key, claim(uid));
+        if let Some(key) = &old.key {
+            txn = txn.delete(keys::device_key(network, key));
+        }
+    }
+    Ok(Outcome::Write(Plan { txn, reservations, reply: () }))
+}
+
+/// Plans new endpoints.
+///
+/// # Errors
+/// [`DeviceError::Gone`] and [`DeviceError::Revoked`].
+pub fn endpoints(
+    index: &Index,
+    network: &str,
+    uid: Uuid,
+    endpoints: &[SocketAddr],
+) -> Result<Outcome<()>, DeviceError> {
+    let old = find(index, network, uid)?;
+    if *old.endpoints == *endpoints {
+        return Ok(Outcome::Done(()));
+    }
+    let new = Device { endpoints: endpoints.into(), ..(**old).clone() };
+    Ok(Outcome::Write(Plan::new(change_device(old, &new), ())))
+}
+
+/// Plans that a device has its next certificate, which expires at `expiry`.
+///
+/// # Errors
+/// [`DeviceError::Gone`] and [`DeviceError::Revoked`].
+pub fn renew(
+    index: &Index,
+    network: &str,
+    uid: Uuid,
+    expiry: Timestamp,
+) -> Result<Outcome<()>, DeviceError> {
+    let old = find(index, network, uid)?;
+    if old.certificate_expiry == Some(expiry) {
+        return Ok(Outcome::Done(()));
+    }
+    let new = Device { certificate_expiry: Some(expiry), ..(**old).clone() };
+    Ok(Outcome::Write(Plan::new(change_device(old, &new), ())))
+}
+
+/// Plans Deregister.
+///
+/// # Errors
+/// [`DeviceError::Gone`] and [`DeviceError::Revoked`].
+pub fn deregister(
+    index: &Index,
+    network: &str,
+    uid: Uuid,
+    now: Timestamp,
+) -> Result<Outcome<()>, DeviceError> {
+    let device = find(index, network, uid)?;
+    Ok(Outcome::Write(Plan::new(remove_device(device, now), ())))
+}

@@ -1,0 +1,494 @@
+//! The registry's shell: loads the index from the store, keeps it in step with a watch, and commits plans. The lock
+//! around the index is held for single look-ups and plans only.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
+    time::Duration,
+};
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use muster_common::time::Timestamp;
+use tokio::{
+    sync::{oneshot, watch},
+    task::AbortHandle,
+};
+
+use super::{
+    history::{History, TooOld},
+    index::{Applied, BadValue, Index},
+    keys,
+    metrics::RegistryMetrics,
+    plan::{self, AdminError, Held, Outcome},
+};
+use crate::store::{KeyRange, Op, Revision, Store, StoreError, Txn, TxnOutcome, WatchBatch, WatchStream};
+
+/// How often a request is planned before it is given up.
+const ATTEMPTS: u32 = 32;
+/// How long a request waits for the index to show what was written.
+const CATCH_UP: Duration = Duration::from_secs(10);
+/// Keys read at a time when the index is loaded.
+const PAGE: usize = 1000;
+/// Batches applied under one lock.
+const GROUP: usize = 256;
+/// Between attempts to reach a store that is away.
+const RETRY: Duration = Duration::from_millis(500);
+/// Between counts of tokens' uses.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// Between searches for what can be forgotten.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError<E> {
+    /// It is refused.
+    #[error("{0}")]
+    Refused(E),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Other requests were always faster.
+    #[error("too many others change the same things at the same time; try again")]
+    Contended,
+    /// The index does not show the store's present state.
+    #[error("the registrar has not yet caught up with its store; try again")]
+    Behind,
+}
+
+/// Called with every change, after the index shows it.
+type Observer = Box<dyn Fn(&Applied) + Send + Sync>;
+
+/// The registry of a deployment, shared by all that serve it.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    index: RwLock<Index>,
+    history: Mutex<History>,
+    progress: Mutex<Progress>,
+    revision: watch::Sender<Revision>,
+    observer: OnceLock<Observer>,
+    /// Uses of reusable tokens that are not written yet, by network and token.
+    uses: Mutex<BTreeMap<(Arc<str>, Box<str>), u64>>,
+    metrics: RegistryMetrics,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("revision", &*self.revision.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// Who waits for which revision.
+#[derive(Debug)]
+struct Progress {
+    revision: Revision,
+    waiting: BTreeMap<Revision, Vec<oneshot::Sender<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    /// Loads the registry from `store`, and follows the store from there on until the last `Arc` is dropped.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn load(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+        let (index, bad) = load_index(&*store).await?;
+        let revision = index.revision();
+        let stream = store.watch(KeyRange::all(), revision + 1).await?;
+        let registry = Arc::new(Self {
+            store,
+            history: Mutex::new(History::new(revision)),
+            progress: Mutex::new(Progress { revision, waiting: BTreeMap::new() }),
+            revision: watch::Sender::new(revision),
+            index: RwLock::new(index),
+            observer: OnceLock::new(),
+            uses: Mutex::new(BTreeMap::new()),
+            metrics: RegistryMetrics::default(),
+            tasks: Mutex::new(Vec::new()),
+        });
+        registry.report(&bad);
+        registry.update_gauges();
+        let tasks = [
+            tokio::spawn(follow(Arc::downgrade(&registry), stream)).abort_handle(),
+            tokio::spawn(count_uses(Arc::downgrade(&registry))).abort_handle(),
+            tokio::spawn(sweep(Arc::downgrade(&registry))).abort_handle(),
+        ];
+        lock(&registry.tasks).extend(tasks);
+        tracing::info!(revision, devices = registry.read().device_count(), "registry loaded");
+        Ok(registry)
+    }
+
+    /// The index, to look something up. Not to be held for longer than that.
+    pub fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The registry's metrics, to be registered.
+    pub fn metrics(&self) -> &RegistryMetrics {
+        &self.metrics
+    }
+
+    /// Follows the revision that the index shows.
+    pub fn revisions(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    /// The latest changes after `revision`, at most `limit` revisions of them.
+    ///
+    /// # Errors
+    /// [`TooOld`] if some of them have been forgotten.
+    pub fn changes_after(&self, revision: Revision, limit: usize) -> Result<Vec<Arc<Applied>>, TooOld> {
+        lock(&self.history).after(revision, limit)
+    }
+
+    /// Has `observer` called with every change from now on; the first observer stays.
+    pub fn observe(&self, observer: impl Fn(&Applied) + Send + Sync + 'static) {
+        let _ = self.observer.set(Box::new(observer));
+    }
+
+    /// Counts that a reusable token was used; written soon.
+    pub fn count_use(&self, network: Arc<str>, token: Box<str>) {
+        *lock(&self.uses).entry((network, token)).or_default() += 1;
+    }
+
+    /// Writes what `plan` comes to, and waits until the index shows it. `plan` is called again, with a higher number
+    /// of the attempt, each time that the store knows better.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn commit<R, E>(
+        &self,
+        mut plan: impl FnMut(&mut Index, u32) -> Result<Outcome<R>, E>,
+    ) -> Result<R, CommitError<E>> {
+        for attempt in 0..ATTEMPTS {
+            let outcome = plan(&mut self.write(), attempt).map_err(CommitError::Refused)?;
+            let plan = match outcome {
+                Outcome::Done(reply) => return Ok(reply),
+                Outcome::Write(plan) => plan,
+            };
+            // Also when this future is dropped half-way.
+            let mut held = Reserved { registry: self, held: plan.reservations };
+            let witness = plan.txn.ops.first().cloned();
+            match self.store.txn(plan.txn).await {
+                Ok(TxnOutcome::Committed(revision)) => {
+                    self.metrics.commits.inc();
+                    self.reached(revision).await.map_err(|Behind| CommitError::Behind)?;
+                    // What was written has taken the reservations' place.
+                    held.held.clear();
+                    return Ok(plan.reply);
+                }
+                Ok(TxnOutcome::Conflict) => {}
+                Err(StoreError::Unknown(reason)) => {
+                    tracing::warn!(reason, "reading again whether a transaction was committed");
+                    if self.happened(witness.as_ref()).await? {
+                        return Ok(plan.reply);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+            self.metrics.conflicts.inc();
+            let revision = self.store.revision().await?;
+            self.reached(revision).await.map_err(|Behind| CommitError::Behind)?;
+        }
+        Err(CommitError::Contended)
+    }
+
+    /// Whether the transaction that begins with `witness` is in the store. If it comes later, its conditions do not
+    /// hold any more once the request, planned again, has been written.
+    async fn happened(&self, witness: Option<&Op>) -> Result<bool, StoreError> {
+        let Some(witness) = witness else { return Ok(true) };
+        let page = self.store.range(KeyRange::key(witness.key().clone()), None, 1).await?;
+        let found = page.kvs.first();
+        let happened = match witness {
+            Op::Put { value, .. } => found.is_some_and(|kv| kv.value == *value),
+            Op::Delete { .. } => found.is_none(),
+        };
+        if happened {
+            // A timeout does no harm: what was asked for is done.
+            let _ = self.reached(page.revision).await;
+        }
+        Ok(happened)
+    }
+
+    /// Waits until the index shows `revision`.
+    ///
+    /// # Errors
+    /// [`Behind`] if that takes too long.
+    pub async fn reached(&self, revision: Revision) -> Result<(), Behind> {
+        let waiting = {
+            let mut progress = lock(&self.progress);
+            if progress.revision >= revision {
+                return Ok(());
+            }
+            let (sender, receiver) = oneshot::channel();
+            progress.waiting.entry(revision).or_default().push(sender);
+            receiver
+        };
+        match tokio::time::timeout(CATCH_UP, waiting).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Behind),
+        }
+    }
+
+    /// Applies batches, then tells all who wait for them.
+    fn apply(&self, batches: &[WatchBatch]) {
+        let now = Timestamp::now();
+        let applied: Vec<Arc<Applied>> = {
+            let mut index = self.write();
+            batches.iter().map(|batch| Arc::new(index.apply(batch, now))).collect()
+        };
+        self.publish(&applied);
+    }
+
+    fn publish(&self, applied: &[Arc<Applied>]) {
+        {
+            let mut history = lock(&self.history);
+            applied.iter().for_each(|applied| history.push(applied.clone()));
+        }
+        for applied in applied {
+            self.report(&applied.bad);
+            if let Some(observer) = self.observer.get()
+                && !applied.changes.is_empty()
+            {
+                observer(applied);
+            }
+        }
+        let Some(revision) = applied.last().map(|applied| applied.revision) else { return };
+        let ready = {
+            let mut progress = lock(&self.progress);
+            progress.revision = progress.revision.max(revision);
+            let next = progress.revision + 1;
+            let later = progress.waiting.split_off(&next);
+            std::mem::replace(&mut progress.waiting, later)
+        };
+        for waiting in ready.into_values().flatten() {
+            // Whoever does not wait any more has been answered otherwise.
+            let _ = waiting.send(());
+        }
+        self.revision.send_replace(revision);
+        self.update_gauges();
+    }
+
+    fn report(&self, bad: &[BadValue]) {
+        for value in bad {
+            self.metrics.bad_values.inc();
+            let key = String::from_utf8_lossy(&value.key);
+            tracing::error!(%key, reason = value.reason, "a value in the store cannot be used and was skipped");
+        }
+    }
+
+    fn update_gauges(&self) {
+        let (devices, revision) = {
+            let index = self.read();
+            (index.device_count(), index.revision())
+        };
+        self.metrics.devices.set(devices.try_into().unwrap_or(i64::MAX));
+        self.metrics.revision.set(revision.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Loads everything anew, and tells the difference.
+    async fn resync(&self) -> Result<WatchStream, StoreError> {
+        let (mut index, bad) = load_index(&*self.store).await?;
+        let revision = index.revision();
+        let stream = self.store.watch(KeyRange::all(), revision + 1).await?;
+        let changes = {
+            let mut current = self.write();
+            let changes = current.changes_to(&index);
+            index.continue_serials(&current);
+            *current = index;
+            changes
+        };
+        tracing::warn!(revision, changes = changes.len(), "the registry was loaded anew");
+        self.publish(&[Arc::new(Applied { revision, changes, bad })]);
+        Ok(stream)
+    }
+
+    /// Follows the store again after the watch has failed.
+    async fn watch_again(&self, error: &StoreError) -> Result<WatchStream, StoreError> {
+        let revision = self.read().revision();
+        // A store that was put back to an earlier state would never tell of its changes otherwise.
+        if matches!(error, StoreError::Compacted { .. }) || self.store.revision().await? < revision {
+            return self.resync().await;
+        }
+        match self.store.watch(KeyRange::all(), revision + 1).await {
+            Err(StoreError::Compacted { .. }) => self.resync().await,
+            other => other,
+        }
+    }
+
+    /// Writes the uses of tokens that have been counted.
+    pub async fn flush_uses(&self) {
+        let uses = std::mem::take(&mut *lock(&self.uses));
+        for ((network, token), count) in uses {
+            let written = self
+                .commit(|index, _| plan::token::count(index, &network, &token, count))
+                .await;
+            match written {
+                Ok(_) | Err(CommitError::Refused(AdminError::NotFound { .. })) => {}
+                Err(error) => {
+                    tracing::warn!(%network, %token, %error, "cannot count the uses of a token; trying again");
+                    *lock(&self.uses).entry((network, token)).or_default() += count;
+                }
+            }
+        }
+    }
+
+    /// Writes a transaction that makes room; others may have been faster.
+    async fn tidy(&self, txn: Txn) -> Result<(), StoreError> {
+        match self.store.txn(txn).await? {
+            TxnOutcome::Committed(revision) => drop(self.reached(revision).await),
+            TxnOutcome::Conflict => drop(self.reached(self.store.revision().await?).await),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        lock(&self.tasks).iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// The index does not show the revision yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind;
+
+/// Reservations that are given up when this is dropped.
+struct Reserved<'a> {
+    registry: &'a Registry,
+    held: Vec<Held>,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.held.is_empty() {
+            let mut index = self.registry.write();
+            self.held.iter().for_each(|held| index.cancel(held));
+        }
+    }
+}
+
+/// Reads all of the store at one revision, page by page.
+async fn load_index(store: &dyn Store) -> Result<(Index, Vec<BadValue>), StoreError> {
+    'again: loop {
+        let (mut index, mut bad, now) = (Index::new(), Vec::new(), Timestamp::now());
+        let mut at = None;
+        for range in keys::loaded() {
+            let mut rest = range;
+            loop {
+                let page = match store.range(rest.clone(), at, PAGE).await {
+                    Err(StoreError::Compacted { .. }) => continue 'again,
+                    page => page?,
+                };
+                at = Some(page.revision);
+                bad.extend(index.load(&page.kvs, now));
+                match page.kvs.last() {
+                    Some(last) if page.more => rest = rest.after(&last.key),
+                    _ => break,
+                }
+            }
+        }
+        index.loaded(at.unwrap_or_default());
+        return Ok((index, bad));
+    }
+}
+
+/// Applies what the store tells, for as long as the registry lives.
+async fn follow(registry: Weak<Registry>, mut stream: WatchStream) {
+    let mut batches = Vec::with_capacity(GROUP);
+    loop {
+        let mut failed = match stream.next().await {
+            Some(Ok(batch)) => {
+                batches.push(batch);
+                None
+            }
+            Some(Err(error)) => Some(error),
+            None => Some(StoreError::Unavailable("the watch ended".into())),
+        };
+        while failed.is_none()
+            && batches.len() < GROUP
+            && let Some(next) = stream.next().now_or_never()
+        {
+            match next {
+                Some(Ok(batch)) => batches.push(batch),
+                Some(Err(error)) => failed = Some(error),
+                None => failed = Some(StoreError::Unavailable("the watch ended".into())),
+            }
+        }
+        let Some(registry) = registry.upgrade() else { return };
+        if !batches.is_empty() {
+            registry.apply(&batches);
+            batches.clear();
+        }
+        while let Some(error) = failed.take() {
+            registry.metrics.watch_failures.inc();
+            if matches!(error, StoreError::Closed) {
+                tracing::warn!("the store was closed; the registry changes no more");
+                return;
+            }
+            tracing::warn!(%error, "cannot follow the store; trying again");
+            match registry.watch_again(&error).await {
+                Ok(again) => stream = again,
+                Err(error) => {
+                    failed = Some(error);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// Writes the uses of tokens now and then: one write for many uses, so that those who join with one token at the
+/// same time do not stand in each other's way.
+async fn count_uses(registry: Weak<Registry>) {
+    loop {
+        tokio::time::sleep(COUNT_INTERVAL).await;
+        let Some(registry) = registry.upgrade() else { return };
+        registry.flush_uses().await;
+    }
+}
+
+/// Removes from the store what is over.
+async fn sweep(registry: Weak<Registry>) {
+    let mut locks: BTreeMap<Arc<str>, Revision> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(registry) = registry.upgrade() else { return };
+        let seen = registry.read().locks();
+        // Locks of a registrar that died over a deletion; a living one has long finished.
+        let mut done: Vec<Txn> = seen
+            .iter()
+            .filter(|(name, revision)| locks.get(*name) == Some(revision))
+            .map(|(name, revision)| plan::network::unlock(name, *revision))
+            .collect();
+        locks = seen;
+        loop {
+            for txn in done.drain(..) {
+                if let Err(error) = registry.tidy(txn).await {
+                    tracing::warn!(%error, "cannot remove from the store what is over; trying again later");
+                    break;
+                }
+            }
+            let Some(txn) = plan::sweep::addresses(&registry.read(), Timestamp::now()) else { break };
+            match registry.tidy(txn).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot forget released addresses; trying again later");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,534 @@
+//! The grammar of the command line.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::duration;
+
+/// Administers Muster networks: devices, join tokens, and the networks themselves.
+#[derive(Debug, Parser)]
+#[command(name = "muster", version, arg_required_else_help = true, propagate_version = false)]
+#[command(after_help = "Examples:
+  muster create token --ttl 1h -l role=web     a command that joins one host
+  muster get devices -o wide
+  muster describe device web
+  muster label devices web db zone=a
+  muster apply -f network.yaml
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+pub struct Cli {
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Operator's credential file [default: ~/.config/muster/operator.toml, /etc/muster/operator.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "MUSTER_CREDENTIAL")]
+    pub credential: Option<PathBuf>,
+    /// Registrar to ask, instead of the one in the credential file
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "MUSTER_REGISTRAR")]
+    pub registrar: Option<String>,
+    /// Network, instead of the one in the credential file
+    #[arg(long, global = true, value_name = "NAME", env = "MUSTER_NETWORK")]
+    pub network: Option<String>,
+    /// Namespace [default: default]
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// How long the registrar may take over one request
+    #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    pub request_timeout: Duration,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show one or several resources
+    Get(Get),
+    /// Show everything about resources
+    Describe(Describe),
+    /// Create a resource
+    Create(Create),
+    /// Create or change resources as files say
+    Apply(Apply),
+    /// Delete resources
+    Delete(Delete),
+    /// Set or remove labels
+    Label(Change),
+    /// Set or remove annotations
+    Annotate(Change),
+    /// Refuse devices or tokens from now on, keeping their record
+    Revoke(Revoke),
+    /// Show changes to resources as they happen
+    Watch(Watch),
+    /// Show the version of this command and the registrar's health
+    Version(Version),
+    /// Print the completion script of a shell
+    #[command(after_help = "Example:\n  muster completion bash > /etc/bash_completion.d/muster")]
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages
+    #[command(hide = true, after_help = "Example:\n  muster man --dir /usr/local/share/man/man1")]
+    Man {
+        /// Directory to write to; made if it is missing
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table with more columns
+    Wide,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+    /// TYPE/NAME, a line each
+    Name,
+}
+
+/// How to print what was changed.
+#[derive(Debug, Args)]
+pub struct Printing {
+    /// Output format [default: a sentence]
+    #[arg(short, long, value_enum)]
+    pub output: Option<Output>,
+}
+
+/// How to print tables and objects.
+#[derive(Debug, Args)]
+pub struct Showing {
+    /// Output format [default: a table]
+    #[arg(short, long, value_enum)]
+    pub output: Option<Output>,
+    /// Print a column with the labels
+    #[arg(long)]
+    pub show_labels: bool,
+    /// Print tables without titles
+    #[arg(long)]
+    pub no_headers: bool,
+}
+
+/// Which objects.
+#[derive(Debug, Default, Args)]
+pub struct Selection {
+    /// Label selector, such as role=web,tier in (a,b),!old
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub selector: Option<String>,
+    /// All namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+}
+
+const TARGETS: &str = "TYPE [NAME…] | TYPE/NAME…";
+
+/// `muster get`
+#[derive(Debug, Args)]
+#[command(after_help = "Resource types: networks (net), devices (dev), tokens.
+
+Examples:
+  muster get devices
+  muster get devices -l role=web -o wide
+  muster get device web -o yaml
+  muster get device/web token/k3v9 -o json
+  muster get devices,tokens -A
+  muster get devices -w")]
+pub struct Get {
+    /// What to show
+    #[arg(required = true, value_name = TARGETS)]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub selection: Selection,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub showing: Showing,
+    /// Go on showing changes
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Show changes only, not what is there
+    #[arg(long)]
+    pub watch_only: bool,
+    /// Tell with each change whether it was ADDED, MODIFIED or DELETED
+    #[arg(long)]
+    pub output_watch_events: bool,
+}
+
+/// `muster watch`
+#[derive(Debug, Args)]
+#[command(after_help = "The same as: muster get TYPE --watch-only --output-watch-events
+
+Example:
+  muster watch devices -l role=web")]
+pub struct Watch {
+    /// What to watch
+    #[arg(required = true, value_name = TARGETS)]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub selection: Selection,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub showing: Showing,
+}
+
+/// `muster describe`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  muster describe device web
+  muster describe devices -l role=web
+  muster describe network/net")]
+pub struct Describe {
+    /// What to describe
+    #[arg(required = true, value_name = TARGETS)]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub selection: Selection,
+}
+
+/// `muster create`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  muster create token --reusable --ttl 1h -l role=web
+  muster create network lab --domain lab.example --public-address 198.51.100.10
+  muster create device web --virtual-ipv4 100.64.0.10
+  muster create -f device.yaml")]
+pub struct Create {
+    /// Kind and properties
+    #[command(subcommand)]
+    pub what: Option<CreateWhat>,
+    /// File with manifests, a directory of such files, or - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub filename: Vec<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// What `muster create` creates.
+#[derive(Debug, Subcommand)]
+pub enum CreateWhat {
+    /// Create a join token, and print the command that joins a host with it
+    #[command(visible_alias = "tokens")]
+    #[command(after_help = "The command is printed to standard output, once; nothing can show it again.
+
+Examples:
+  muster create token                              one host may join, within 24 hours
+  muster create token web --reusable --ttl 7d      any number of hosts may join, for a week
+  muster create token -n prod -l role=web          devices that join get namespace and label")]
+    Token(CreateToken),
+    /// Create a network
+    #[command(visible_aliases = ["networks", "net"])]
+    #[command(after_help = "Example:
+  muster create network lab --domain lab.example --public-address 198.51.100.10 \\
+      --device-pool-v4 100.64.0.0/11 --director d1=198.51.100.10:7570")]
+    Network(CreateNetwork),
+    /// Reserve name and addresses for a device that has yet to join
+    #[command(visible_aliases = ["devices", "dev"])]
+    #[command(after_help = "Example:\n  muster create device web --virtual-ipv4 100.64.0.10 -l role=web")]
+    Device(CreateDevice),
+}
+
+/// Labels of what is created.
+#[derive(Debug, Args)]
+pub struct Labels {
+    /// Label, KEY=VALUE; may be repeated or comma-separated
+    #[arg(short = 'l', long = "label", alias = "labels", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub labels: Vec<String>,
+}
+
+/// `muster create token`
+#[derive(Debug, Args)]
+pub struct CreateToken {
+    /// Name [default: the registrar chooses one]
+    pub name: Option<String>,
+    /// Let any number of devices join, not just one
+    #[arg(long)]
+    pub reusable: bool,
+    /// For how long devices may join with it [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub ttl: Option<Duration>,
+    /// Labels of the devices that join
+    #[command(flatten)]
+    pub labels: Labels,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster create network`
+#[derive(Debug, Args)]
+pub struct CreateNetwork {
+    /// Name
+    pub name: String,
+    /// Domain that defines the network
+    #[arg(long, value_name = "DOMAIN")]
+    pub domain: String,
+    /// Address that the domain itself resolves to; may be repeated
+    #[arg(long = "public-address", value_name = "ADDRESS")]
+    pub public_addresses: Vec<IpAddr>,
+    /// Block that devices' IPv4 addresses come from [default: 100.64.0.0/11]
+    #[arg(long, value_name = "CIDR")]
+    pub device_pool_v4: Option<Ipv4Net>,
+    /// Block that devices' IPv6 addresses come from [default: a random ULA block]
+    #[arg(long, value_name = "CIDR")]
+    pub device_pool_v6: Option<Ipv6Net>,
+    /// Block that ClusterIPs come from [default: 100.96.0.0/12]
+    #[arg(long, value_name = "CIDR")]
+    pub service_pool_v4: Option<Ipv4Net>,
+    /// Block that IPv6 ClusterIPs come from [default: a random ULA block]
+    #[arg(long, value_name = "CIDR")]
+    pub service_pool_v6: Option<Ipv6Net>,
+    /// Director, best first; may be repeated
+    #[arg(long = "director", value_name = "NAME=ADDRESS:PORT", value_parser = parse_director)]
+    pub directors: Vec<Director>,
+    /// Time to live of DNS records [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_or_zero)]
+    pub record_ttl: Option<Duration>,
+    /// For how long a released address is not given to another device [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_or_zero)]
+    pub address_quarantine: Option<Duration>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub labels: Labels,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster create device`
+#[derive(Debug, Args)]
+pub struct CreateDevice {
+    /// Name
+    pub name: String,
+    /// Virtual IPv4 address [default: the registrar chooses]
+    #[arg(long, value_name = "ADDRESS")]
+    pub virtual_ipv4: Option<std::net::Ipv4Addr>,
+    /// Virtual IPv6 address [default: the registrar chooses]
+    #[arg(long, value_name = "ADDRESS")]
+    pub virtual_ipv6: Option<std::net::Ipv6Addr>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub labels: Labels,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// Value of `--director`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Director {
+    /// Its name.
+    pub name: String,
+    /// Its address and UDP port.
+    pub address: std::net::SocketAddr,
+}
+
+fn parse_director(text: &str) -> Result<Director, String> {
+    let bad = || format!("{text:?} is not NAME=ADDRESS:PORT, such as d1=198.51.100.10:7570");
+    let (name, address) = text.split_once('=').ok_or_else(bad)?;
+    Ok(Director { name: name.to_owned(), address: address.parse().map_err(|_| bad())? })
+}
+
+/// `muster apply`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What a manifest says is set, and what it leaves out stays as it is; labels are added to those
+that are there.
+
+Examples:
+  muster apply -f network.yaml
+  muster apply -f manifests/
+  muster get device web -o yaml | sed s/role:.*/role:\\ db/ | muster apply -f -"
+)]
+pub struct Apply {
+    /// File with manifests, YAML or JSON; a directory of such files; or - for standard input
+    #[arg(short, long, required = true, value_name = "FILE")]
+    pub filename: Vec<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster delete`
+#[derive(Debug, Args)]
+#[command(after_help = "Deleting a device revokes its certificate, and releases its name and addresses.
+
+Examples:
+  muster delete device web
+  muster delete tokens --all
+  muster delete devices -l role=old
+  muster delete -f device.yaml")]
+pub struct Delete {
+    /// What to delete
+    #[arg(required_unless_present = "filename", conflicts_with = "filename", value_name = TARGETS)]
+    pub targets: Vec<String>,
+    /// File with manifests of what to delete, a directory, or - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub filename: Vec<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub selection: Selection,
+    /// Delete all of the type
+    #[arg(long, conflicts_with = "selector")]
+    pub all: bool,
+    /// What does not exist is no error
+    #[arg(long)]
+    pub ignore_not_found: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster label`, `muster annotate`
+#[derive(Debug, Args)]
+#[command(override_usage = "muster <label|annotate> [OPTIONS] TYPE NAME… KEY=VALUE… KEY-…")]
+#[command(after_help = "KEY=VALUE sets, KEY- removes.
+
+Examples:
+  muster label device web role=web zone-
+  muster label devices -l role=web tier=front --overwrite
+  muster annotate device web owner='the web team'")]
+pub struct Change {
+    /// What to change, then KEY=VALUE to set or KEY- to remove
+    #[arg(required = true, value_name = "TYPE NAME… KEY=VALUE… KEY-…")]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub selection: Selection,
+    /// Change all of the type
+    #[arg(long, conflicts_with = "selector")]
+    pub all: bool,
+    /// Replace values that are there
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster revoke`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A revoked device is refused by the registrar and unknown to other devices, and keeps its name.
+
+Examples:
+  muster revoke device web
+  muster revoke token k3v9"
+)]
+pub struct Revoke {
+    /// What to revoke
+    #[arg(required = true, value_name = "TYPE NAME… | TYPE/NAME…")]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster version`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  muster version --client")]
+pub struct Version {
+    /// Do not ask the registrar
+    #[arg(long)]
+    pub client: bool,
+    /// Output format
+    #[arg(short, long, value_enum)]
+    pub output: Option<Output>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("muster").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_operators_write_is_understood() {
+        for line in [
+            "get devices",
+            "get devices -l role=web -o wide -n prod",
+            "-n prod get devices",
+            "get device/web token/x -A",
+            "get devices -w --output-watch-events",
+            "watch devices",
+            "describe device web --network lab",
+            "create token",
+            "create token web --reusable --ttl 1h -l role=web,tier=a -l zone=b -n prod -o json",
+            "create network lab --domain lab.example --public-address ::1 --director d=[::1]:1 --record-ttl 0",
+            "create device web --virtual-ipv4 100.64.0.10 --virtual-ipv6 fd00::1",
+            "create -f - -o name",
+            "apply -f a -f b --request-timeout 5s",
+            "delete device web db --ignore-not-found",
+            "delete tokens --all",
+            "delete -f x",
+            "label devices web role=db old- --overwrite",
+            "annotate device/web a=b",
+            "revoke token x",
+            "version --client -o json",
+            "completion bash",
+            "man --dir x",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn the_rest_is_a_usage_error() {
+        for line in [
+            "",
+            "get",
+            "gte devices",
+            "get devices -o xml",
+            "get devices -n a -A",
+            "create",
+            "create token --ttl never",
+            "create network lab",
+            "create network lab --domain d --device-pool-v4 fd00::/48",
+            "create network lab --domain d --director 1.2.3.4:5",
+            "create device web --virtual-ipv4 100.64.0.300",
+            "apply",
+            "delete",
+            "delete device web -f x",
+            "delete devices -l a=b --all",
+            "revoke",
+            "completion tcsh",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

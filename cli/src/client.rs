@@ -1,0 +1,264 @@
+//! The connection to the registrar: calls with a time limit, pages put together, failures in plain words.
+
+use std::{future::Future, time::Duration};
+
+use muster_common::grpc::{self, ChannelError};
+use muster_proto::admin::ListOptions;
+use pbjson_types::FieldMask;
+use tonic::{Code, Status, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    error::Result,
+    resource::{Events, Names, Resource, Scope, Secret},
+};
+
+/// What kind of failure it was, as far as commands act upon it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// There is no such object.
+    NotFound,
+    /// There is one already.
+    AlreadyExists,
+    /// The object has changed since it was read.
+    Conflict,
+    /// The registrar is away; trying again may help.
+    Unavailable,
+    /// The revision to watch from is no longer kept.
+    Expired,
+    /// Anything else.
+    Other,
+}
+
+/// The registrar refused a call, or did not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// What kind of failure.
+    pub failure: Failure,
+    message: String,
+}
+
+impl CallError {
+    fn new(failure: Failure, message: String) -> Self {
+        Self { failure, message }
+    }
+
+    /// There is no such object.
+    pub fn not_found(names: &Names, name: &str, place: &str) -> Self {
+        Self::new(Failure::NotFound, format!("{} {name:?} not found{place}", names.plural))
+    }
+}
+
+/// A connection to the registrar, and the network that calls are about.
+#[derive(Debug)]
+pub struct Client {
+    channel: Channel,
+    registrar: String,
+    network: String,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Connects to `registrar` (`HOST:PORT`).
+    pub async fn connect(
+        config: rustls::ClientConfig,
+        registrar: String,
+        network: String,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let connecting = grpc::connect(&registrar, config.into());
+        let channel = tokio::time::timeout(timeout, connecting).await.unwrap_or_else(|_| {
+            Err(ChannelError::Connect {
+                address: registrar.clone(),
+                reason: format!("no answer within {} s", timeout.as_secs_f32()),
+            })
+        })?;
+        Ok(Self { channel, registrar, network, timeout })
+    }
+
+    /// Name of the network that calls are about.
+    pub fn network(&self) -> &str {
+        &self.network
+    }
+
+    /// Address of the registrar.
+    pub fn registrar(&self) -> &str {
+        &self.registrar
+    }
+
+    /// One object.
+    pub async fn get<R: Resource>(&self, network: &str, name: &str) -> Result<R, CallError> {
+        let call = R::get(self.channel.clone(), network, name);
+        let object = self.call::<R, _>("get", network, name, call).await?;
+        object.ok_or_else(|| Self::hollow("get"))
+    }
+
+    /// All objects in `scope`, with the revision to watch from.
+    pub async fn list<R: Resource>(&self, scope: &Scope) -> Result<(Vec<R>, u64), CallError> {
+        let (mut items, mut token, mut revision) = (Vec::new(), String::new(), None);
+        loop {
+            let page = self.page::<R>(scope, 0, token.clone()).await?;
+            items.extend(page.items);
+            // A watch from the first page's revision also sees what changed while the others were fetched.
+            let revision = *revision.get_or_insert(page.revision);
+            if page.next.is_empty() || page.next == token {
+                return Ok((items, revision));
+            }
+            token = page.next;
+        }
+    }
+
+    /// The revision that a watch of what comes next starts from.
+    pub async fn revision<R: Resource>(&self, scope: &Scope) -> Result<u64, CallError> {
+        Ok(self.page::<R>(scope, 1, String::new()).await?.revision)
+    }
+
+    async fn page<R: Resource>(
+        &self,
+        scope: &Scope,
+        page_size: u32,
+        page_token: String,
+    ) -> Result<crate::resource::Page<R>, CallError> {
+        let options = ListOptions { page_size, page_token, label_selector: scope.selector.clone() };
+        self.call::<R, _>("list", &scope.network, "", R::list(self.channel.clone(), scope, options)).await
+    }
+
+    /// Creates an object.
+    pub async fn create<R: Resource>(&self, object: R) -> Result<(R, Option<Secret>), CallError> {
+        let (network, name) = place(&object);
+        let call = R::create(self.channel.clone(), object);
+        let (object, secret) = self.call::<R, _>("create", &network, &name, call).await?;
+        Ok((object.ok_or_else(|| Self::hollow("create"))?, secret))
+    }
+
+    /// Changes the fields of an object that `mask` names.
+    pub async fn update<R: Resource>(&self, object: R, mask: Vec<String>) -> Result<R, CallError> {
+        let (network, name) = place(&object);
+        let call = R::update(self.channel.clone(), object, FieldMask { paths: mask });
+        self.call::<R, _>("change", &network, &name, call).await?.ok_or_else(|| Self::hollow("change"))
+    }
+
+    /// Deletes an object.
+    pub async fn delete<R: Resource>(&self, network: &str, name: &str) -> Result<(), CallError> {
+        self.call::<R, _>("delete", network, name, R::delete(self.channel.clone(), network, name)).await
+    }
+
+    /// Watches the objects in `scope` from `revision`. Errors in the stream are for [`Self::explain`].
+    pub async fn watch<R: Resource>(&self, scope: &Scope, revision: u64) -> Result<Events<R>, CallError> {
+        let call = R::watch(self.channel.clone(), scope, revision);
+        self.call::<R, _>("watch", &scope.network, "", call).await
+    }
+
+    /// The registrar's health, such as `SERVING`.
+    pub async fn health(&self) -> Result<ServingStatus, CallError> {
+        let mut client = HealthClient::new(self.channel.clone());
+        let call = client.check(HealthCheckRequest::default());
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner().status()),
+            Ok(Err(status)) => Err(self.explain(None, "ask the health of", "", "", &status)),
+            Err(_) => Err(self.late("health")),
+        }
+    }
+
+    async fn call<R: Resource, T>(
+        &self,
+        action: &str,
+        network: &str,
+        name: &str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, CallError> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(status)) => Err(self.explain(Some(R::KIND.names()), action, network, name, &status)),
+            Err(_) => Err(self.late(action)),
+        }
+    }
+
+    fn late(&self, action: &str) -> CallError {
+        let message = format!(
+            "the registrar {} did not answer within {} s ({action}); --request-timeout gives it longer",
+            self.registrar,
+            self.timeout.as_secs_f32()
+        );
+        CallError::new(Failure::Unavailable, message)
+    }
+
+    fn hollow(action: &str) -> CallError {
+        CallError::new(Failure::Other, format!("the registrar's answer ({action}) has no object in it"))
+    }
+
+    /// What `status` means, when `action` was asked for.
+    pub fn explain(
+        &self,
+        names: Option<&Names>,
+        action: &str,
+        network: &str,
+        name: &str,
+        status: &Status,
+    ) -> CallError {
+        let what = match names {
+            Some(names) if name.is_empty() => names.plural.to_owned(),
+            Some(names) => format!("{} {name:?}", names.singular),
+            None => "the registrar".into(),
+        };
+        let place = if names.is_some_and(|n| n.in_network) && !network.is_empty() {
+            format!(" in network {network:?}")
+        } else {
+            String::new()
+        };
+        let said = match status.message() {
+            "" => status.code().description(),
+            message => message,
+        };
+        match (status.code(), names) {
+            (Code::NotFound, Some(names)) if !name.is_empty() && action != "create" => {
+                CallError::not_found(names, name, &place)
+            }
+            (Code::NotFound, _) => {
+                CallError::new(Failure::NotFound, format!("cannot {action} {what}{place}: {said}"))
+            }
+            (Code::AlreadyExists, _) => {
+                CallError::new(Failure::AlreadyExists, format!("cannot {action} {what}{place}: {said}"))
+            }
+            (Code::Aborted, _) => {
+                CallError::new(Failure::Conflict, format!("cannot {action} {what}{place}: {said}"))
+            }
+            (Code::OutOfRange, _) => {
+                CallError::new(Failure::Expired, format!("cannot {action} {what}{place}: {said}"))
+            }
+            (Code::Unavailable | Code::DeadlineExceeded, _) => {
+                let message = format!(
+                    "the registrar {} did not answer: {said}; check that it runs, or ask another with --registrar",
+                    self.registrar
+                );
+                CallError::new(Failure::Unavailable, message)
+            }
+            (Code::Unauthenticated, _) => CallError::new(
+                Failure::Other,
+                format!(
+                    "the registrar {} does not accept the credential: {said}; give an operator's with --credential FILE",
+                    self.registrar
+                ),
+            ),
+            (Code::PermissionDenied, _) => CallError::new(
+                Failure::Other,
+                format!(
+                    "not allowed to {action} {what}{place}: {said}; give the credential of an operator who may with --credential FILE"
+                ),
+            ),
+            (Code::Unimplemented, _) => CallError::new(
+                Failure::Other,
+                format!("the registrar {} cannot {action} {what}: {said}; upgrade it", self.registrar),
+            ),
+            _ => CallError::new(Failure::Other, format!("cannot {action} {what}{place}: {said}")),
+        }
+    }
+}
+
+/// Network and name of an object, for messages.
+fn place<R: Resource>(object: &R) -> (String, String) {
+    object.metadata().map_or_else(Default::default, |m| (m.network.clone(), m.name.clone()))
+}

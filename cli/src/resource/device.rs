@@ -1,0 +1,147 @@
+//! Devices.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use muster_common::time::Timestamp;
+use muster_proto::admin::{
+    CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceSpec, DeviceStatus, Endpoint, GetDeviceRequest,
+    ListDevicesRequest, ListOptions, ObjectMeta, UpdateDeviceRequest, WatchDevicesRequest,
+    device_service_client::DeviceServiceClient as Client,
+};
+use pbjson_types::FieldMask;
+use serde::Deserialize;
+use serde_json::Value;
+use tonic::{Status, transport::Channel};
+
+use super::{Event, Events, Kind, Names, Page, Resource, Scope, Secret, events};
+use crate::{
+    age::{moment, timestamp},
+    describe::Description,
+    table::{Column, list, or_none},
+};
+
+pub(super) const NAMES: Names = Names {
+    kind: "Device",
+    singular: "device",
+    plural: "devices",
+    short: "dev",
+    namespaced: true,
+    in_network: true,
+};
+
+impl Resource for Device {
+    const KIND: Kind = Kind::Device;
+    const COLUMNS: &'static [Column] = &[
+        Column::new("STATUS"),
+        Column::new("VIRTUAL-IPV4"),
+        Column::wide("VIRTUAL-IPV6"),
+        Column::wide("PRIVATE"),
+        Column::wide("REFLEXIVE"),
+        Column::wide("VERSION"),
+    ];
+
+    fn metadata(&self) -> Option<&ObjectMeta> {
+        self.metadata.as_ref()
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        self.metadata.get_or_insert_default()
+    }
+
+    fn cells(&self, _: Timestamp) -> Vec<String> {
+        let status = self.status.clone().unwrap_or_default();
+        vec![
+            status_word(self, &status),
+            or_none(&status.virtual_ipv4),
+            or_none(&status.virtual_ipv6),
+            list(status.private_endpoints.iter().map(endpoint)),
+            list(status.reflexive_endpoint.iter().map(endpoint)),
+            or_none(&status.agent_version),
+        ]
+    }
+
+    fn describe(&self, description: &mut Description, now: Timestamp) {
+        let status = self.status.clone().unwrap_or_default();
+        description.value("Status", status_word(self, &status));
+        description.value("Virtual IPv4", &status.virtual_ipv4);
+        description.value("Virtual IPv6", &status.virtual_ipv6);
+        description.values("Private endpoints", status.private_endpoints.iter().map(endpoint));
+        description.values("Reflexive endpoint", status.reflexive_endpoint.iter().map(endpoint));
+        description.value("Public key", STANDARD.encode(&status.public_key));
+        description.value("Agent version", &status.agent_version);
+        if let Some(expiry) = timestamp(status.certificate_expiry.as_ref()) {
+            description.value("Certificate expiry", moment(Some(expiry), now));
+        }
+    }
+
+    fn check_spec(value: &Value) -> Result<(), serde_json::Error> {
+        DeviceSpec::deserialize(value).map(drop)
+    }
+
+    fn revoke(&mut self) -> bool {
+        self.spec.get_or_insert_default().revoked = true;
+        true
+    }
+
+    async fn get(channel: Channel, network: &str, name: &str) -> Result<Option<Self>, Status> {
+        let request = GetDeviceRequest { network: network.to_owned(), name: name.to_owned() };
+        Ok(Client::new(channel).get_device(request).await?.into_inner().device)
+    }
+
+    async fn list(channel: Channel, scope: &Scope, options: ListOptions) -> Result<Page<Self>, Status> {
+        let request = ListDevicesRequest {
+            network: scope.network.clone(),
+            namespace: scope.namespace.clone(),
+            options: Some(options),
+        };
+        let page = Client::new(channel).list_devices(request).await?.into_inner();
+        Ok(Page { items: page.devices, next: page.next_page_token, revision: page.resource_version })
+    }
+
+    async fn create(channel: Channel, device: Self) -> Result<(Option<Self>, Option<Secret>), Status> {
+        let request = CreateDeviceRequest { device: Some(device) };
+        Ok((Client::new(channel).create_device(request).await?.into_inner().device, None))
+    }
+
+    async fn update(channel: Channel, device: Self, mask: FieldMask) -> Result<Option<Self>, Status> {
+        let request = UpdateDeviceRequest { device: Some(device), update_mask: Some(mask) };
+        Ok(Client::new(channel).update_device(request).await?.into_inner().device)
+    }
+
+    async fn delete(channel: Channel, network: &str, name: &str) -> Result<(), Status> {
+        let request =
+            DeleteDeviceRequest { network: network.to_owned(), name: name.to_owned(), resource_version: 0 };
+        Client::new(channel).delete_device(request).await.map(drop)
+    }
+
+    async fn watch(channel: Channel, scope: &Scope, revision: u64) -> Result<Events<Self>, Status> {
+        let request = WatchDevicesRequest {
+            network: scope.network.clone(),
+            namespace: scope.namespace.clone(),
+            label_selector: scope.selector.clone(),
+            resource_version: revision,
+        };
+        let stream = Client::new(channel).watch_devices(request).await?.into_inner();
+        Ok(events(stream, |r| Event { event: r.r#type(), object: r.device, revision: r.resource_version }))
+    }
+}
+
+/// Pending, Revoked, or, once registered, Online or Offline.
+fn status_word(device: &Device, status: &DeviceStatus) -> String {
+    let revoked = device.spec.as_ref().is_some_and(|s| s.revoked);
+    match status.phase.as_str() {
+        _ if revoked => "Revoked".into(),
+        "Registered" if status.online => "Online".into(),
+        "Registered" => "Offline".into(),
+        "" => "Pending".into(),
+        phase => phase.to_owned(),
+    }
+}
+
+fn endpoint(endpoint: &Endpoint) -> String {
+    socket_address(&endpoint.address, endpoint.port)
+}
+
+/// `address:port`, with brackets around IPv6.
+pub(super) fn socket_address(address: &str, port: u32) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}

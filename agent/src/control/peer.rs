@@ -1,0 +1,87 @@
+//! A peer as the registrar describes it, checked: nothing of it reaches the data plane before.
+
+use std::net::{IpAddr, SocketAddr};
+
+use muster_proto::{admin::Endpoint, registration::Peer};
+
+use super::MAX_ENDPOINTS;
+use crate::datapath::{PeerConfig, PublicKey};
+
+/// Virtual addresses a peer may have.
+const MAX_ADDRESSES: usize = 4;
+/// Longest uid and name, in octets.
+const MAX_NAME: usize = 253;
+
+/// A checked peer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerInfo {
+    /// As it was received; kept for the disk.
+    pub message: Peer,
+    /// What the data plane needs.
+    pub config: PeerConfig,
+}
+
+/// Why a description of a peer cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Empty, or longer than a DNS name.
+    #[error("the peer has no usable uid")]
+    Uid,
+    /// Not 32 octets, or all zero.
+    #[error("the public key of peer {0} is not a Curve25519 key")]
+    PublicKey(String),
+    /// None, too many, or not addresses.
+    #[error("the virtual addresses of peer {0} cannot be used")]
+    Addresses(String),
+    /// Policy does not let this pair talk.
+    #[error("policy does not allow traffic with peer {0}")]
+    NotAllowed(String),
+}
+
+impl TryFrom<Peer> for PeerInfo {
+    type Error = PeerError;
+
+    fn try_from(message: Peer) -> Result<Self, PeerError> {
+        let uid = message.device_uid.clone();
+        if uid.is_empty() || uid.len() > MAX_NAME || message.name.len() > MAX_NAME {
+            return Err(PeerError::Uid);
+        }
+        if !message.policy.as_ref().is_some_and(|policy| policy.allowed) {
+            return Err(PeerError::NotAllowed(uid));
+        }
+        let public_key: PublicKey = match message.public_key.as_slice().try_into() {
+            Ok(key) if key != [0; 32] => key,
+            _ => return Err(PeerError::PublicKey(uid)),
+        };
+        let addresses = message.virtual_addresses.iter().map(|a| a.parse::<IpAddr>());
+        let virtual_addresses: Vec<IpAddr> =
+            addresses.collect::<Result<_, _>>().map_err(|_| PeerError::Addresses(uid.clone()))?;
+        if virtual_addresses.is_empty() || virtual_addresses.len() > MAX_ADDRESSES {
+            return Err(PeerError::Addresses(uid));
+        }
+        let mut endpoints: Vec<SocketAddr> = Vec::new();
+        for endpoint in message.private_endpoints.iter().chain(&message.reflexive_endpoint) {
+            if let Some(endpoint) = socket_address(endpoint)
+                && !endpoints.contains(&endpoint)
+                && endpoints.len() < MAX_ENDPOINTS
+            {
+                endpoints.push(endpoint);
+            }
+        }
+        let config = PeerConfig { public_key, virtual_addresses, endpoints, keepalive: None };
+        Ok(Self { message, config })
+    }
+}
+
+/// An endpoint that a datagram can be sent to.
+fn socket_address(endpoint: &Endpoint) -> Option<SocketAddr> {
+    let address: IpAddr = endpoint.address.parse().ok()?;
+    let port = u16::try_from(endpoint.port).ok().filter(|port| *port != 0)?;
+    let usable = !address.is_unspecified() && !address.is_multicast();
+    usable.then_some(SocketAddr::new(address, port))
+}
+
+/// `address` as the API writes it.
+pub(super) fn endpoint(address: &SocketAddr) -> Endpoint {
+    Endpoint { address: address.ip().to_string(), port: address.port().into() }
+}

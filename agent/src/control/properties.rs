@@ -1,0 +1,258 @@
+//! The core under random sequences of inputs: whatever comes, in whatever order, its state stays bounded and
+//! consistent, removed peers stay removed, and the same seed gives the same actions.
+
+use std::collections::BTreeSet;
+
+use muster_common::time::Instant;
+use muster_proto::registration::{
+    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RegisterResponse, SessionResponse,
+    session_response::Message,
+};
+use proptest::{collection::vec, prelude::*};
+
+use super::{
+    tests::{address, at, config, peer, start},
+    *,
+};
+use crate::datapath::Event;
+
+#[derive(Clone, Debug)]
+enum Input {
+    /// Time passes, in milliseconds.
+    Wait(u64),
+    /// The timeout comes.
+    Timeout,
+    Registered(bool),
+    Refused,
+    Opened,
+    Closed,
+    Introduce(u8, u64),
+    Change(u8, u64),
+    Remove(u8),
+    Drain,
+    Bookmark(u64),
+    Found(u8, u64),
+    NotFound,
+    LookupUnavailable,
+    WantAddress(u8),
+    WantKey(u8),
+    Idle(u8),
+    Down(u8),
+    Resolved(u8),
+    Endpoints(u8),
+    RenewalFailed,
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    let (n, revision) = (1..9_u8, 0..6_u64);
+    prop_oneof![
+        1 => (0..60_000_u64).prop_map(Input::Wait),
+        4 => Just(Input::Timeout),
+        4 => prop_oneof![Just(true), Just(true), Just(false)].prop_map(Input::Registered),
+        1 => Just(Input::Refused),
+        4 => Just(Input::Opened),
+        1 => Just(Input::Closed),
+        3 => (n.clone(), revision.clone()).prop_map(|(n, r)| Input::Introduce(n, r)),
+        2 => (n.clone(), revision.clone()).prop_map(|(n, r)| Input::Change(n, r)),
+        2 => n.clone().prop_map(Input::Remove),
+        1 => Just(Input::Drain),
+        1 => revision.clone().prop_map(Input::Bookmark),
+        4 => (n.clone(), revision).prop_map(|(n, r)| Input::Found(n, r)),
+        1 => Just(Input::NotFound),
+        1 => Just(Input::LookupUnavailable),
+        3 => n.clone().prop_map(Input::WantAddress),
+        2 => n.clone().prop_map(Input::WantKey),
+        1 => n.clone().prop_map(Input::Idle),
+        1 => n.clone().prop_map(Input::Down),
+        1 => n.clone().prop_map(Input::Resolved),
+        1 => n.prop_map(Input::Endpoints),
+        1 => Just(Input::RenewalFailed),
+    ]
+}
+
+/// Plays `inputs`, checks what must hold after each, and returns all actions.
+fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
+    let mut control = Control::new(start(), seed, at(0));
+    let (mut now, mut attempt, mut trace) = (at(0), 0, Vec::new());
+    // Lookups under way, with the peers that have been removed since each was sent.
+    let mut lookups: Vec<(u64, LookupBy, BTreeSet<u8>)> = Vec::new();
+    // What the data plane would hold, and what it waits for.
+    let (mut plane, mut awaited) = (BTreeSet::new(), BTreeSet::new());
+    for input in inputs {
+        let message = |m| SessionResponse { message: Some(m) };
+        let mut removed = None;
+        match input.clone() {
+            Input::Wait(ms) => now += Duration::from_millis(ms),
+            Input::Timeout => {
+                if let Some(at) = control.poll_timeout() {
+                    now = now.max(at);
+                }
+                control.handle_timeout(now);
+            }
+            Input::Registered(ok) => {
+                let answer = RegisterResponse { config: Some(config()) };
+                let failure = Failure::Unavailable(String::new());
+                control.handle_registered(attempt, if ok { Ok(answer) } else { Err(failure) }, now);
+            }
+            Input::Refused => {
+                control.handle_registered(attempt, Err(Failure::Refused(String::new())), now);
+                control.handle_session_closed(attempt, Failure::Refused(String::new()), now);
+            }
+            Input::Opened => control.handle_session_opened(attempt, now),
+            Input::Closed => {
+                control.handle_session_closed(attempt, Failure::Unavailable(String::new()), now);
+            }
+            Input::Introduce(n, r) => {
+                let introduction = Introduction { peer: Some(peer(n, r)) };
+                control.handle_session_message(attempt, message(Message::Introduction(introduction)), now);
+            }
+            Input::Change(n, r) => {
+                let changed = PeerChanged { peer: Some(peer(n, r)) };
+                control.handle_session_message(attempt, message(Message::PeerChanged(changed)), now);
+            }
+            Input::Remove(n) => {
+                let gone = PeerRemoved { device_uid: format!("d-{n}") };
+                control.handle_session_message(attempt, message(Message::PeerRemoved(gone)), now);
+                if control.is_connected() {
+                    removed = Some(n);
+                    lookups.iter_mut().for_each(|(_, _, gone)| _ = gone.insert(n));
+                }
+            }
+            Input::Drain => {
+                let within = Some(pbjson_types::Duration { seconds: 20, nanos: 0 });
+                control.handle_session_message(attempt, message(Message::Drain(Drain { within })), now);
+            }
+            Input::Bookmark(revision) => {
+                let bookmark = Message::Bookmark(Bookmark { revision });
+                control.handle_session_message(attempt, message(bookmark), now);
+            }
+            Input::Found(n, r) => {
+                if let Some((id, _, gone)) = pop(&mut lookups) {
+                    let before: BTreeSet<String> = uids(&control);
+                    control.handle_looked_up(id, LookupResult::Found(Box::new(peer(n, r))), now);
+                    let uid = format!("d-{n}");
+                    let back = uids(&control).contains(&uid) && !before.contains(&uid);
+                    assert!(!(back && gone.contains(&n)), "an older lookup brought {uid} back");
+                }
+            }
+            Input::NotFound => {
+                if let Some((id, ..)) = pop(&mut lookups) {
+                    control.handle_looked_up(id, LookupResult::NotFound, now);
+                }
+            }
+            Input::LookupUnavailable => {
+                if let Some((id, ..)) = pop(&mut lookups) {
+                    control.handle_looked_up(id, LookupResult::Unavailable, now);
+                }
+            }
+            Input::WantAddress(n) => {
+                awaited.insert(LookupBy::Address(address(n)));
+                control.handle_datapath(&Event::LookupAddress(address(n)), now);
+            }
+            Input::WantKey(n) => {
+                awaited.insert(LookupBy::PublicKey([n; 32]));
+                control.handle_datapath(&Event::LookupKey([n; 32]), now);
+            }
+            Input::Idle(n) => control.handle_datapath(&Event::PeerIdle([n; 32]), now),
+            Input::Down(n) => control.handle_datapath(&Event::PeerDown([n; 32]), now),
+            Input::Resolved(n) => control.handle_resolved(&[address(n)], now),
+            Input::Endpoints(n) => {
+                control.handle_private_endpoints(vec![SocketAddr::from(([192, 0, 2, n], 1))], now);
+            }
+            Input::RenewalFailed => control.handle_renewal_failed(now),
+        }
+        control.check();
+        if let Some(n) = removed {
+            assert!(!uids(&control).contains(&format!("d-{n}")), "held after PeerRemoved");
+        }
+        while let Some(action) = control.poll_action() {
+            match &action {
+                Action::Register { attempt: new, .. } => {
+                    assert!(*new > attempt, "attempts go up");
+                    attempt = *new;
+                }
+                Action::Lookup { id, by } => {
+                    lookups.push((*id, *by, BTreeSet::new()));
+                    let in_flight: BTreeSet<_> = lookups.iter().map(|(id, ..)| id).collect();
+                    assert_eq!(in_flight.len(), lookups.len(), "ids are used once");
+                }
+                Action::Disconnect { .. } => lookups.clear(),
+                Action::Datapath(Command::AddPeer(p) | Command::UpdatePeer(p)) => {
+                    plane.insert(p.public_key);
+                    awaited.remove(&LookupBy::PublicKey(p.public_key));
+                    p.virtual_addresses.iter().for_each(|a| _ = awaited.remove(&LookupBy::Address(*a)));
+                }
+                Action::Datapath(Command::RemovePeer(key)) => assert!(plane.remove(key), "not held"),
+                Action::Datapath(Command::NoSuchDevice(a)) => drop(awaited.remove(&LookupBy::Address(*a))),
+                Action::Datapath(Command::UnknownKey(k)) => drop(awaited.remove(&LookupBy::PublicKey(*k))),
+                _ => {}
+            }
+            trace.push(action);
+        }
+        let held: BTreeSet<_> = control.peers().map(|p| p.config.public_key).collect();
+        assert_eq!(held, plane, "data plane and core hold the same");
+        assert!(control.poll_timeout().is_some() || control.is_connected(), "nothing to wait for");
+    }
+    // Whatever the data plane waits for is answered in time.
+    now += LOOKUP_PATIENCE;
+    control.handle_timeout(now);
+    while let Some(action) = control.poll_action() {
+        match action {
+            Action::Datapath(Command::NoSuchDevice(a)) => drop(awaited.remove(&LookupBy::Address(a))),
+            Action::Datapath(Command::UnknownKey(k)) => drop(awaited.remove(&LookupBy::PublicKey(k))),
+            _ => {}
+        }
+    }
+    assert_eq!(awaited, BTreeSet::new(), "unanswered");
+    trace
+}
+
+fn pop<T>(items: &mut Vec<T>) -> Option<T> {
+    if items.is_empty() { None } else { Some(items.remove(0)) }
+}
+
+fn uids(control: &Control) -> BTreeSet<String> {
+    control.peers().map(|p| p.message.device_uid.clone()).collect()
+}
+
+/// No input, and no time, makes it act more often than its back-off allows.
+fn actions_in(seed: u64, span: Duration) -> usize {
+    let mut control = Control::new(start(), seed, at(0));
+    let (mut now, mut actions): (Instant, usize) = (at(0), 0);
+    while now < at(0) + span {
+        let mut attempt = None;
+        while let Some(action) = control.poll_action() {
+            actions += 1;
+            if let Action::Register { attempt: a, .. } = action {
+                attempt = Some(a);
+            }
+        }
+        if let Some(attempt) = attempt {
+            control.handle_registered(attempt, Err(Failure::Unavailable(String::new())), now);
+        }
+        if let Some(at) = control.poll_timeout() {
+            now = now.max(at);
+        }
+        control.handle_timeout(now);
+    }
+    actions
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_inputs_is_survived(seed: u64, inputs in vec(input(), 0..200)) {
+        play(seed, &inputs);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_actions(seed: u64, inputs in vec(input(), 0..100)) {
+        prop_assert_eq!(play(seed, &inputs), play(seed, &inputs));
+    }
+
+    #[test]
+    fn without_a_registrar_it_does_not_spin(seed: u64) {
+        prop_assert!(actions_in(seed, Duration::from_secs(3600)) < 600);
+    }
+}

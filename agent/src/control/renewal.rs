@@ -1,0 +1,75 @@
+//! When the certificate is renewed: at two thirds of its life, with jitter, so that devices which joined together
+//! do not renew together.
+
+use std::time::Duration;
+
+use muster_common::time::{Instant, Timestamp};
+use rand::{RngExt, rngs::StdRng};
+
+use super::{Validity, backoff::Backoff};
+
+/// Renewal is due at this share of the life, plus or minus [`JITTER`].
+const SHARE: f64 = 2.0 / 3.0;
+/// Share of the life.
+const JITTER: f64 = 0.05;
+/// A renewal that gets no answer counts as failed after this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Renewal {
+    validity: Option<Validity>,
+    /// Share of the life at which this certificate is renewed.
+    share: f64,
+    due: Option<Instant>,
+    in_flight: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Renewal {
+    pub(super) fn new() -> Self {
+        let backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
+        Self { validity: None, share: SHARE, due: None, in_flight: None, backoff }
+    }
+
+    /// The certificate in use, and what time it is; to be called again from time to time, since clocks get set.
+    pub(super) fn set(&mut self, validity: Validity, civil: Timestamp, now: Instant, rng: &mut StdRng) {
+        if self.validity != Some(validity) {
+            self.validity = Some(validity);
+            self.share = SHARE + rng.random_range(-JITTER..=JITTER);
+            self.backoff.reset();
+            self.in_flight = None;
+        } else if self.in_flight.is_some() || self.backing_off(now) {
+            return;
+        }
+        let life = validity.not_after.saturating_duration_since(validity.not_before);
+        let at = validity.not_before + life.mul_f64(self.share);
+        self.due = Some(now + at.saturating_duration_since(civil));
+    }
+
+    fn backing_off(&self, now: Instant) -> bool {
+        self.backoff.has_failed() && self.due.is_some_and(|due| due > now)
+    }
+
+    /// Whether to renew now; the caller then does.
+    pub(super) fn start(&mut self, now: Instant, rng: &mut StdRng) -> bool {
+        if self.in_flight.is_some_and(|deadline| deadline <= now) {
+            self.failed(now, rng);
+        }
+        if self.in_flight.is_some() || self.due.is_none_or(|due| due > now) {
+            return false;
+        }
+        self.in_flight = Some(now + PATIENCE);
+        true
+    }
+
+    /// The renewal failed: again, later.
+    pub(super) fn failed(&mut self, now: Instant, rng: &mut StdRng) {
+        self.in_flight = None;
+        self.due = Some(now + self.backoff.fail(rng));
+    }
+
+    /// When to look again. A renewal that is due, but for which there is no connection, waits for that.
+    pub(super) fn timeout(&self, connected: bool) -> Option<Instant> {
+        self.in_flight.or(self.due.filter(|_| connected))
+    }
+}

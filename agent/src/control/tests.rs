@@ -1,0 +1,491 @@
+//! The core, input by input, in virtual time.
+
+use muster_proto::{
+    admin::Endpoint,
+    registration::{
+        Bookmark, Drain, Introduction, PairPolicy, PeerChanged, PeerRemoved, RegisterResponse, RootsChanged,
+        SessionResponse, session_request, session_response::Message,
+    },
+};
+
+use super::*;
+use crate::datapath::Event;
+use muster_common::time::Instant;
+
+pub(super) fn at(milliseconds: u64) -> Instant {
+    Instant::from_boot(Duration::from_millis(1_000_000 + milliseconds))
+}
+
+pub(super) fn config() -> DeviceConfig {
+    DeviceConfig {
+        device_uid: "me".into(),
+        name: "alice".into(),
+        namespace: "default".into(),
+        network: "net".into(),
+        domain: "net.example".into(),
+        virtual_ipv4: "100.64.1.1".into(),
+        routes: vec!["100.64.0.0/11".into()],
+        registrars: vec!["r1:7500".into()],
+        ..DeviceConfig::default()
+    }
+}
+
+pub(super) fn peer(n: u8, revision: u64) -> Peer {
+    Peer {
+        device_uid: format!("d-{n}"),
+        name: format!("host{n}"),
+        public_key: vec![n; 32],
+        virtual_addresses: vec![format!("100.64.2.{n}")],
+        private_endpoints: vec![Endpoint { address: format!("192.0.2.{n}"), port: 7551 }],
+        policy: Some(PairPolicy { allowed: true }),
+        revision,
+        ..Peer::default()
+    }
+}
+
+pub(super) fn address(n: u8) -> IpAddr {
+    IpAddr::from([100, 64, 2, n])
+}
+
+pub(super) fn start() -> Start {
+    Start {
+        device_uid: "me".into(),
+        public_key: [200; 32],
+        agent_version: "1".into(),
+        registrar: "r1:7500".into(),
+        ..Start::default()
+    }
+}
+
+fn actions(control: &mut Control) -> Vec<Action> {
+    control.check();
+    std::iter::from_fn(|| control.poll_action()).collect()
+}
+
+fn commands(control: &mut Control) -> Vec<Command> {
+    let command = |action| match action {
+        Action::Datapath(command) => Some(command),
+        _ => None,
+    };
+    actions(control).into_iter().filter_map(command).collect()
+}
+
+fn message(message: Message) -> SessionResponse {
+    SessionResponse { message: Some(message) }
+}
+
+fn register(control: &mut Control, now: Instant) -> (u64, String) {
+    control.handle_timeout(now);
+    let found = actions(control).into_iter().find_map(|action| match action {
+        Action::Register { attempt, registrar, .. } => Some((attempt, registrar)),
+        _ => None,
+    });
+    found.expect("a Register")
+}
+
+/// A core with an open session, and the session's attempt.
+fn connected(start: Start, now: Instant) -> (Control, u64) {
+    let mut control = Control::new(start, 7, now);
+    let (attempt, _) = register(&mut control, now);
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), now);
+    control.handle_session_opened(attempt, now);
+    assert!(control.is_connected());
+    actions(&mut control);
+    (control, attempt)
+}
+
+fn lookup(control: &mut Control, event: &Event, now: Instant) -> Option<(u64, LookupBy)> {
+    control.handle_datapath(event, now);
+    actions(control).into_iter().find_map(|action| match action {
+        Action::Lookup { id, by } => Some((id, by)),
+        _ => None,
+    })
+}
+
+#[test]
+fn it_registers_opens_a_session_and_is_configured() {
+    let mut control = Control::new(start(), 1, at(0));
+    assert_eq!(control.poll_timeout(), Some(at(0)));
+    let (attempt, registrar) = register(&mut control, at(0));
+    assert_eq!(registrar, "r1:7500");
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(1));
+    let did = actions(&mut control);
+    assert!(
+        matches!(&did[0], Action::Configure(s) if s.virtual_addresses() == [IpAddr::from([100, 64, 1, 1])])
+    );
+    assert_eq!(did[1], Action::Persist(Persist::Config));
+    assert!(matches!(&did[2], Action::OpenSession { hello, .. } if hello.held_peer_uids.is_empty()));
+    control.handle_session_opened(attempt, at(2));
+    assert!(control.registrar().connected);
+}
+
+#[test]
+fn it_comes_up_from_disk_before_any_registrar() {
+    let start = Start { config: Some(config()), peers: vec![peer(1, 5)], revision: 5, ..start() };
+    let mut control = Control::new(start, 1, at(0));
+    let did = actions(&mut control);
+    assert!(matches!(did[0], Action::Configure(_)));
+    assert!(matches!(&did[1], Action::Datapath(Command::AddPeer(p)) if p.public_key == [1; 32]));
+    assert_eq!(did.len(), 2);
+    let (attempt, _) = register(&mut control, at(0));
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(1));
+    let did = actions(&mut control);
+    let [Action::OpenSession { hello, .. }] = &did[..] else { panic!("{did:?}") };
+    assert_eq!((hello.revision, &hello.held_peer_uids[..]), (5, &["d-1".to_owned()][..]));
+}
+
+#[test]
+fn a_packet_makes_one_lookup_and_the_answer_a_peer() {
+    let (mut control, _) = connected(start(), at(0));
+    let wanted = Event::LookupAddress(address(1));
+    let (id, by) = lookup(&mut control, &wanted, at(1)).unwrap();
+    assert_eq!(by, LookupBy::Address(address(1)));
+    assert_eq!(lookup(&mut control, &wanted, at(2)), None);
+    control.handle_looked_up(id, LookupResult::Found(Box::new(peer(1, 3))), at(3));
+    let did = actions(&mut control);
+    assert!(
+        matches!(&did[0], Action::Datapath(Command::AddPeer(p)) if p.endpoints == ["192.0.2.1:7551".parse().unwrap()])
+    );
+    let Action::Send(report) = &did[1] else { panic!("{did:?}") };
+    let Some(session_request::Message::HeldPeers(held)) = &report.message else { panic!("{report:?}") };
+    assert_eq!(held.added_uids, ["d-1"]);
+    // Wanted again, it is there.
+    control.handle_datapath(&wanted, at(4));
+    assert!(matches!(commands(&mut control)[..], [Command::AddPeer(_)]));
+}
+
+#[test]
+fn what_does_not_exist_is_said_to_the_data_plane() {
+    let (mut control, _) = connected(start(), at(0));
+    // Outside the network, and this device itself: without asking.
+    for ip in [IpAddr::from([192, 0, 2, 1]), IpAddr::from([100, 64, 1, 1])] {
+        control.handle_datapath(&Event::LookupAddress(ip), at(1));
+        assert_eq!(commands(&mut control), [Command::NoSuchDevice(ip)]);
+    }
+    let (id, _) = lookup(&mut control, &Event::LookupKey([9; 32]), at(2)).unwrap();
+    control.handle_looked_up(id, LookupResult::NotFound, at(3));
+    assert_eq!(commands(&mut control), [Command::UnknownKey([9; 32])]);
+    // A hidden peer, one of another address, and this device look the same.
+    let hidden = Peer { policy: None, ..peer(1, 1) };
+    let me = Peer { device_uid: "me".into(), ..peer(1, 1) };
+    for answer in [hidden, peer(2, 1), me] {
+        let (id, _) = lookup(&mut control, &Event::LookupAddress(address(1)), at(4)).unwrap();
+        control.handle_looked_up(id, LookupResult::Found(Box::new(answer)), at(5));
+        assert_eq!(commands(&mut control), [Command::NoSuchDevice(address(1))]);
+        assert_eq!(control.peers().count(), 0);
+    }
+}
+
+#[test]
+fn lookups_wait_for_a_registrar_but_not_for_ever() {
+    let start = Start { config: Some(config()), ..start() };
+    let mut control = Control::new(start, 1, at(0));
+    actions(&mut control);
+    assert_eq!(lookup(&mut control, &Event::LookupAddress(address(1)), at(0)), None);
+    control.handle_timeout(at(4_999));
+    assert_eq!(commands(&mut control), []);
+    control.handle_timeout(at(5_000));
+    assert_eq!(commands(&mut control), [Command::NoSuchDevice(address(1))]);
+    // One that gets no answer is tried again, and ends likewise.
+    let (mut control, _) = connected(super::tests::start(), at(0));
+    let (id, _) = lookup(&mut control, &Event::LookupAddress(address(1)), at(0)).unwrap();
+    control.handle_looked_up(id, LookupResult::Unavailable, at(100));
+    assert_eq!(actions(&mut control), []);
+    control.handle_timeout(at(600));
+    assert!(matches!(actions(&mut control)[..], [Action::Lookup { .. }]));
+    control.handle_timeout(at(5_000));
+    assert_eq!(commands(&mut control), [Command::NoSuchDevice(address(1))]);
+}
+
+#[test]
+fn resolved_names_are_looked_up_ahead() {
+    let (mut control, _) = connected(start(), at(0));
+    control.handle_resolved(&[address(1), IpAddr::from([192, 0, 2, 1])], at(1));
+    let did = actions(&mut control);
+    let [Action::Lookup { id, by }] = did[..] else { panic!("{did:?}") };
+    assert_eq!(by, LookupBy::Address(address(1)));
+    // Nobody waits for it: a negative answer is nothing to tell.
+    control.handle_looked_up(id, LookupResult::NotFound, at(2));
+    assert_eq!(actions(&mut control), []);
+}
+
+#[test]
+fn removed_peers_go_at_once_and_older_lookups_do_not_bring_them_back() {
+    let (mut control, attempt) = connected(start(), at(0));
+    let introduce = |n, r| message(Message::Introduction(Introduction { peer: Some(peer(n, r)) }));
+    control.handle_session_message(attempt, introduce(1, 1), at(1));
+    assert!(matches!(commands(&mut control)[..], [Command::AddPeer(_)]));
+    control.handle_datapath(&Event::PeerDown([1; 32]), at(2));
+    let did = actions(&mut control);
+    let [Action::Lookup { id, .. }] = did[..] else { panic!("{did:?}") };
+    let removed = message(Message::PeerRemoved(PeerRemoved { device_uid: "d-1".into() }));
+    control.handle_session_message(attempt, removed, at(3));
+    assert_eq!(commands(&mut control), [Command::RemovePeer([1; 32])]);
+    // Sent before the removal, answered after it: asked again.
+    control.handle_looked_up(id, LookupResult::Found(Box::new(peer(1, 1))), at(4));
+    assert_eq!(control.peers().count(), 0);
+    let did = actions(&mut control);
+    let [Action::Lookup { id, .. }] = did[..] else { panic!("{did:?}") };
+    control.handle_looked_up(id, LookupResult::NotFound, at(5));
+    assert_eq!(actions(&mut control), []);
+}
+
+#[test]
+fn held_peers_change_and_others_do_not_come_back() {
+    let (mut control, attempt) = connected(start(), at(0));
+    let change = |p| message(Message::PeerChanged(PeerChanged { peer: Some(p) }));
+    control.handle_session_message(attempt, change(peer(1, 9)), at(1));
+    assert_eq!(actions(&mut control), []);
+    let introduction = Introduction { peer: Some(peer(1, 9)) };
+    control.handle_session_message(attempt, message(Message::Introduction(introduction)), at(1));
+    actions(&mut control);
+    // Older news is no news; a new endpoint updates; a new key replaces.
+    control.handle_session_message(attempt, change(peer(1, 8)), at(2));
+    assert_eq!(commands(&mut control), []);
+    let moved =
+        Peer { private_endpoints: vec![Endpoint { address: "192.0.2.77".into(), port: 1 }], ..peer(1, 10) };
+    control.handle_session_message(attempt, change(moved), at(3));
+    assert!(matches!(&commands(&mut control)[..], [Command::UpdatePeer(p)] if p.endpoints.len() == 1));
+    let rekeyed = Peer { public_key: vec![42; 32], ..peer(1, 11) };
+    control.handle_session_message(attempt, change(rekeyed), at(4));
+    let did = commands(&mut control);
+    assert!(
+        matches!(&did[..], [Command::RemovePeer(old), Command::AddPeer(p)] if *old == [1; 32] && p.public_key == [42; 32])
+    );
+    // Policy hides it: gone.
+    let hidden = Peer { policy: Some(PairPolicy { allowed: false }), ..peer(1, 12) };
+    control.handle_session_message(attempt, change(hidden), at(5));
+    assert_eq!(commands(&mut control), [Command::RemovePeer([42; 32])]);
+    // An address that has moved to another device has one owner.
+    for (n, uid) in [(2, "d-2"), (2, "d-3")] {
+        let p = Peer { device_uid: uid.into(), public_key: vec![uid.as_bytes()[2]; 32], ..peer(n, 13) };
+        control.handle_session_message(
+            attempt,
+            message(Message::Introduction(Introduction { peer: Some(p) })),
+            at(6),
+        );
+    }
+    assert_eq!(control.peers().map(|p| p.message.device_uid.as_str()).collect::<Vec<_>>(), ["d-3"]);
+}
+
+#[test]
+fn idle_peers_are_forgotten_and_reported() {
+    let (mut control, attempt) = connected(start(), at(0));
+    let introduction = Introduction { peer: Some(peer(1, 1)) };
+    control.handle_session_message(attempt, message(Message::Introduction(introduction)), at(1));
+    actions(&mut control);
+    control.handle_datapath(&Event::PeerIdle([1; 32]), at(2));
+    let did = actions(&mut control);
+    assert_eq!(did[0], Action::Datapath(Command::RemovePeer([1; 32])));
+    let Action::Send(report) = &did[1] else { panic!("{did:?}") };
+    let Some(session_request::Message::HeldPeers(held)) = &report.message else { panic!("{report:?}") };
+    assert_eq!((held.added_uids.len(), &held.removed_uids[..]), (0, &["d-1".to_owned()][..]));
+    control.handle_timeout(at(2_001));
+    assert_eq!(actions(&mut control), [Action::Persist(Persist::Peers)]);
+}
+
+#[test]
+fn a_registrar_that_is_away_is_tried_ever_more_rarely() {
+    let mut control = Control::new(start(), 1, at(0));
+    let (mut now, mut last, mut tries) = (at(0), at(0), 0);
+    while now < at(3_600_000) {
+        let (attempt, _) = register(&mut control, now);
+        tries += 1;
+        control.handle_registered(attempt, Err(Failure::Unavailable("refused".into())), now);
+        assert!(matches!(actions(&mut control)[..], [Action::Disconnect { .. }]));
+        assert_eq!(control.registrar().last_error, "refused");
+        last = now;
+        now = control.poll_timeout().unwrap();
+        assert!(now - last >= Duration::from_millis(250), "it spins");
+    }
+    assert!(now - last <= Duration::from_secs(30));
+    assert!((120..300).contains(&tries), "{tries}");
+}
+
+#[test]
+fn a_failing_registrar_is_left_for_the_next_at_once() {
+    let registrars = vec!["r1:7500".to_owned(), "r2:7500".into(), "r3:7500".into()];
+    let start = Start { config: Some(DeviceConfig { registrars, ..config() }), ..start() };
+    let mut control = Control::new(start, 1, at(0));
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let now = control.poll_timeout().unwrap();
+        let (attempt, registrar) = register(&mut control, now);
+        seen.push(registrar);
+        control.handle_registered(attempt, Err(Failure::Unavailable(String::new())), now);
+        actions(&mut control);
+    }
+    seen.sort();
+    assert_eq!(seen, ["r1:7500", "r2:7500", "r3:7500"]);
+    assert!(control.poll_timeout().unwrap() <= at(1_000));
+}
+
+#[test]
+fn silence_counts_as_failure() {
+    let mut control = Control::new(start(), 1, at(0));
+    let (attempt, _) = register(&mut control, at(0));
+    control.handle_timeout(at(30_000));
+    assert!(matches!(actions(&mut control)[..], [Action::Disconnect { .. }]));
+    // The late answer is of no use.
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(30_001));
+    assert_eq!(actions(&mut control), []);
+}
+
+#[test]
+fn a_draining_registrar_is_left_within_its_time() {
+    let (mut control, attempt) = connected(start(), at(0));
+    let within = Some(pbjson_types::Duration { seconds: 10, nanos: 0 });
+    control.handle_session_message(attempt, message(Message::Drain(Drain { within })), at(0));
+    let leave = control.poll_timeout().unwrap();
+    assert!(leave > at(0) && leave <= at(10_000));
+    control.handle_timeout(leave);
+    let did = actions(&mut control);
+    assert!(
+        matches!(did[..], [Action::Disconnect { attempt: a }, Action::Register { attempt: b, .. }] if a == attempt && b > a)
+    );
+}
+
+#[test]
+fn a_refused_device_lets_its_peers_go_and_asks_rarely() {
+    let start = Start { config: Some(config()), peers: vec![peer(1, 1)], ..start() };
+    let (mut control, attempt) = connected(start, at(0));
+    let refused = || Failure::Refused("revoked".into());
+    control.handle_session_closed(attempt, refused(), at(1));
+    // One registrar may be behind; a second refusal counts.
+    assert!(!control.is_refused());
+    assert_eq!(control.peers().count(), 1);
+    let now = control.poll_timeout().unwrap();
+    let (attempt, _) = register(&mut control, now);
+    control.handle_registered(attempt, Err(refused()), now);
+    assert!(control.is_refused());
+    assert!(commands(&mut control).contains(&Command::RemovePeer([1; 32])));
+    control.handle_datapath(&Event::LookupAddress(address(1)), now);
+    assert_eq!(commands(&mut control), [Command::NoSuchDevice(address(1))]);
+    control.handle_timeout(now + Duration::from_secs(3));
+    actions(&mut control);
+    assert!(control.poll_timeout().unwrap() - now >= Duration::from_secs(30));
+    // And comes back when it is let in again.
+    let later = control.poll_timeout().unwrap();
+    let (attempt, _) = register(&mut control, later);
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), later);
+    control.handle_session_opened(attempt, later);
+    assert!(!control.is_refused());
+}
+
+#[test]
+fn losing_the_registrar_keeps_the_peers() {
+    let start = Start { config: Some(config()), peers: vec![peer(1, 1)], ..start() };
+    let (mut control, attempt) = connected(start, at(0));
+    control.handle_session_closed(attempt, Failure::Unavailable("gone".into()), at(1));
+    assert_eq!(commands(&mut control), []);
+    assert_eq!(control.peers().count(), 1);
+}
+
+#[test]
+fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
+    let day = 86_400;
+    let civil = |s: u64| Timestamp::from_epoch(Duration::from_secs(s));
+    let validity = Validity { not_before: civil(1_000_000), not_after: civil(1_000_000 + 30 * day) };
+    let mut times = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let mut control = Control::new(start(), seed, at(0));
+        let (attempt, _) = register(&mut control, at(0));
+        control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(0));
+        control.handle_session_opened(attempt, at(0));
+        actions(&mut control);
+        control.handle_certificate(validity, civil(1_000_000), at(0));
+        let due = control.poll_timeout().unwrap();
+        let share = (due - at(0)).as_secs_f64() / (30 * day) as f64;
+        assert!((0.61..0.72).contains(&share), "{share}");
+        times.insert(due);
+        control.handle_timeout(due);
+        assert_eq!(actions(&mut control), [Action::Renew]);
+        control.handle_timeout(due + Duration::from_secs(1));
+        assert_eq!(actions(&mut control), []);
+        // It fails, and is tried again; the session goes on.
+        control.handle_renewal_failed(due + Duration::from_secs(2));
+        let again = control.poll_timeout().unwrap();
+        assert!(again > due + Duration::from_secs(30));
+        control.handle_timeout(again);
+        assert_eq!(actions(&mut control), [Action::Renew]);
+        let next = Validity { not_before: civil(2_000_000), not_after: civil(2_000_000 + 30 * day) };
+        control.handle_certificate(next, civil(2_000_000), again);
+        assert!(control.poll_timeout().unwrap() > again + Duration::from_secs(15 * day));
+        assert!(control.is_connected());
+    }
+    assert!(times.len() > 15, "no jitter");
+}
+
+#[test]
+fn an_expired_certificate_tears_nothing_down() {
+    let start = Start { config: Some(config()), peers: vec![peer(1, 1)], ..start() };
+    let mut control = Control::new(start, 1, at(0));
+    let civil = |s: u64| Timestamp::from_epoch(Duration::from_secs(s));
+    control.handle_certificate(Validity { not_before: civil(1), not_after: civil(2) }, civil(3), at(0));
+    actions(&mut control);
+    for _ in 0..50 {
+        let now = control.poll_timeout().unwrap();
+        let (attempt, _) = register(&mut control, now);
+        control.handle_registered(attempt, Err(Failure::Unavailable("certificate expired".into())), now);
+        assert_eq!(commands(&mut control), []);
+    }
+    assert_eq!(control.peers().count(), 1);
+}
+
+#[test]
+fn changed_endpoints_roots_and_bookmarks() {
+    let (mut control, attempt) = connected(start(), at(0));
+    let endpoints = vec!["192.0.2.5:7551".parse().unwrap()];
+    control.handle_private_endpoints(endpoints.clone(), at(1));
+    assert!(matches!(actions(&mut control)[..], [Action::Send(_)]));
+    control.handle_private_endpoints(endpoints, at(2));
+    assert_eq!(actions(&mut control), []);
+    // Flapping is told once a second, and then as it is by then.
+    control.handle_private_endpoints(vec![], at(3));
+    assert_eq!(actions(&mut control), []);
+    control.handle_timeout(control.poll_timeout().unwrap());
+    assert!(matches!(actions(&mut control)[..], [Action::Send(_)]));
+    let roots = RootsChanged { roots: vec![vec![1]] };
+    control.handle_session_message(attempt, message(Message::RootsChanged(roots)), at(4));
+    assert_eq!(actions(&mut control), [Action::ReplaceRoots(vec![vec![1]])]);
+    control.handle_session_message(attempt, message(Message::Bookmark(Bookmark { revision: 77 })), at(5));
+    assert_eq!(control.held_peers().0, 77);
+    // A configuration that cannot be used changes nothing.
+    let bad = DeviceConfig { virtual_ipv4: "x".into(), ..config() };
+    control.handle_session_message(attempt, message(Message::Config(bad)), at(6));
+    assert_eq!(actions(&mut control), []);
+    assert_eq!(control.config(), Some(&config()));
+}
+
+#[test]
+fn everything_is_bounded() {
+    let (mut control, attempt) = connected(start(), at(0));
+    let mut refused = 0;
+    for n in 0..1000_u32 {
+        let ip = IpAddr::from([100, 65, (n >> 8) as u8, n as u8]);
+        control.handle_datapath(&Event::LookupAddress(ip), at(1));
+        refused += commands(&mut control).len();
+    }
+    assert_eq!(control.lookups(), (MAX_LOOKUPS, MAX_LOOKUPS_IN_FLIGHT));
+    assert_eq!(refused, 1000 - MAX_LOOKUPS);
+    for n in 0..MAX_PEERS as u32 + 100 {
+        let mut key = [1; 32];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        let p = Peer {
+            device_uid: format!("d-{n}"),
+            public_key: key.to_vec(),
+            virtual_addresses: vec![std::net::Ipv4Addr::from(0x6440_0000 + n).to_string()],
+            ..peer(1, 1)
+        };
+        control.handle_session_message(
+            attempt,
+            message(Message::Introduction(Introduction { peer: Some(p) })),
+            at(2),
+        );
+        while control.poll_action().is_some() {}
+    }
+    control.check();
+    assert_eq!(control.peers().count(), MAX_PEERS);
+    // The first ones went.
+    assert!(control.peers().all(|p| p.message.device_uid != "d-0"));
+}

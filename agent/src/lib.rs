@@ -6,6 +6,7 @@ pub mod datapath;
 pub mod interface;
 pub mod ping;
 pub mod private_addresses;
+pub mod resolver;
 pub mod state;
 pub mod tun;
 pub mod udp;

@@ -1,0 +1,320 @@
+//! The cache on its own, with time under the test's control: freshness, staleness, bounds, snapshots; and against
+//! a plain model over any sequence of steps.
+
+use std::collections::HashMap;
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{
+        RData, Record,
+        rdata::{A, SOA, TXT},
+    },
+};
+use muster_common::time::Timestamp;
+use muster_dns::message::{Parsed, Transport, parse};
+use proptest::prelude::*;
+
+use super::{super::snapshot, *};
+
+fn at(seconds: u64) -> Instant {
+    Instant::from_boot(Duration::from_secs(1000 + seconds))
+}
+
+fn clock(seconds: u64) -> Timestamp {
+    Timestamp::from_epoch(Duration::from_secs(1_790_000_000 + seconds))
+}
+
+fn name(text: &str) -> Name {
+    Name::from_ascii(text).unwrap()
+}
+
+fn request(text: &str, record_type: RecordType, payload: Option<u16>) -> Request {
+    let mut message = Message::new(77, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name(text), record_type));
+    message.edns = payload.map(|size| {
+        let mut edns = Edns::new();
+        edns.set_max_payload(size);
+        edns
+    });
+    match parse(&message.to_vec().unwrap()) {
+        Parsed::Request(request) => request,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn key(text: &str) -> Key {
+    Key::of(&request(text, RecordType::A, None))
+}
+
+fn response(text: &str) -> Message {
+    let mut message = Message::response(1, OpCode::Query);
+    message.add_query(Query::query(name(text), RecordType::A));
+    message
+}
+
+fn positive(text: &str, ttl: u32) -> Message {
+    let mut message = response(text);
+    message.add_answer(Record::from_rdata(name(text), ttl, RData::A(A([100, 64, 0, 1].into()))));
+    let private = name(text).prepend_label("private").unwrap();
+    message.add_additional(Record::from_rdata(private, ttl + 5, RData::A(A([192, 168, 0, 1].into()))));
+    message
+}
+
+fn negative(text: &str, code: ResponseCode, ttl: u32, minimum: u32) -> Message {
+    let mut message = response(text);
+    message.metadata.response_code = code;
+    let soa = SOA::new(name("ns.dns.net.example."), name("hostmaster.net.example."), 1, 2, 3, 4, minimum);
+    message.add_authority(Record::from_rdata(name("net.example."), ttl, RData::SOA(soa)));
+    message
+}
+
+fn stored(message: Message) -> Arc<Stored> {
+    Arc::new(Stored::new(message, u32::MAX).unwrap())
+}
+
+fn cache() -> Cache {
+    Cache::new(CacheLimits::default())
+}
+
+fn age(cache: &mut Cache, text: &str, seconds: u64) -> Option<Age> {
+    cache.lookup(&key(text), at(seconds)).map(|hit| hit.age)
+}
+
+#[test]
+fn answers_hold_as_long_as_they_say_then_turn_stale_then_go() {
+    let limits = CacheLimits { network_stale: Duration::from_secs(100), ..CacheLimits::default() };
+    let mut cache = Cache::new(limits);
+    cache.insert(key("web.net.example."), stored(positive("web.net.example.", 10)), Origin::Network, at(0));
+    assert_eq!(age(&mut cache, "web.net.example.", 0), Some(Age::Fresh(0)));
+    assert_eq!(age(&mut cache, "WEB.net.example.", 9), Some(Age::Fresh(9)));
+    assert_eq!(age(&mut cache, "web.net.example.", 10), Some(Age::Stale));
+    assert_eq!(age(&mut cache, "web.net.example.", 109), Some(Age::Stale));
+    assert_eq!(age(&mut cache, "web.net.example.", 110), None);
+    assert_eq!((cache.len(), cache.octets()), (0, 0));
+    // Time to live 0: of no use but as a last resort.
+    cache.insert(key("web.net.example."), stored(positive("web.net.example.", 0)), Origin::Network, at(0));
+    assert_eq!(age(&mut cache, "web.net.example.", 0), Some(Age::Stale));
+}
+
+#[test]
+fn negative_answers_hold_by_their_soa_and_for_their_own_name_and_type_only() {
+    let mut cache = cache();
+    for (ttl, minimum) in [(7, 30), (30, 7)] {
+        let message = negative("no.net.example.", ResponseCode::NXDomain, ttl, minimum);
+        cache.insert(key("no.net.example."), stored(message), Origin::Network, at(0));
+        assert_eq!(age(&mut cache, "no.net.example.", 6), Some(Age::Fresh(6)));
+        assert_eq!(age(&mut cache, "no.net.example.", 7), Some(Age::Stale));
+    }
+    assert_eq!(age(&mut cache, "below.no.net.example.", 1), None);
+    let text = Key::of(&request("no.net.example.", RecordType::TXT, None));
+    assert!(cache.lookup(&text, at(1)).is_none());
+    // Without an SOA nothing is kept, and failures are not either.
+    for code in [ResponseCode::NXDomain, ResponseCode::NoError, ResponseCode::ServFail, ResponseCode::Refused]
+    {
+        let mut message = response("x.net.example.");
+        message.metadata.response_code = code;
+        cache.insert(key("x.net.example."), stored(message), Origin::Network, at(0));
+        assert_eq!(age(&mut cache, "x.net.example.", 0), None);
+    }
+}
+
+#[test]
+fn long_times_to_live_are_cut() {
+    let limits = CacheLimits {
+        positive_ttl: Duration::from_secs(60),
+        negative_ttl: Duration::from_secs(20),
+        ..CacheLimits::default()
+    };
+    let mut cache = Cache::new(limits);
+    let message = Stored::new(positive("a.example.", 9999), cache.ttl_max()).unwrap();
+    assert_eq!(message.ttl, Some(60));
+    cache.insert(key("a.example."), message.into(), Origin::Upstream, at(0));
+    assert_eq!(age(&mut cache, "a.example.", 60), Some(Age::Stale));
+    let message = negative("b.example.", ResponseCode::NXDomain, 9999, 9999);
+    cache.insert(key("b.example."), stored(message), Origin::Upstream, at(0));
+    assert_eq!(age(&mut cache, "b.example.", 20), Some(Age::Stale));
+}
+
+#[test]
+fn servers_are_asked_again_in_good_time_and_not_too_often() {
+    let mut cache = cache();
+    let web = key("web.net.example.");
+    cache.insert(web.clone(), stored(positive("web.net.example.", 100)), Origin::Network, at(0));
+    let refresh = |cache: &mut Cache, seconds| cache.lookup(&web, at(seconds)).unwrap().refresh;
+    // Not of use so far; then of use, but not yet about to expire.
+    assert!(!refresh(&mut cache, 95));
+    assert!(refresh(&mut cache, 95));
+    assert!(!refresh(&mut cache, 95));
+    assert!(refresh(&mut cache, 96));
+    assert!(refresh(&mut cache, 101));
+    cache.failed(&web, at(101));
+    assert!(!refresh(&mut cache, 105));
+    assert!(refresh(&mut cache, 106));
+}
+
+#[test]
+fn a_name_is_forgotten_with_all_below() {
+    let mut cache = cache();
+    for text in ["web.net.example.", "private.web.net.example.", "webs.net.example.", "db.net.example."] {
+        cache.insert(key(text), stored(positive(text, 10)), Origin::Network, at(0));
+    }
+    cache.invalidate(&name("web.net.example."));
+    let left = ["web.net.example.", "private.web.net.example.", "webs.net.example.", "db.net.example."]
+        .map(|text| age(&mut cache, text, 0).is_some());
+    assert_eq!(left, [false, false, true, true]);
+}
+
+fn written(stored: &Stored, request: &Request, transport: Transport, age: Age) -> (Message, usize) {
+    let mut out = vec![9; 3];
+    stored.write(request, transport, age, &mut out);
+    (Message::from_vec(&out).unwrap(), out.len())
+}
+
+#[test]
+fn what_is_written_is_the_response_counted_down_and_spelled_as_asked() {
+    let stored = stored(positive("web.net.example.", 10));
+    let asked = request("wEb.Net.example.", RecordType::A, None);
+    let (message, _) = written(&stored, &asked, Transport::Udp, Age::Fresh(3));
+    assert_eq!(message.metadata.id, 77);
+    assert!(message.metadata.recursion_available && message.metadata.recursion_desired);
+    assert!(!message.metadata.authoritative);
+    assert_eq!(message.edns, None);
+    let spelled = |record: &Record, expected: &str| record.name.eq_case(&name(expected));
+    assert!(spelled(&message.answers[0], "wEb.Net.example."));
+    assert!(spelled(&message.additionals[0], "private.wEb.Net.example."));
+    assert_eq!((message.answers[0].ttl, message.additionals[0].ttl), (7, 12));
+
+    let with_edns = request("web.net.example.", RecordType::A, Some(1232));
+    let (message, _) = written(&stored, &with_edns, Transport::Udp, Age::Stale);
+    assert_eq!((message.answers[0].ttl, message.additionals[0].ttl), (30, 30));
+    let edns = message.edns.unwrap();
+    assert_eq!((edns.max_payload(), edns.options().as_ref().len()), (1232, 1));
+}
+
+#[test]
+fn what_is_too_large_for_udp_is_truncated() {
+    let mut large = response("big.example.");
+    for i in 0..30_u8 {
+        let text = TXT::new(vec![format!("{i}").repeat(20)]);
+        large.add_answer(Record::from_rdata(name("big.example."), 10, RData::TXT(text)));
+    }
+    large.queries[0].set_query_type(RecordType::TXT);
+    let stored = stored(large);
+    for (payload, limit) in [(None, 512), (Some(800), 800)] {
+        let asked = request("big.example.", RecordType::TXT, payload);
+        let (message, octets) = written(&stored, &asked, Transport::Udp, Age::Fresh(4));
+        assert!(octets <= limit && message.metadata.truncation && message.answers.len() < 30);
+        assert!(message.metadata.recursion_available && message.answers.iter().all(|r| r.ttl == 6));
+        let (message, _) = written(&stored, &asked, Transport::Tcp, Age::Fresh(4));
+        assert!(!message.metadata.truncation && message.answers.len() == 30);
+    }
+}
+
+#[test]
+fn a_snapshot_comes_back_as_stale_answers() {
+    let domain: muster_common::name::Domain = "net.example".parse().unwrap();
+    let mut before = cache();
+    before.insert(key("web.net.example."), stored(positive("web.net.example.", 10)), Origin::Network, at(0));
+    before.insert(key("db.net.example."), stored(positive("db.net.example.", 10)), Origin::Network, at(0));
+    before.insert(key("example.org."), stored(positive("example.org.", 10)), Origin::Upstream, at(0));
+    let octets = snapshot::save(&before, &domain, at(5), clock(5));
+
+    let mut after = cache();
+    // The host has been started anew: its boot clock is back at the start.
+    let boot = Instant::from_boot(Duration::from_secs(3));
+    let restored = snapshot::restore(&octets, &mut after, &domain, boot, clock(600));
+    assert_eq!(restored, Ok(2));
+    let hit = after.lookup(&key("web.net.example."), boot).unwrap();
+    assert_eq!((hit.age, hit.refresh, hit.origin), (Age::Stale, true, Origin::Network));
+    assert_eq!(*hit.stored, *stored(positive("web.net.example.", 10)));
+    assert!(after.lookup(&key("example.org."), boot).is_none());
+    // Long after, it is of no use any more.
+    let restored = snapshot::restore(&octets, &mut after, &domain, boot, clock(40 * 86_400));
+    assert_eq!(restored, Ok(0));
+    let other = "other.example".parse().unwrap();
+    assert!(snapshot::restore(&octets, &mut cache(), &other, boot, clock(0)).is_err());
+}
+
+proptest! {
+    #[test]
+    fn a_damaged_snapshot_is_refused_whole(
+        place in any::<prop::sample::Index>(), flip in 1_u8.., cut in any::<prop::sample::Index>(),
+        noise in proptest::collection::vec(any::<u8>(), 0..100),
+    ) {
+        let domain = "net.example".parse().unwrap();
+        let mut before = cache();
+        before.insert(key("web.net.example."), stored(positive("web.net.example.", 10)), Origin::Network, at(0));
+        let good = snapshot::save(&before, &domain, at(0), clock(0));
+        let mut flipped = good.clone();
+        flipped[place.index(good.len())] ^= flip;
+        for bad in [&flipped[..], &good[..cut.index(good.len())], &noise[..]] {
+            let mut after = cache();
+            prop_assert!(snapshot::restore(bad, &mut after, &domain, at(0), clock(0)).is_err());
+            prop_assert_eq!(after.len(), 0);
+        }
+    }
+
+    /// Over any sequence of steps: within its bound, exact in its count, and right about what it holds.
+    #[test]
+    fn the_cache_agrees_with_a_model(
+        steps in proptest::collection::vec((0_u8..4, 0_u8..12, 0_u32..40, 0_u64..15), 1..200),
+        octets in 1000_usize..4000,
+    ) {
+        let limits = CacheLimits { octets, network_stale: Duration::from_secs(50), ..CacheLimits::default() };
+        let mut cache = Cache::new(limits);
+        let mut model: HashMap<u8, (u64, u32)> = HashMap::new();
+        let mut now = 0;
+        for (step, which, ttl, wait) in steps {
+            now += wait;
+            let text = format!("d{which}.net.example.");
+            match step {
+                0 | 1 => {
+                    cache.insert(key(&text), stored(positive(&text, ttl)), Origin::Network, at(now));
+                    model.insert(which, (now, ttl));
+                }
+                2 => {
+                    cache.invalidate(&name(&text));
+                    model.remove(&which);
+                }
+                _ => {}
+            }
+            prop_assert!(cache.octets() <= octets);
+            let exact: usize =
+                cache.entries.iter().map(|(k, e)| k.size() + e.stored.size() + OVERHEAD).sum();
+            prop_assert_eq!(cache.octets(), exact);
+            let age = age(&mut cache, &text, now);
+            let expected = model.get(&which).and_then(|(since, ttl)| {
+                let ttl = u64::from(*ttl);
+                match now - since {
+                    past if past < ttl => Some(Age::Fresh(u32::try_from(past).unwrap())),
+                    past if past < ttl + 50 => Some(Age::Stale),
+                    _ => None,
+                }
+            });
+            // What had to give way for others is forgotten; nothing else ever differs.
+            prop_assert!(age.is_none() || age == expected, "{age:?} {expected:?}");
+            if age.is_none() {
+                model.remove(&which);
+            }
+            if matches!(step, 0 | 1) {
+                prop_assert_eq!(age, expected);
+            }
+        }
+    }
+
+    /// Whatever a server sends, keeping and writing it does not panic and stays within the client's limit.
+    #[test]
+    fn any_response_is_survived(octets in proptest::collection::vec(any::<u8>(), 0..300), udp in any::<bool>()) {
+        let mut octets = octets;
+        if octets.len() > 12 {
+            octets[4..12].copy_from_slice(&[0, 1, 0, 1, 0, 0, 0, 0]);
+        }
+        let Ok(message) = Message::from_vec(&octets) else { return Ok(()) };
+        let Ok(stored) = Stored::new(message, 60) else { return Ok(()) };
+        let transport = if udp { Transport::Udp } else { Transport::Tcp };
+        let mut out = Vec::new();
+        stored.write(&request("a.example.", RecordType::A, Some(600)), transport, Age::Stale, &mut out);
+        prop_assert!(!udp || out.len() <= 600);
+    }
+}

@@ -168,7 +168,8 @@ fn parse(
                 (IpAddr::from(to), lost.get(40..)?)
             }
         };
-        return (to == target && echo.first() == Some(&types.request) && ours(echo)).then_some(Heard::Unreachable);
+        return (to == target && echo.first() == Some(&types.request) && ours(echo))
+            .then_some(Heard::Unreachable);
     }
     None
 }

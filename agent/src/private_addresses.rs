@@ -26,8 +26,30 @@ const QUIET_PERIODS_MAX: usize = 10;
 
 /// Beginnings of the names of interfaces that container engines and hypervisors make for their own networks.
 const CONTAINER_INTERFACES: [&str; 24] = [
-    "docker", "podman", "cni", "flannel", "cali", "cilium", "lxc", "lxd", "incus", "virbr", "vnet", "vmnet", "vboxnet", "weave",
-    "kube-", "nodelocaldns", "nerdctl", "crio", "ovs-", "genev_sys", "antrea", "tunl", "br-int", "br-tun",
+    "docker",
+    "podman",
+    "cni",
+    "flannel",
+    "cali",
+    "cilium",
+    "lxc",
+    "lxd",
+    "incus",
+    "virbr",
+    "vnet",
+    "vmnet",
+    "vboxnet",
+    "weave",
+    "kube-",
+    "nodelocaldns",
+    "nerdctl",
+    "crio",
+    "ovs-",
+    "genev_sys",
+    "antrea",
+    "tunl",
+    "br-int",
+    "br-tun",
 ];
 
 /// What is never offered, beside what no host could use.
@@ -167,7 +189,9 @@ fn leads_to_a_lan(link: &Link, links: &[Link]) -> bool {
 
 fn is_container_network(name: &str) -> bool {
     // Docker calls its further networks br- and twelve hexadecimal digits.
-    let dockers = name.strip_prefix("br-").is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()));
+    let dockers = name
+        .strip_prefix("br-")
+        .is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()));
     dockers || CONTAINER_INTERFACES.iter().any(|prefix| name.starts_with(prefix))
 }
 
@@ -227,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_bridge_over_the_uplink_is_a_lan() {
-        let links = [link(2, "br0", Some(InfoKind::Bridge)), Link { controller: Some(2), ..link(3, "enp1s0", None) }];
+        let links =
+            [link(2, "br0", Some(InfoKind::Bridge)), Link { controller: Some(2), ..link(3, "enp1s0", None) }];
         assert_eq!(chosen(&links, &[address(2, "192.168.1.5")], &[2]), ["192.168.1.5"]);
     }
 

@@ -7,7 +7,10 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -19,14 +22,17 @@ use zeroize::Zeroizing;
 
 use crate::{tun::Tun, udp::UdpSockets};
 
+pub(crate) mod batch;
+mod counters;
 mod event_loop;
+mod translate;
 
 /// A WireGuard public key (Curve25519, 32 octets).
 pub type PublicKey = [u8; 32];
 
 /// Commands that may wait for the data plane before [`Handle::send`] does.
 const COMMAND_QUEUE: usize = 256;
-/// Events that may wait for the control side. Beyond it events are dropped and counted as `event_queue_full`.
+/// Events that may wait for the control side. Beyond it they stay in the core, which drops what exceeds its own bound.
 const EVENT_QUEUE: usize = 1024;
 
 /// What a data plane is made of.
@@ -37,9 +43,13 @@ pub struct DatapathConfig {
     pub sockets: UdpSockets,
     /// This device's WireGuard private key.
     pub private_key: Zeroizing<[u8; 32]>,
-    /// Seed of everything random in the core (session indices, jitter): 32 octets from the system's generator.
-    pub seed: [u8; 32],
-    /// This device's virtual addresses.
+    /// Seed of everything random in the core (ephemeral keys, session indices, jitter): 32 octets from the system's
+    /// generator, new at every start; a secret.
+    pub seed: Zeroizing<[u8; 32]>,
+    /// MTU of the TUN device, in octets.
+    pub mtu: u32,
+    /// This device's virtual addresses. Packets from other sources, such as forwarded ones, do not leave: peers would
+    /// refuse them.
     pub local_addresses: Vec<IpAddr>,
     /// The pools that are routed into the TUN device. A peer's endpoint inside one would send the tunnel through
     /// itself, so such endpoints are ignored.
@@ -106,7 +116,7 @@ pub enum Event {
 }
 
 /// Counters of the data plane at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// All peers that are held, by public key.
     pub peers: BTreeMap<PublicKey, PeerSnapshot>,
@@ -139,7 +149,7 @@ impl Counter {
 }
 
 /// One peer at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerSnapshot {
     /// Its virtual addresses.
     pub virtual_addresses: Vec<IpAddr>,
@@ -196,7 +206,7 @@ enum Request {
 /// A running data plane. Dropping it stops the thread, waits for its end, and closes TUN device and sockets.
 pub struct Datapath {
     handle: Handle,
-    stop: Arc<std::sync::atomic::AtomicBool>,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -204,8 +214,8 @@ impl Datapath {
     /// Starts the data plane on its own thread. The receiver yields [`Event`]s and ends when the data plane does.
     pub fn start(config: DatapathConfig) -> Result<(Self, mpsc::Receiver<Event>), StartError> {
         let (requests, requests_rx) = mpsc::channel(COMMAND_QUEUE);
-        let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (events_tx, events) = mpsc::channel(EVENT_QUEUE + 1);
+        let stop = Arc::new(AtomicBool::new(false));
         let (event_loop, wake) = event_loop::EventLoop::new(config, requests_rx, events_tx, stop.clone())?;
         let thread = std::thread::Builder::new()
             .name("datapath".into())
@@ -222,7 +232,7 @@ impl Datapath {
 
 impl Drop for Datapath {
     fn drop(&mut self) {
-        self.stop.store(true, std::sync::atomic::Ordering::Release);
+        self.stop.store(true, Ordering::Release);
         self.handle.wake();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

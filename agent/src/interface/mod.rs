@@ -143,7 +143,10 @@ pub struct Interface {
 
 impl Interface {
     /// Finds the interface `name`, programs it as `config` says and brings it up.
-    pub async fn program(name: &str, config: &InterfaceConfig) -> Result<(Self, Vec<Warning>), InterfaceError> {
+    pub async fn program(
+        name: &str,
+        config: &InterfaceConfig,
+    ) -> Result<(Self, Vec<Warning>), InterfaceError> {
         let mut netlink = Netlink::open().map_err(failed("open a netlink socket"))?;
         let link = netlink.link_named(name).await.map_err(failed(format!("find interface {name}")))?;
         match netlink.no_generated_addresses(link.index).await {
@@ -169,8 +172,12 @@ impl Interface {
 
         let mut warnings = self.update_addresses(config).await?;
         let ipv6 = !warnings.contains(&Warning::Ipv6Disabled);
-        let wanted: BTreeSet<IpNet> =
-            config.routes.iter().map(IpNet::trunc).filter(|route| ipv6 || route.network().is_ipv4()).collect();
+        let wanted: BTreeSet<IpNet> = config
+            .routes
+            .iter()
+            .map(IpNet::trunc)
+            .filter(|route| ipv6 || route.network().is_ipv4())
+            .collect();
         let overlaps = self.update_routes(&wanted, &config.addresses).await?;
         warnings.extend(overlaps);
         Ok(warnings)
@@ -224,7 +231,8 @@ impl Interface {
         let links = netlink.links().await.map_err(failed("list the host's interfaces"))?;
         let warnings = overlaps(wanted, &routes, &links, *index);
 
-        let source = |route: &IpNet| sources.iter().copied().find(|s| s.is_ipv4() == route.network().is_ipv4());
+        let source =
+            |route: &IpNet| sources.iter().copied().find(|s| s.is_ipv4() == route.network().is_ipv4());
         let mut missing = wanted.clone();
         for old in routes.into_iter().filter(|r| r.protocol == PROTOCOL && r.link == Some(*index)) {
             let destination = old.destination;
@@ -255,7 +263,11 @@ fn ipv6_disabled(error: &io::Error) -> bool {
 fn overlaps(pools: &BTreeSet<IpNet>, routes: &[Route], links: &[Link], own: u32) -> Vec<Warning> {
     let mut found = BTreeSet::new();
     for route in routes {
-        if !route.unicast || route.local_table || route.destination.prefix_len() <= 1 || route.link == Some(own) {
+        if !route.unicast
+            || route.local_table
+            || route.destination.prefix_len() <= 1
+            || route.link == Some(own)
+        {
             continue;
         }
         for pool in pools {
@@ -319,7 +331,8 @@ mod tests {
 
     #[test]
     fn errors_name_action_cause_and_remedy() {
-        let error = failed("set the MTU of interface muster0 to 1420")(io::Error::from_raw_os_error(libc::EPERM));
+        let error =
+            failed("set the MTU of interface muster0 to 1420")(io::Error::from_raw_os_error(libc::EPERM));
         let text = error.to_string();
         assert!(text.contains("cannot set the MTU") && text.contains("CAP_NET_ADMIN"), "{text}");
     }

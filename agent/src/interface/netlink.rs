@@ -15,11 +15,10 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope},
         link::{
-            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+            LinkMessage,
         },
-        route::{
-            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-        },
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
 
@@ -44,7 +43,6 @@ pub(crate) struct Link {
 pub(crate) struct Address {
     pub(crate) link: u32,
     pub(crate) address: IpAddr,
-    pub(crate) prefix_length: u8,
     /// Usable anywhere, as opposed to on the link or the host only.
     pub(crate) global: bool,
     /// Neither in duplicate detection, nor refused by it, nor deprecated, nor a temporary one (RFC 8981).
@@ -129,7 +127,12 @@ impl Netlink {
         let answer: Result<Vec<_>, _> = self.handle.route().get(request).execute().try_collect().await;
         match answer.map_err(io_error) {
             Ok(messages) => Ok(messages.into_iter().filter_map(route).find_map(|route| route.link)),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)) => {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)
+                ) =>
+            {
                 Ok(None)
             }
             Err(e) => Err(e),
@@ -276,7 +279,6 @@ fn address(message: AddressMessage) -> Option<Address> {
         link: message.header.index,
         // Of a point-to-point interface, `Address` is the other end.
         address: local.or(address)?,
-        prefix_length: message.header.prefix_len,
         global: message.header.scope == AddressScope::Universe,
         // "Secondary" is "temporary" in IPv6.
         lasting: !flags.intersects(unusable) && !(v6 && flags.contains(AddressHeaderFlags::Secondary)),
@@ -336,7 +338,6 @@ pub(crate) mod fixtures {
         Address {
             link,
             address: address.parse().expect("an address"),
-            prefix_length: 24,
             global: true,
             lasting: true,
             protocol: None,

@@ -9,6 +9,8 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::datapath::batch::Batch;
+
 mod sys;
 
 /// Where the kernel offers TUN devices.
@@ -92,6 +94,11 @@ impl Tun {
     /// `buffer` is cut off, so `buffer` should hold the interface's MTU.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::io::read(&self.fd, buffer)?)
+    }
+
+    /// Replaces the contents of `batch` by packets that wait.
+    pub(crate) fn recv_batch(&self, batch: &mut Batch<()>) -> io::Result<()> {
+        batch.fill(|slot| self.recv(slot).map(|length| (length, ())))
     }
 
     /// Hands one packet to the host's network stack.

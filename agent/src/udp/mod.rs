@@ -14,6 +14,12 @@ use muster_common::net::BindError;
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::datapath::batch::Batch;
+
+mod send;
+
+pub(crate) use send::Sent;
+
 /// What a socket may hold in each direction, in octets: about 20 ms at 1 Gbit/s.
 const BUFFER: usize = 4 << 20;
 /// Ports tried when any will do, until one is free in both families.
@@ -66,25 +72,18 @@ impl UdpSockets {
         self.port
     }
 
-    /// The sockets there are, for readiness and [`recv`](Self::recv).
-    pub(crate) fn families(&self) -> impl Iterator<Item = Family> {
-        [Some(Family::V4), self.v6.as_ref().map(|_| Family::V6)].into_iter().flatten()
-    }
-
+    /// The socket of a family, if the host has it: to wait until it is readable.
     pub(crate) fn fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
         self.socket(family).map(AsFd::as_fd)
     }
 
-    /// Receives one datagram into `buffer`; longer ones are cut off. `WouldBlock` when none waits.
-    pub(crate) fn recv(&self, family: Family, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket(family).ok_or(io::ErrorKind::WouldBlock)?.recv_from(buffer)
+    /// Replaces the contents of `batch` by datagrams that wait, with their sources.
+    pub(crate) fn recv_batch(&self, family: Family, batch: &mut Batch<SocketAddr>) -> io::Result<()> {
+        batch.fill(|slot| self.recv(family, slot))
     }
 
-    /// Sends one datagram. `Unsupported` where the host lacks the family of `to`.
-    pub(crate) fn send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
-        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-        self.socket(family).ok_or(io::ErrorKind::Unsupported)?.send_to(datagram, to)?;
-        Ok(())
+    fn recv(&self, family: Family, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket(family).ok_or(io::ErrorKind::WouldBlock)?.recv_from(buffer)
     }
 
     fn socket(&self, family: Family) -> Option<&UdpSocket> {
@@ -100,6 +99,12 @@ impl UdpSockets {
 pub(crate) enum Family {
     V4,
     V6,
+}
+
+impl Family {
+    fn of(address: SocketAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
 }
 
 fn open(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -130,8 +135,7 @@ mod tests {
     fn both_families_share_the_port_and_a_taken_one_is_an_error() {
         let first = UdpSockets::bind(0).expect("any port");
         assert_ne!(first.port(), 0);
-        for family in first.families() {
-            let socket = first.socket(family).expect("listed");
+        for socket in [first.socket(Family::V4), first.socket(Family::V6)].into_iter().flatten() {
             assert_eq!(socket.local_addr().expect("bound").port(), first.port());
         }
         let error = UdpSockets::bind(first.port()).expect_err("taken").to_string();
@@ -141,7 +145,7 @@ mod tests {
     #[test]
     fn datagrams_arrive_with_their_source() {
         let (a, b) = (UdpSockets::bind(0).expect("bind"), UdpSockets::bind(0).expect("bind"));
-        a.send(b"hello", (Ipv4Addr::LOCALHOST, b.port()).into()).expect("send");
+        a.v4.send_to(b"hello", (Ipv4Addr::LOCALHOST, b.port())).expect("send");
         let mut buffer = [0; 16];
         let (length, from) = b.recv(Family::V4, &mut buffer).expect("loopback delivers at once");
         assert_eq!(&buffer[..length], b"hello");

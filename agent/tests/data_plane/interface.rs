@@ -17,7 +17,9 @@ fn config() -> InterfaceConfig {
     InterfaceConfig {
         mtu: 1400,
         addresses: vec![ip("100.64.1.2"), ip("fd00:1::2")],
-        routes: ["100.64.0.0/11", "100.96.0.0/12", "fd00:1::/48"].map(|r| r.parse().expect("a prefix")).to_vec(),
+        routes: ["100.64.0.0/11", "100.96.0.0/12", "fd00:1::/48"]
+            .map(|r| r.parse().expect("a prefix"))
+            .to_vec(),
         resolver_address: Some(RESOLVER_ADDRESS.into()),
     }
 }
@@ -33,11 +35,16 @@ fn link_addresses_and_routes_are_programmed_changed_and_removed() {
         let (mut interface, warnings) = Interface::program("muster0", &config()).await.expect("program");
         assert_eq!(warnings, []);
         let link = namespace.ip("-d link show muster0");
-        assert!(link.contains("UP") && link.contains("mtu 1400") && link.contains("addrgenmode none"), "{link}");
+        assert!(
+            link.contains("UP") && link.contains("mtu 1400") && link.contains("addrgenmode none"),
+            "{link}"
+        );
         let addresses = namespace.ip("addr show muster0");
-        for expected in
-            ["inet 100.64.1.2/32 scope global", "inet6 fd00:1::2/128 scope global", "inet 169.254.20.10/32 scope host"]
-        {
+        for expected in [
+            "inet 100.64.1.2/32 scope global",
+            "inet6 fd00:1::2/128 scope global",
+            "inet 169.254.20.10/32 scope host",
+        ] {
             assert!(addresses.contains(expected), "{expected} is missing from {addresses}");
         }
         assert!(!addresses.contains("fe80") && !addresses.contains("tentative"), "{addresses}");
@@ -64,7 +71,10 @@ fn link_addresses_and_routes_are_programmed_changed_and_removed() {
         assert!(addresses.contains("100.64.1.3/32") && !addresses.contains("100.64.1.2"), "{addresses}");
         assert!(addresses.contains("mtu 1300"), "{addresses}");
         let routes = namespace.ip("route show");
-        assert!(routes.contains("100.64.0.0/11 dev muster0") && routes.contains("src 100.64.1.3"), "{routes}");
+        assert!(
+            routes.contains("100.64.0.0/11 dev muster0") && routes.contains("src 100.64.1.3"),
+            "{routes}"
+        );
         assert!(!routes.contains("100.96.0.0/12"), "{routes}");
 
         interface.remove().await.expect("remove");
@@ -170,7 +180,8 @@ fn an_interface_that_is_not_there_is_named() {
     }
     let namespace = Namespace::new();
     namespace.enter(async || {
-        let error = Interface::program("muster0", &config()).await.err().expect("no such interface").to_string();
+        let error =
+            Interface::program("muster0", &config()).await.err().expect("no such interface").to_string();
         assert!(error.contains("find interface muster0"), "{error}");
     });
 }

@@ -1,6 +1,8 @@
 //! Tests of the data plane against the kernel. They need root, and each makes network namespaces of its own.
 //! Without root they say that they are skipped, or fail if `MUSTER_REQUIRE_ROOT=1`.
 
+mod datapath;
+mod device;
 mod interface;
 mod namespace;
 mod ping;

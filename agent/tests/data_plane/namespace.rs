@@ -56,7 +56,8 @@ impl Namespace {
         let result = std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    let file = std::fs::File::open(format!("/run/netns/{}", self.name)).expect("namespace exists");
+                    let file =
+                        std::fs::File::open(format!("/run/netns/{}", self.name)).expect("namespace exists");
                     move_into_link_name_space(
                         std::os::fd::AsFd::as_fd(&file),
                         Some(LinkNameSpaceType::Network),
@@ -96,10 +97,6 @@ fn run(program: &str, arguments: &[&str]) -> String {
 
 fn check(line: &str, output: Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "`{line}` failed: {}{text}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "`{line}` failed: {}{text}", String::from_utf8_lossy(&output.stderr));
     text
 }

@@ -19,7 +19,10 @@ fn a_neighbour_answers_and_nobody_times_out() {
             let pinger = Pinger::new(target.parse().expect("an address")).expect("socket");
             for sequence in [1, 2, u16::MAX] {
                 let outcome = pinger.ping(sequence, Duration::from_secs(2)).await.expect("sent");
-                assert!(matches!(outcome, Outcome::Reply(time) if time > Duration::ZERO), "{target}: {outcome:?}");
+                assert!(
+                    matches!(outcome, Outcome::Reply(time) if time > Duration::ZERO),
+                    "{target}: {outcome:?}"
+                );
             }
         }
         let nobody = Pinger::new("10.9.0.200".parse().expect("an address")).expect("socket");

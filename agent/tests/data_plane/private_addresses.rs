@@ -57,13 +57,19 @@ fn changes_are_reported_once_the_host_is_quiet() {
         host.ip("addr add 10.9.0.77/24 dev eth0");
         host.ip("addr del 10.9.0.1/24 dev eth0");
         host.ip("addr add 10.9.0.77/24 dev eth0");
-        tokio::time::timeout(Duration::from_secs(5), addresses.changed()).await.expect("in time").expect("alive");
+        tokio::time::timeout(Duration::from_secs(5), addresses.changed())
+            .await
+            .expect("in time")
+            .expect("alive");
         assert_eq!(text(&addresses.borrow_and_update()), ["10.9.0.77", "fd09::1"]);
 
         // A change that alters nothing of what is offered is not one.
         host.ip("link add veth1 type veth peer name veth2");
         host.ip("link set eth0 down");
-        tokio::time::timeout(Duration::from_secs(5), addresses.changed()).await.expect("in time").expect("alive");
+        tokio::time::timeout(Duration::from_secs(5), addresses.changed())
+            .await
+            .expect("in time")
+            .expect("alive");
         assert_eq!(text(&addresses.borrow_and_update()), Vec::<String>::new());
     });
 }

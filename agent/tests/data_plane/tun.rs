@@ -13,7 +13,9 @@ async fn read_until(tun: &Tun, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         match tun.recv(&mut buffer) {
             Ok(length) if wanted(&buffer[..length]) => return buffer[..length].to_vec(),
             Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(Duration::from_millis(2)).await,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(2)).await
+            }
             Err(e) => panic!("{e}"),
         }
     }

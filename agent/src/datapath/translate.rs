@@ -1,0 +1,122 @@
+//! Between the words of the control side and those of the core.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use muster_common::time::{Instant, Timestamp};
+use muster_tunnel::{Config, PrivateKey, Tunnel};
+
+use super::{DatapathConfig, Event, Path, PeerConfig, PeerSnapshot, PublicKey};
+
+pub(super) fn tunnel(config: &DatapathConfig) -> Tunnel {
+    let config = Config {
+        private_key: PrivateKey::from_bytes(*config.private_key),
+        seed: *config.seed,
+        mtu: config.mtu as usize,
+        handshake_rate: 0,
+    };
+    Tunnel::new(config, Instant::now(), Timestamp::now())
+}
+
+pub(super) fn key(key: PublicKey) -> muster_tunnel::PublicKey {
+    muster_tunnel::PublicKey::from_bytes(key)
+}
+
+/// Leaves out endpoints in `pools`: the way to them would lead through the tunnel itself.
+pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConfig {
+    let PeerConfig { public_key, virtual_addresses, mut endpoints, keepalive } = peer;
+    endpoints.retain(|endpoint| {
+        let address = endpoint.ip();
+        !address.is_unspecified()
+            && endpoint.port() != 0
+            && !virtual_addresses.contains(&address)
+            && !pools.iter().any(|pool| pool.contains(&address))
+    });
+    muster_tunnel::PeerConfig {
+        virtual_addresses,
+        endpoints,
+        persistent_keepalive: keepalive,
+        ..muster_tunnel::PeerConfig::new(key(public_key))
+    }
+}
+
+pub(super) fn event(event: muster_tunnel::Event) -> Event {
+    use muster_tunnel::Event as Core;
+    match event {
+        Core::LookupAddress(address) => Event::LookupAddress(address),
+        Core::LookupKey(key) => Event::LookupKey(*key.as_bytes()),
+        Core::PeerUp { public_key, endpoint } => {
+            Event::PeerUp { public_key: *public_key.as_bytes(), endpoint }
+        }
+        Core::PeerDown(key) => Event::PeerDown(*key.as_bytes()),
+        Core::PeerIdle(key) => Event::PeerIdle(*key.as_bytes()),
+        Core::EndpointChanged { public_key, endpoint } => {
+            Event::EndpointChanged { public_key: *public_key.as_bytes(), endpoint }
+        }
+    }
+}
+
+pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, PeerSnapshot) {
+    let snapshot = PeerSnapshot {
+        virtual_addresses: peer.virtual_addresses,
+        endpoint: peer.endpoint,
+        last_handshake: peer.last_handshake,
+        received_bytes: peer.received_bytes,
+        sent_bytes: peer.sent_bytes,
+        path: if peer.has_session { Path::Direct } else { Path::None },
+    };
+    (*peer.public_key.as_bytes(), snapshot)
+}
+
+/// The source address of an IP packet, as far as there is one.
+pub(super) fn source_of(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(12..16)?).ok()?)),
+        6 => Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(8..24)?).ok()?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_that_lead_back_into_the_tunnel_are_left_out() {
+        let pools = ["100.64.0.0/11".parse().expect("a prefix"), "fd00:1::/48".parse().expect("a prefix")];
+        let config = PeerConfig {
+            public_key: [1; 32],
+            virtual_addresses: vec!["10.0.0.1".parse().expect("an address")],
+            endpoints: [
+                "192.0.2.1:51820",
+                "100.64.0.9:51820",
+                "[fd00:1::5]:51820",
+                "[2001:db8::1]:51820",
+                "0.0.0.0:51820",
+                "192.0.2.1:0",
+                "10.0.0.1:51820",
+            ]
+            .map(|e| e.parse().expect("an endpoint"))
+            .to_vec(),
+            keepalive: None,
+        };
+        let endpoints: Vec<_> = peer(config, &pools).endpoints.iter().map(ToString::to_string).collect();
+        assert_eq!(endpoints, ["192.0.2.1:51820", "[2001:db8::1]:51820"]);
+    }
+
+    #[test]
+    fn sources_are_read_and_short_packets_have_none() {
+        let mut v4 = [0; 20];
+        v4[0] = 0x45;
+        v4[12..16].copy_from_slice(&[100, 64, 0, 1]);
+        assert_eq!(source_of(&v4), Some("100.64.0.1".parse().expect("an address")));
+        assert_eq!(source_of(&v4[..15]), None);
+        let mut v6 = [0; 40];
+        v6[0] = 0x60;
+        v6[23] = 1;
+        assert_eq!(source_of(&v6), Some("::1".parse().expect("an address")));
+        assert_eq!(source_of(&v6[..23]), None);
+        assert_eq!(source_of(&[]), None);
+        assert_eq!(source_of(&[0x10; 40]), None);
+    }
+}

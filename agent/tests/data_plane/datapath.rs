@@ -1,0 +1,336 @@
+//! Data planes joined by a cable: the whole way of a packet from one host's programs to the other's.
+
+use std::{net::IpAddr, process::Stdio, time::Duration};
+
+use muster_agent::{
+    datapath::{Command, Event, Path, Stopped},
+    ping::{Outcome, Pinger},
+};
+
+use crate::{
+    device::{Device, virtual_addresses},
+    namespace::{Namespace, connect, have_root},
+};
+
+/// Two devices at the ends of a cable. The second one answers; whether it knows the first is up to the test.
+fn pair() -> (Device, Device) {
+    let (a, b) = (Device::new(1), Device::new(2));
+    connect(&a.namespace, &b.namespace);
+    (a, b)
+}
+
+fn introduce(a: &Device, b: &Device) {
+    a.send(Command::AddPeer(b.as_peer(vec![b.endpoint(2)])));
+    b.send(Command::AddPeer(a.as_peer(vec![])));
+}
+
+#[test]
+fn two_devices_reach_each_other_over_both_families() {
+    if !have_root() {
+        return;
+    }
+    let (mut a, mut b) = pair();
+    introduce(&a, &b);
+    a.namespace.run("ping -n -c 3 -i 0.2 -W 5 100.64.0.2");
+    assert_eq!(a.event(), Event::PeerUp { public_key: b.public_key, endpoint: b.endpoint(2) });
+    assert_eq!(b.event(), Event::PeerUp { public_key: a.public_key, endpoint: a.endpoint(1) });
+    b.namespace.run("ping -n -c 3 -i 0.2 -W 5 fd00:1::1");
+    // The largest packet that the interface takes, whole.
+    a.namespace.run("ping -n -c 2 -i 0.2 -W 5 -M do -s 1392 100.64.0.2");
+
+    let snapshot = a.snapshot();
+    let peer = &snapshot.peers[&b.public_key];
+    assert_eq!((peer.endpoint, peer.path), (Some(b.endpoint(2)), Path::Direct));
+    assert_eq!(peer.virtual_addresses, virtual_addresses(2));
+    assert!(peer.last_handshake.is_some() && peer.received_bytes > 0 && peer.sent_bytes > 0, "{peer:?}");
+    assert!(snapshot.tun_received.packets >= 8 && snapshot.tun_sent.packets >= 8, "{snapshot:?}");
+    assert!(snapshot.udp_sent.bytes > snapshot.tun_received.bytes, "{snapshot:?}");
+}
+
+#[test]
+fn tcp_and_udp_streams_go_through_in_both_directions() {
+    if !have_root() {
+        return;
+    }
+    let (a, b) = pair();
+    introduce(&a, &b);
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    let mut server =
+        b.namespace.command("iperf3 -s").stdout(Stdio::null()).spawn().expect("iperf3 is installed");
+    for _ in 0..100 {
+        if b.namespace.run("ss -Hltn sport = :5201").contains("5201") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let results: Vec<_> = ["", "-R", "-u -b 20M", "-6"]
+        .into_iter()
+        .map(|options| {
+            let target = if options == "-6" { "fd00:1::2" } else { "100.64.0.2" };
+            let line = format!("iperf3 -c {target} -n 4M {options}");
+            (line.clone(), a.namespace.command(&line).output().expect("runs"))
+        })
+        .collect();
+    let _ = server.kill();
+    let _ = server.wait();
+    for (line, output) in results {
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "`{line}`: {text}{}", String::from_utf8_lossy(&output.stderr));
+        if let Some(rate) = text.lines().rfind(|l| l.contains("receiver")) {
+            eprintln!("{line}:{}", rate.split("sec").nth(1).unwrap_or(rate));
+        }
+    }
+}
+
+#[test]
+fn the_first_packet_waits_for_the_lookup_and_arrives() {
+    if !have_root() {
+        return;
+    }
+    let (mut a, mut b) = pair();
+    let ping =
+        a.namespace.command("ping -n -c 1 -W 10 100.64.0.2").stdout(Stdio::piped()).spawn().expect("ping");
+    assert_eq!(a.event(), Event::LookupAddress(virtual_addresses(2)[0]));
+    a.send(Command::AddPeer(b.as_peer(vec![b.endpoint(2)])));
+    assert_eq!(b.event(), Event::LookupKey(a.public_key));
+    b.send(Command::AddPeer(a.as_peer(vec![])));
+    let output = ping.wait_with_output().expect("ping ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn an_address_that_no_device_has_is_asked_for_once_and_then_unreachable() {
+    if !have_root() {
+        return;
+    }
+    let mut device = Device::new(1);
+    for target in ["100.64.0.77", "fd00:1::77"] {
+        let target: IpAddr = target.parse().expect("an address");
+        let mut ping = device
+            .namespace
+            .command(&format!("ping -n -c 3 -i 0.2 -W 5 {target}"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("ping");
+        assert_eq!(device.event(), Event::LookupAddress(target));
+        device.send(Command::NoSuchDevice(target));
+        let status = ping.wait().expect("ping ends");
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut ping.stdout.take().expect("piped"), &mut text).expect("text");
+        assert!(!status.success() && text.to_lowercase().contains("unreachable"), "{text}");
+        assert!(text.contains("+3 errors"), "{text}");
+        assert_eq!(device.waiting_events(), [], "asked for again");
+
+        let outcome = device.namespace.enter(async || {
+            Pinger::new(target).expect("socket").ping(9, Duration::from_secs(5)).await.expect("sent")
+        });
+        assert_eq!(outcome, Outcome::Unreachable);
+    }
+}
+
+#[test]
+fn a_removed_peer_is_not_reached_any_more_and_an_updated_one_moves() {
+    if !have_root() {
+        return;
+    }
+    let (mut a, b) = pair();
+    introduce(&a, &b);
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    assert!(matches!(a.event(), Event::PeerUp { .. }));
+
+    let mut moved = b.as_peer(vec![b.endpoint(2)]);
+    moved.virtual_addresses = vec!["100.64.0.200".parse().expect("an address")];
+    b.namespace.ip("addr add 100.64.0.200/32 dev muster0");
+    b.send(Command::SetLocalAddresses(moved.virtual_addresses.clone()));
+    a.send(Command::UpdatePeer(moved));
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.200");
+
+    a.send(Command::RemovePeer(b.public_key));
+    assert!(a.snapshot().peers.is_empty());
+    assert!(!a.namespace.command("ping -n -c 1 -W 1 100.64.0.200").output().expect("ping").status.success());
+    assert_eq!(a.event(), Event::LookupAddress("100.64.0.200".parse().expect("an address")));
+}
+
+#[test]
+fn an_endpoint_inside_the_network_is_ignored() {
+    if !have_root() {
+        return;
+    }
+    let (a, b) = pair();
+    a.send(Command::AddPeer(b.as_peer(vec!["100.64.0.9:1".parse().expect("an address"), b.endpoint(2)])));
+    b.send(Command::AddPeer(a.as_peer(vec![])));
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    assert_eq!(a.snapshot().peers[&b.public_key].endpoint, Some(b.endpoint(2)));
+}
+
+#[test]
+fn nothing_runs_while_nothing_happens() {
+    if !have_root() {
+        return;
+    }
+    let (a, b) = pair();
+    introduce(&a, &b);
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    let wake_ups = || a.namespace.enter(async || wake_ups_of_this_namespaces_datapath());
+    let before = wake_ups();
+    std::thread::sleep(Duration::from_secs(2));
+    let after = wake_ups();
+    assert!(after - before <= 2, "woken up {} times in two idle seconds", after - before);
+}
+
+/// How often threads called `datapath` in the caller's network namespace have gone to sleep.
+fn wake_ups_of_this_namespaces_datapath() -> u64 {
+    let here = std::fs::read_link("/proc/thread-self/ns/net").expect("proc");
+    let tasks = std::fs::read_dir("/proc/self/task").expect("proc").flatten().map(|task| task.path());
+    let datapaths = tasks.filter(|task| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "datapath")
+            && std::fs::read_link(task.join("ns/net")).is_ok_and(|namespace| namespace == here)
+    });
+    let switches: Vec<u64> = datapaths
+        .map(|task| {
+            let status = std::fs::read_to_string(task.join("status")).expect("status");
+            let line =
+                status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).expect("counted");
+            line.trim().parse().expect("a number")
+        })
+        .collect();
+    assert_eq!(switches.len(), 1, "one data plane in this namespace");
+    switches[0]
+}
+
+#[test]
+fn a_deleted_interface_is_the_last_event_and_a_stopped_data_plane_leaves_none() {
+    if !have_root() {
+        return;
+    }
+    let mut device = Device::new(1);
+    device.namespace.ip("link del muster0");
+    let Event::Failed(reason) = device.event() else { panic!("expected a failure") };
+    assert!(reason.contains("TUN device"), "{reason}");
+
+    let mut device = Device::new(2);
+    device.stop();
+    assert!(!device.namespace.ip("link").contains("muster0"));
+    let handle = device.handle.clone();
+    let result = device.namespace.enter(async || handle.send(Command::UnknownKey([0; 32])).await);
+    assert_eq!(result, Err(Stopped));
+}
+
+#[test]
+fn junk_from_strangers_is_counted_and_changes_nothing() {
+    if !have_root() {
+        return;
+    }
+    let (a, b) = pair();
+    introduce(&a, &b);
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    let target = b.endpoint(2);
+    a.namespace.enter(async || {
+        let socket = std::net::UdpSocket::bind("10.9.0.1:0").expect("bind");
+        let mut junk: Vec<u8> = (0..=255).cycle().take(60_000).collect();
+        for length in [0, 1, 4, 31, 32, 63, 64, 92, 148, 1500, 60_000] {
+            for kind in 0..=5 {
+                if let Some(first) = junk.first_mut() {
+                    *first = kind;
+                }
+                socket.send_to(&junk[..length], target).expect("send");
+            }
+        }
+    });
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    let snapshot = b.snapshot();
+    let dropped: u64 = snapshot.drops.values().sum();
+    assert!(dropped >= 60, "{:?}", snapshot.drops);
+    assert_eq!(snapshot.peers.len(), 1);
+}
+
+/// A WireGuard implementation that is not ours at the other end.
+mod other_implementation {
+    use super::*;
+    use crate::device::public_key;
+    use base64::{Engine, engine::general_purpose::STANDARD};
+
+    struct WireGuardGo {
+        namespace: Namespace,
+        interface: String,
+        process: std::process::Child,
+    }
+
+    impl Drop for WireGuardGo {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    impl WireGuardGo {
+        /// As device number 3 at 10.9.0.2:51820, with `device` as its peer.
+        fn new(device: &Device) -> Self {
+            let namespace = Namespace::new();
+            // Its control socket lives in the file system, which the namespaces share.
+            let interface = format!("wg{}", std::process::id());
+            let process = namespace
+                .command(&format!("wireguard-go -f {interface}"))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("wireguard-go is installed");
+            let this = Self { namespace, interface, process };
+            connect(&device.namespace, &this.namespace);
+            for _ in 0..200 {
+                if this
+                    .namespace
+                    .command(&format!("wg show {}", this.interface))
+                    .output()
+                    .expect("wg")
+                    .status
+                    .success()
+                {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let key = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(key.path(), STANDARD.encode([3; 32])).expect("written");
+            this.namespace.run(&format!(
+                "wg set {} private-key {} listen-port 51820 peer {} allowed-ips 100.64.0.1/32,fd00:1::1/128",
+                this.interface,
+                key.path().display(),
+                STANDARD.encode(device.public_key),
+            ));
+            for address in ["100.64.0.3/11", "fd00:1::3/48"] {
+                this.namespace.ip(&format!("addr add {address} dev {}", this.interface));
+            }
+            this.namespace.ip(&format!("link set {} mtu 1420 up", this.interface));
+            this
+        }
+    }
+
+    #[test]
+    fn is_reached_and_reaches_us() {
+        if !have_root() {
+            return;
+        }
+        let mut device = Device::new(1);
+        let other = WireGuardGo::new(&device);
+        let mut peer = device.as_peer(vec!["10.9.0.2:51820".parse().expect("an address")]);
+        (peer.public_key, peer.virtual_addresses) = (public_key([3; 32]), virtual_addresses(3));
+        device.send(Command::AddPeer(peer.clone()));
+        device.namespace.run("ping -n -c 3 -i 0.2 -W 5 100.64.0.3");
+        assert!(matches!(device.event(), Event::PeerUp { .. }));
+        other.namespace.run("ping -n -c 3 -i 0.2 -W 5 fd00:1::1");
+
+        // Now they start, from where they heard us last.
+        device.send(Command::RemovePeer(peer.public_key));
+        peer.endpoints.clear();
+        device.send(Command::AddPeer(peer));
+        let us = STANDARD.encode(device.public_key);
+        other.namespace.run(&format!("wg set {} peer {us} remove", other.interface));
+        other.namespace.run(&format!(
+            "wg set {} peer {us} allowed-ips 100.64.0.1/32,fd00:1::1/128 endpoint {}",
+            other.interface,
+            device.endpoint(1)
+        ));
+        other.namespace.run("ping -n -c 3 -i 0.2 -W 5 -s 1392 100.64.0.1");
+    }
+}

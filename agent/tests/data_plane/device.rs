@@ -1,0 +1,129 @@
+//! A device with a data plane in a namespace of its own.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use muster_agent::{
+    datapath::{Command, Datapath, DatapathConfig, Event, Handle, PeerConfig, PublicKey, Snapshot},
+    interface::{Interface, InterfaceConfig},
+    tun::Tun,
+    udp::UdpSockets,
+};
+use tokio::sync::mpsc::Receiver;
+use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
+
+use crate::namespace::Namespace;
+
+/// Device number `n` has the virtual addresses 100.64.0.n and fd00:1::n.
+pub(crate) struct Device {
+    pub(crate) namespace: Namespace,
+    pub(crate) public_key: PublicKey,
+    pub(crate) port: u16,
+    pub(crate) handle: Handle,
+    number: u8,
+    events: Receiver<Event>,
+    datapath: Option<Datapath>,
+    runtime: tokio::runtime::Runtime,
+}
+
+pub(crate) fn virtual_addresses(number: u8) -> Vec<IpAddr> {
+    vec![
+        format!("100.64.0.{number}").parse().expect("an address"),
+        format!("fd00:1::{number}").parse().expect("an address"),
+    ]
+}
+
+pub(crate) fn public_key(private_key: [u8; 32]) -> PublicKey {
+    x25519_dalek::PublicKey::from(&StaticSecret::from(private_key)).to_bytes()
+}
+
+impl Device {
+    pub(crate) fn new(number: u8) -> Self {
+        let namespace = Namespace::new();
+        let private_key = [number; 32];
+        let pools = ["100.64.0.0/11", "fd00:1::/48"].map(|r| r.parse().expect("a prefix")).to_vec();
+        let (datapath, events, port) = namespace.enter(async || {
+            let tun = Tun::create("muster0").expect("create");
+            let config = InterfaceConfig {
+                mtu: 1420,
+                addresses: virtual_addresses(number),
+                routes: pools.clone(),
+                resolver_address: None,
+            };
+            Interface::program("muster0", &config).await.expect("program");
+            let sockets = UdpSockets::bind(0).expect("bind");
+            let port = sockets.port();
+            let (datapath, events) = Datapath::start(DatapathConfig {
+                tun,
+                sockets,
+                private_key: Zeroizing::new(private_key),
+                seed: Zeroizing::new([number; 32]),
+                mtu: 1420,
+                local_addresses: virtual_addresses(number),
+                pools: pools.clone(),
+            })
+            .expect("start");
+            (datapath, events, port)
+        });
+        Self {
+            namespace,
+            public_key: public_key(private_key),
+            port,
+            handle: datapath.handle(),
+            number,
+            events,
+            datapath: Some(datapath),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime"),
+        }
+    }
+
+    /// This device as a peer that is reached at `endpoints`.
+    pub(crate) fn as_peer(&self, endpoints: Vec<SocketAddr>) -> PeerConfig {
+        PeerConfig {
+            public_key: self.public_key,
+            virtual_addresses: virtual_addresses(self.number),
+            endpoints,
+            keepalive: None,
+        }
+    }
+
+    /// Where this device is reached by the other end of the cable; `host` is its number there.
+    pub(crate) fn endpoint(&self, host: u8) -> SocketAddr {
+        format!("10.9.0.{host}:{}", self.port).parse().expect("an address")
+    }
+
+    pub(crate) fn send(&self, command: Command) {
+        self.runtime.block_on(self.handle.send(command)).expect("running");
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.runtime.block_on(self.handle.snapshot()).expect("running")
+    }
+
+    /// The next event; panics if none comes.
+    pub(crate) fn event(&mut self) -> Event {
+        let event = self
+            .runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(10), self.events.recv()).await });
+        event.expect("an event within ten seconds").expect("running")
+    }
+
+    /// All events that wait.
+    pub(crate) fn waiting_events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.events.try_recv().ok()).collect()
+    }
+
+    /// Stops the data plane; the namespace stays.
+    pub(crate) fn stop(&mut self) {
+        self.datapath = None;
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

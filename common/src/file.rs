@@ -1,9 +1,10 @@
-//! Files that hold secrets or state: mode 0600, replaced as a whole, on disk before the call returns.
+//! Files that hold secrets or state: mode 0600, replaced as a whole, on disk before the call returns. What root makes
+//! in the directory of another user, such as a service's, belongs to that user, who could not read it otherwise.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown},
     path::{Path, PathBuf},
 };
 
@@ -44,6 +45,9 @@ pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        if let Some((uid, gid)) = other_owner(directory)? {
+            fchown(&file, Some(uid), Some(gid))?;
+        }
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -61,6 +65,9 @@ pub fn create_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     create_private_dir(directory)?;
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        if let Some((uid, gid)) = other_owner(directory)? {
+            fchown(&file, Some(uid), Some(gid))?;
+        }
         file.write_all(contents)?;
         file.sync_all()?;
         File::open(directory)?.sync_all()
@@ -75,11 +82,26 @@ pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
 
 /// Creates `path` and what is missing above it; new directories get mode 0700.
 pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| FileError::new("create directory", path, source))
+    let missing: Vec<_> = path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
+    let create = || {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        for directory in missing.iter().rev() {
+            if let Some((uid, gid)) = other_owner(parent(directory))? {
+                chown(directory, Some(uid), Some(gid))?;
+            }
+        }
+        Ok(())
+    };
+    create().map_err(|source| FileError::new("create directory", path, source))
+}
+
+/// User and group that own `directory`, if this process is root and they are not.
+fn other_owner(directory: &Path) -> io::Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let owner = fs::metadata(directory)?;
+    Ok((owner.uid() != 0).then(|| (owner.uid(), owner.gid())))
 }
 
 fn parent(path: &Path) -> &Path {
@@ -103,6 +125,22 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_root_makes_belongs_to_the_owner_of_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(error) = chown(dir.path(), Some(1), Some(1)) {
+            println!("skipped: needs a root that can give files away ({error})");
+            return;
+        }
+        let path = dir.path().join("new/state");
+        write_private(&path, b"one").unwrap();
+        create_private(&dir.path().join("key"), b"one").unwrap();
+        for made in [path.as_path(), parent(&path), &dir.path().join("key")] {
+            let owner = fs::metadata(made).unwrap();
+            assert_eq!((owner.uid(), owner.gid()), (1, 1), "{}", made.display());
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! are trusted. [`rotation`] replaces the root; [`SharedCa`] is what a serving registrar holds, and reloads.
 //!
 //! Files, all with mode 0600, in one directory: `ca.key` issues; `ca.crt` is its certificate; `roots/*.crt` are
-//! trusted too; `cross.crt` is the issuing or the next root's key, signed by the root before it; `next.key` waits.
+//! trusted too; `cross.crt` is the issuing or the next root's key, signed by the root before it; `next.key` waits;
+//! `retired/*.crt` are no longer trusted, whatever the store says.
 
 pub mod rotation;
 
@@ -86,6 +87,7 @@ pub struct Ca {
     chain: Vec<CertificateDer<'static>>,
     /// The issuing root first.
     roots: Vec<CertificateDer<'static>>,
+    retired: Vec<CertificateDer<'static>>,
 }
 
 impl Ca {
@@ -119,7 +121,7 @@ impl Ca {
 
         // The key decides which root issues: it is what a rotation replaces in one step.
         let mut roots = Vec::new();
-        for path in [vec![files.certificate()], files.roots()?].concat() {
+        for path in [vec![files.certificate()], files.list("roots")?].concat() {
             roots.push(read_certificate(&path)?);
         }
         let mut issuing = None;
@@ -140,6 +142,11 @@ impl Ca {
             if twice { drop(roots.remove(position)) } else { position += 1 }
         }
 
+        let mut retired = Vec::new();
+        for path in files.list("retired")? {
+            retired.push(read_certificate(&path)?);
+        }
+
         let mut chain = Vec::new();
         if files.cross().exists() {
             let cross = read_certificate(&files.cross())?;
@@ -155,6 +162,7 @@ impl Ca {
             validity: certificate_validity(&roots[0])?,
             chain,
             roots,
+            retired,
         })
     }
 
@@ -195,6 +203,16 @@ impl Ca {
     /// The roots to trust, the issuing one first.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// Former roots, which are not to be trusted any more.
+    pub fn retired(&self) -> &[CertificateDer<'static>] {
+        &self.retired
+    }
+
+    /// What follows the certificate itself in the chains that are issued now.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
     /// The hash that `muster-agent join --ca-hash` takes: of the issuing root's public key.
@@ -258,24 +276,43 @@ impl SharedCa {
         self.current.load_full()
     }
 
-    /// The roots to trust, now and whenever they change.
+    /// All roots to trust, now and whenever they change. Beside this registrar's own there may be those that another
+    /// registrar has put into the store they share.
     pub fn roots(&self) -> watch::Receiver<Vec<CertificateDer<'static>>> {
         self.roots.subscribe()
     }
 
-    /// Reads the files again; says whether anything has changed. After an error, all is as before.
+    /// Reads the files again; says whether anything has changed. After an error, all is as before. The roots change
+    /// with [`trust`](Self::trust).
     ///
     /// # Errors
     /// As [`Ca::load`].
     pub fn reload(&self) -> Result<bool, CaError> {
         let ca = Ca::load(&self.directory)?;
-        let changed = ca.chain != self.current.load().chain;
+        let changed = {
+            let current = self.current.load();
+            ca.chain != current.chain || ca.retired != current.retired
+        };
         if changed {
-            let roots = ca.roots.clone();
             self.current.store(Arc::new(ca));
-            self.roots.send_if_modified(|known| std::mem::replace(known, roots.clone()) != roots);
         }
         Ok(changed)
+    }
+
+    /// Has the roots of the CA trusted, and those of `stored` that it has not retired; says whether that is a change.
+    pub fn trust(&self, stored: &[CertificateDer<'static>]) -> bool {
+        let ca = self.current.load();
+        let mut all = ca.roots.clone();
+        for root in stored {
+            if !all.contains(root) && !ca.retired.contains(root) {
+                all.push(root.clone());
+            }
+        }
+        self.roots.send_if_modified(|known| {
+            let changed = *known != all;
+            *known = all;
+            changed
+        })
     }
 }
 
@@ -308,9 +345,13 @@ impl<'a> Files<'a> {
         self.0.join("roots").join(format!("{digits}.crt"))
     }
 
-    /// The files in `roots/`, in order.
-    fn roots(&self) -> Result<Vec<PathBuf>, FileError> {
-        let directory = self.0.join("roots");
+    fn retired(&self, hash: SpkiHash) -> PathBuf {
+        self.0.join("retired").join(self.root(hash).file_name().unwrap_or_default())
+    }
+
+    /// The certificates in a directory, in order.
+    fn list(&self, directory: &str) -> Result<Vec<PathBuf>, FileError> {
+        let directory = self.0.join(directory);
         let entries = match std::fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

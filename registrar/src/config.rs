@@ -137,6 +137,10 @@ pub struct Limits {
     pub message_octets: usize,
     /// How long a gRPC request other than a stream may take.
     pub request_timeout: Period,
+    /// Requests to join a second from each source address, in the long run.
+    pub joins_per_second: u32,
+    /// Requests to join at once from each source address, after a pause.
+    pub joins_burst: u32,
 }
 
 impl Default for Config {
@@ -187,8 +191,8 @@ impl Default for Dns {
     fn default() -> Self {
         Self {
             open_to: Vec::new(),
-            responses_per_second: 50,
-            burst: 200,
+            responses_per_second: 200,
+            burst: 400,
             connections: 20_000,
             connections_per_client: 100,
         }
@@ -202,6 +206,8 @@ impl Default for Limits {
             requests_per_connection: 128,
             message_octets: 256 * 1024,
             request_timeout: Period::seconds(30),
+            joins_per_second: 200,
+            joins_burst: 2000,
         }
     }
 }
@@ -236,6 +242,8 @@ impl Config {
         for (key, value) in [
             ("limits.connections", self.limits.connections),
             ("limits.message_octets", self.limits.message_octets),
+            ("limits.joins_per_second", self.limits.joins_per_second as usize),
+            ("limits.joins_burst", self.limits.joins_burst as usize),
             ("dns.connections", self.dns.connections),
             ("dns.connections_per_client", self.dns.connections_per_client),
         ] {
@@ -359,7 +367,9 @@ mod tests {
         assert_eq!(load("").unwrap(), Config::default());
         let printed = print(&Config::default());
         assert_eq!(load(&printed).unwrap(), Config::default());
-        for part in ["data_dir", "grpc = \"[::]:7500\"", "device_lifetime = \"30d\"", "open_to = []", "ca_file"] {
+        for part in
+            ["data_dir", "grpc = \"[::]:7500\"", "device_lifetime = \"30d\"", "open_to = []", "ca_file"]
+        {
             assert!(printed.contains(part), "{part}: {printed}");
         }
     }

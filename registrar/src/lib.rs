@@ -1,9 +1,13 @@
-//! placeholder
+//! The registrar of a Muster network: CA, registry, address allocation, policy, DNS and API. The pure parts
+//! (`registry::{index, plan}`, `allocation`, `token`, `csr`, `policy`) know no I/O; the others are shells around them.
+#![forbid(unsafe_code)]
 
 pub mod allocation;
 pub mod ca;
 pub mod config;
 pub mod csr;
+pub mod init;
+pub mod own_certificate;
 pub mod policy;
 pub mod registry;
 pub mod store;

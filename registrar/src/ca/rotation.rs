@@ -154,6 +154,8 @@ pub fn retire(directory: &Path, lifetime: Duration, now: Timestamp, force: bool)
         return Err(RotationError::TooEarly { until }.into());
     }
     for hash in old {
+        // Kept, so that a registrar that was not running takes it back from the store as well.
+        copy(&files.root(hash), &files.retired(hash))?;
         remove(&files.root(hash))?;
     }
     remove(&files.cross())?;

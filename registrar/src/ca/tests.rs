@@ -33,8 +33,7 @@ fn pair(ca: &Ca, identity: &str) -> TlsPair {
 fn handshake(client: rustls::ClientConfig, server: &Arc<Credentials>) -> Result<(), rustls::Error> {
     let name = ServerName::try_from("registrar").unwrap();
     let mut client = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
-    let mut server =
-        rustls::ServerConnection::new(Arc::new(server.server_config(ALPN_H2).unwrap())).unwrap();
+    let mut server = rustls::ServerConnection::new(Arc::new(server.server_config(ALPN_H2).unwrap())).unwrap();
     while client.is_handshaking() || server.is_handshaking() || client.wants_write() || server.wants_write() {
         let mut data = Vec::new();
         client.write_tls(&mut data).unwrap();
@@ -130,10 +129,7 @@ fn nothing_outlives_the_root() {
     let request = csr::check(request.der()).unwrap();
     let issue = |at| ca.issue(&request, &DEVICE.parse().unwrap(), at, 30 * DAY);
     let late = issue(now() + ROOT_LIFETIME.saturating_sub(DAY)).unwrap();
-    assert_eq!(
-        certificate_validity(&late[0]).unwrap().1,
-        certificate_validity(&ca.roots()[0]).unwrap().1
-    );
+    assert_eq!(certificate_validity(&late[0]).unwrap().1, certificate_validity(&ca.roots()[0]).unwrap().1);
     let error = issue(now() + ROOT_LIFETIME + DAY).unwrap_err().to_string();
     assert!(error.contains("clock") && error.contains("ca rotate"), "{error}");
     assert!(issue(now().saturating_sub(365 * DAY)).is_err());
@@ -159,11 +155,9 @@ fn roots_are_replaced_while_both_are_trusted() {
 
     let next = prepare(path, "muster.test", now()).unwrap();
     assert_eq!(phase(path).unwrap(), Phase::Prepared { next });
-    assert!(matches!(
-        prepare(path, "muster.test", now()),
-        Err(CaError::Rotation(RotationError::UnderWay))
-    ));
+    assert!(matches!(prepare(path, "muster.test", now()), Err(CaError::Rotation(RotationError::UnderWay))));
     assert!(shared.reload().unwrap());
+    assert!(shared.trust(&[]));
     assert!(told.has_changed().unwrap());
     let both = told.borrow_and_update().clone();
     assert_eq!(both.len(), 2);
@@ -197,6 +191,13 @@ fn roots_are_replaced_while_both_are_trusted() {
     let settled = shared.current();
     assert_eq!(phase(path).unwrap(), Phase::Settled);
     assert_eq!(settled.roots(), &new.roots()[..1]);
+    assert_eq!(settled.retired(), old.roots());
+    // The store may still have the old root, and that of another registrar.
+    let other = tempfile::tempdir().unwrap();
+    let other = Ca::create(other.path(), "muster.test", now()).unwrap();
+    assert!(shared.trust(&[old.roots()[0].clone(), other.roots()[0].clone()]));
+    assert_eq!(*told.borrow_and_update(), [settled.roots(), other.roots()].concat());
+    assert!(!shared.trust(other.roots()));
     talk(&new_device, settled.roots(), &new_registrar, settled.roots()).unwrap();
     assert!(talk(&old_device, settled.roots(), &new_registrar, settled.roots()).is_err());
     assert!(talk(&new_device, settled.roots(), &old_registrar, settled.roots()).is_err());
@@ -212,7 +213,7 @@ fn steps_that_were_cut_off_can_be_repeated() {
 
     // Before the preparation counted.
     prepare(path, "muster.test", now()).unwrap();
-    for root in Files::new(path).roots().unwrap() {
+    for root in Files::new(path).list("roots").unwrap() {
         std::fs::remove_file(root).unwrap();
     }
     assert_eq!(phase(path).unwrap(), Phase::Settled);

@@ -1,1 +1,41 @@
-//! placeholder
+//! WireGuard as a state machine without I/O: the core of the data plane.
+//!
+//! [`Tunnel`] is one device. Its shell feeds it datagrams from UDP and packets from the TUN device together with the
+//! time, and then drains what it has to say: datagrams to send, packets for the TUN device, events, the next timeout.
+//! The core reads no clock and owns its (seeded) generator, so the same inputs give the same outputs, octet for octet.
+//!
+//! The protocol is the one of "WireGuard: Next Generation Kernel Network Tunnel" (Donenfeld, NDSS 2017; "the paper"
+//! below), unchanged. What Muster adds around it stays on this side of the wire: peers on demand ([`Event`]), several
+//! candidate endpoints for a peer, and one rule for handshakes that both sides start at once (see `peer`).
+#![forbid(unsafe_code)]
+
+mod cookie;
+mod event;
+mod icmp;
+mod key;
+mod limits;
+mod lookup;
+mod message;
+mod noise;
+mod outgoing;
+mod packet;
+mod peer;
+mod rate;
+mod replay;
+mod session;
+mod sessions;
+mod shared;
+mod stats;
+mod tai64n;
+mod timers;
+mod tunnel;
+
+pub use event::{Event, Reason, Received, Sent, Transmit};
+pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use limits::*;
+pub use outgoing::{Datagram, Outgoing};
+pub use stats::{Dropped, Drops, PeerSnapshot};
+pub use tunnel::{Config, PeerConfig, Tunnel};
+
+#[cfg(test)]
+mod tests;

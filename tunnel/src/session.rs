@@ -1,0 +1,204 @@
+//! One session: its transport keys, counters and age (the paper, §5.4.6 and §6.2).
+
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use muster_common::time::Instant;
+
+use crate::{
+    limits::{
+        KEEPALIVE_TIMEOUT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
+        REKEY_TIMEOUT,
+    },
+    message::{DATA_HEADER_LEN, DataHeader, TAG_LEN},
+    noise::TransportKeys,
+    replay::ReplayWindow,
+    stats::Dropped,
+};
+
+/// Keys for both directions, and what was used of them.
+pub(crate) struct Session {
+    pub(crate) local_index: u32,
+    remote_index: u32,
+    sending: LessSafeKey,
+    receiving: LessSafeKey,
+    /// Counter of the next message to send.
+    send_counter: u64,
+    replay: ReplayWindow,
+    pub(crate) created: Instant,
+    pub(crate) is_initiator: bool,
+    /// Made while we had an initiation of our own under way: both sides started at once.
+    pub(crate) is_contested: bool,
+}
+
+fn nonce(counter: u64) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    Nonce::assume_unique_for_key(nonce)
+}
+
+impl Session {
+    /// `None` if the cipher refuses the keys, which it does not for 32 octets.
+    pub(crate) fn new(
+        keys: &TransportKeys,
+        local_index: u32,
+        remote_index: u32,
+        is_initiator: bool,
+        now: Instant,
+    ) -> Option<Self> {
+        let key = |octets: &[u8; 32]| UnboundKey::new(&CHACHA20_POLY1305, octets).map(LessSafeKey::new).ok();
+        Some(Self {
+            local_index,
+            remote_index,
+            sending: key(&keys.sending)?,
+            receiving: key(&keys.receiving)?,
+            send_counter: 0,
+            replay: ReplayWindow::default(),
+            created: now,
+            is_initiator,
+            is_contested: false,
+        })
+    }
+
+    /// Whether it may still be used.
+    pub(crate) fn is_alive(&self, now: Instant) -> bool {
+        now - self.created < REJECT_AFTER_TIME
+    }
+
+    /// Whether it may still be sent with.
+    pub(crate) fn can_send(&self, now: Instant) -> bool {
+        self.is_alive(now) && self.send_counter < REJECT_AFTER_MESSAGES
+    }
+
+    /// Whether it should be renewed now that something was sent.
+    pub(crate) fn wants_renewal_after_sending(&self, now: Instant) -> bool {
+        self.send_counter > REKEY_AFTER_MESSAGES
+            || (self.is_initiator && now - self.created >= REKEY_AFTER_TIME)
+    }
+
+    /// Whether it should be renewed now that something was received: its initiator would otherwise have no chance
+    /// to renew it in time by sending alone.
+    pub(crate) fn wants_renewal_after_receiving(&self, now: Instant) -> bool {
+        self.is_initiator && now - self.created >= REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
+    }
+
+    /// Appends the sealed message with `packet`, zero-padded to `padded` octets, to `out`.
+    pub(crate) fn seal(
+        &mut self,
+        packet: &[u8],
+        padded: usize,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Dropped> {
+        if !self.can_send(now) {
+            return Err(Dropped::SessionExpired);
+        }
+        let counter = self.send_counter;
+        self.send_counter += 1;
+        let start = out.len();
+        out.reserve(DATA_HEADER_LEN + padded + TAG_LEN);
+        out.extend_from_slice(&DataHeader { receiver: self.remote_index, counter }.build());
+        let body = out.len();
+        out.extend_from_slice(packet);
+        out.resize(body + padded.max(packet.len()), 0);
+        match self.sending.seal_in_place_separate_tag(nonce(counter), Aad::empty(), &mut out[body..]) {
+            Ok(tag) => out.extend_from_slice(tag.as_ref()),
+            Err(_) => {
+                out.truncate(start);
+                return Err(Dropped::SealFailed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the sealed octets after the header in place.
+    pub(crate) fn open<'a>(
+        &mut self,
+        counter: u64,
+        sealed: &'a mut [u8],
+        now: Instant,
+    ) -> Result<&'a mut [u8], Dropped> {
+        if !self.is_alive(now) || counter >= REJECT_AFTER_MESSAGES {
+            return Err(Dropped::SessionExpired);
+        }
+        if !self.replay.is_fresh(counter) {
+            return Err(Dropped::Replayed);
+        }
+        let opened = self
+            .receiving
+            .open_in_place(nonce(counter), Aad::empty(), sealed)
+            .map_err(|_| Dropped::NotAuthentic)?;
+        self.replay.accept(counter);
+        Ok(opened)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_send_counter(&mut self, counter: u64) {
+        self.send_counter = counter;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn pair(now: Instant) -> (Session, Session) {
+        let keys = |sending, receiving| TransportKeys {
+            sending: Zeroizing::new([sending; 32]),
+            receiving: Zeroizing::new([receiving; 32]),
+        };
+        (
+            Session::new(&keys(1, 2), 10, 20, true, now).unwrap(),
+            Session::new(&keys(2, 1), 20, 10, false, now).unwrap(),
+        )
+    }
+
+    /// The counters at which a session is renewed and at which it ends, without sending 2^60 messages.
+    #[test]
+    fn counters_run_out() {
+        let now = Instant::default();
+        let (mut a, mut b) = pair(now);
+        let mut out = Vec::new();
+        a.set_send_counter(REKEY_AFTER_MESSAGES);
+        assert!(!a.wants_renewal_after_sending(now));
+        a.seal(b"x", 16, now, &mut out).unwrap();
+        assert!(a.wants_renewal_after_sending(now));
+        a.set_send_counter(REJECT_AFTER_MESSAGES - 1);
+        out.clear();
+        a.seal(b"x", 16, now, &mut out).unwrap();
+        assert_eq!(a.seal(b"x", 16, now, &mut out), Err(Dropped::SessionExpired));
+        assert_eq!(out.len(), 48, "nothing is left behind by the refusal");
+        assert_eq!(b.open(REJECT_AFTER_MESSAGES - 1, &mut out.clone()[16..], now).unwrap()[0], b'x');
+        assert_eq!(b.open(REJECT_AFTER_MESSAGES, &mut out[16..], now).unwrap_err(), Dropped::SessionExpired);
+    }
+
+    #[test]
+    fn ages_run_out() {
+        let now = Instant::default();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (mut a, mut b) = pair(now);
+        assert!(!a.wants_renewal_after_sending(at(119)) && a.wants_renewal_after_sending(at(120)));
+        assert!(!b.wants_renewal_after_sending(at(120)), "only the initiator renews by age");
+        assert!(!a.wants_renewal_after_receiving(at(164)) && a.wants_renewal_after_receiving(at(165)));
+        let mut out = Vec::new();
+        a.seal(b"x", 16, at(179), &mut out).unwrap();
+        assert_eq!(a.seal(b"x", 16, at(180), &mut Vec::new()), Err(Dropped::SessionExpired));
+        assert_eq!(b.open(0, &mut out.clone()[16..], at(180)).unwrap_err(), Dropped::SessionExpired);
+        assert!(b.open(0, &mut out.clone()[16..], at(179)).is_ok());
+        assert_eq!(b.open(0, &mut out[16..], at(179)).unwrap_err(), Dropped::Replayed);
+    }
+
+    #[test]
+    fn forgeries_do_not_move_the_window() {
+        let now = Instant::default();
+        let (mut a, mut b) = pair(now);
+        let mut out = Vec::new();
+        a.seal(b"x", 16, now, &mut out).unwrap();
+        let mut forged = out.clone();
+        forged[20] ^= 1;
+        assert_eq!(b.open(1 << 40, &mut forged[16..], now).unwrap_err(), Dropped::NotAuthentic);
+        assert!(b.open(0, &mut out[16..], now).is_ok());
+    }
+}

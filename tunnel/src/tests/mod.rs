@@ -1,0 +1,8 @@
+//! Tunnels in one simulated network, with virtual time. Each scenario is in the file that its name suggests.
+
+mod handshake;
+mod limits;
+mod lookup;
+mod network;
+pub(crate) mod packets;
+mod session;

@@ -1,0 +1,276 @@
+//! The simulated network: tunnels at addresses, links that delay, lose and reorder by a seed, and a trace of all that
+//! was sent.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use muster_common::time::{Instant, Timestamp};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::packets::udp;
+use crate::{Config, Dropped, Event, Outgoing, PeerConfig, PrivateKey, PublicKey, Received, Tunnel};
+
+/// One device in the network.
+pub(super) struct Node {
+    pub(super) tunnel: Tunnel,
+    pub(super) address: SocketAddr,
+    pub(super) virtual_address: String,
+    /// Packets that came out of the tunnel for the TUN device.
+    pub(super) inbox: Vec<Vec<u8>>,
+    pub(super) events: Vec<Event>,
+    pub(super) dropped: Vec<Dropped>,
+    /// Empty messages received.
+    pub(super) keepalives: usize,
+    out: Outgoing,
+}
+
+pub(super) struct Network {
+    pub(super) now: Instant,
+    pub(super) nodes: Vec<Node>,
+    /// Datagrams under way, by arrival and a number that keeps the order.
+    under_way: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
+    sent: u64,
+    rng: StdRng,
+    pub(super) delay: Duration,
+    /// Up to this much is added to the delay, at random, which reorders.
+    pub(super) jitter: Duration,
+    /// Of 100 datagrams so many get lost.
+    pub(super) loss: u32,
+    /// Datagrams to these addresses get lost.
+    pub(super) black_holes: Vec<SocketAddr>,
+    /// Everything sent: when, from, to, what.
+    pub(super) trace: VecDeque<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
+}
+
+pub(super) fn key(n: u8) -> PrivateKey {
+    PrivateKey::from_bytes([n; 32])
+}
+
+impl Network {
+    /// `count` tunnels that do not know each other, 10 ms apart.
+    pub(super) fn new(count: u8, seed: u64) -> Self {
+        Self::with_rate(count, seed, 0)
+    }
+
+    pub(super) fn with_rate(count: u8, seed: u64, handshake_rate: u32) -> Self {
+        let now = Instant::from_boot(Duration::from_secs(1_000));
+        let mut keys: Vec<_> = (1..=count).map(key).collect();
+        // By public key, so that the first node is the one whose handshake wins.
+        keys.sort_by_key(PrivateKey::public_key);
+        let nodes = (0u8..).zip(keys).map(|(n, private_key)| {
+            let config =
+                Config { private_key, seed: [n.wrapping_add(seed as u8); 32], mtu: 1420, handshake_rate };
+            Node {
+                tunnel: Tunnel::new(config, now, Timestamp::from_epoch(Duration::from_secs(1_800_000_000))),
+                address: SocketAddr::from(([192, 0, 2, n + 1], 51_820)),
+                virtual_address: format!("100.64.0.{}", n + 1),
+                inbox: vec![],
+                events: vec![],
+                dropped: vec![],
+                keepalives: 0,
+                out: Outgoing::new(),
+            }
+        });
+        Self {
+            now,
+            nodes: nodes.collect(),
+            under_way: BTreeMap::new(),
+            sent: 0,
+            rng: StdRng::seed_from_u64(seed),
+            delay: Duration::from_millis(10),
+            jitter: Duration::ZERO,
+            loss: 0,
+            black_holes: vec![],
+            trace: VecDeque::new(),
+        }
+    }
+
+    /// Two tunnels that know each other's key and address.
+    pub(super) fn pair(seed: u64) -> Self {
+        let mut network = Self::new(2, seed);
+        network.introduce(0, 1);
+        network.introduce(1, 0);
+        network
+    }
+
+    /// What others configure to reach a node.
+    pub(super) fn config(&self, n: usize) -> PeerConfig {
+        PeerConfig {
+            virtual_addresses: vec![self.nodes[n].virtual_address.parse().unwrap()],
+            endpoints: vec![self.nodes[n].address],
+            ..PeerConfig::new(self.key(n))
+        }
+    }
+
+    pub(super) fn key(&self, n: usize) -> PublicKey {
+        self.nodes[n].tunnel.public_key()
+    }
+
+    /// Tells `to` of `of`.
+    pub(super) fn introduce(&mut self, to: usize, of: usize) {
+        let config = self.config(of);
+        self.nodes[to].tunnel.add_peer(config, self.now);
+        self.collect(to);
+    }
+
+    /// A program at `from` sends a packet to `to`.
+    pub(super) fn send(&mut self, from: usize, to: usize, payload: &[u8]) {
+        let packet = udp(&self.nodes[from].virtual_address, &self.nodes[to].virtual_address, payload);
+        self.send_packet(from, &packet);
+    }
+
+    pub(super) fn send_packet(&mut self, from: usize, packet: &[u8]) {
+        let node = &mut self.nodes[from];
+        if let Err(reason) = node.tunnel.handle_packet(packet, self.now, &mut node.out) {
+            node.dropped.push(reason);
+        }
+        self.collect(from);
+    }
+
+    /// Takes from a tunnel all that it has to say.
+    pub(super) fn collect(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        let mut datagrams = Vec::new();
+        while let Some(transmit) = node.tunnel.poll_transmit() {
+            datagrams.push((transmit.destination, transmit.payload));
+        }
+        datagrams.extend(node.out.iter().map(|d| (d.destination, d.payload.to_vec())));
+        node.out.clear();
+        while let Some(event) = node.tunnel.poll_event() {
+            node.events.push(event);
+        }
+        while let Some(packet) = node.tunnel.poll_packet() {
+            node.inbox.push(packet);
+        }
+        let from = node.address;
+        for (to, payload) in datagrams {
+            self.post(from, to, payload);
+        }
+    }
+
+    /// Puts a datagram on its way.
+    pub(super) fn post(&mut self, from: SocketAddr, to: SocketAddr, payload: Vec<u8>) {
+        self.trace.push_back((self.now, from, to, payload.clone()));
+        let lost = self.rng.random_range(0..100) < self.loss || self.black_holes.contains(&to);
+        let jitter = self.jitter.mul_f64(self.rng.random_range(0.0..1.0));
+        if !lost {
+            self.sent += 1;
+            self.under_way.insert((self.now + self.delay + jitter, self.sent), (from, to, payload));
+        }
+    }
+
+    pub(super) fn deliver(
+        &mut self,
+        n: usize,
+        from: SocketAddr,
+        mut datagram: Vec<u8>,
+    ) -> Result<(), Dropped> {
+        let node = &mut self.nodes[n];
+        let result = match node.tunnel.handle_datagram(from, &mut datagram, self.now) {
+            Ok(Received::Packet { packet, .. }) => {
+                node.inbox.push(packet.to_vec());
+                Ok(())
+            }
+            Ok(Received::Keepalive) => {
+                node.keepalives += 1;
+                Ok(())
+            }
+            Ok(Received::Handshake) => Ok(()),
+            Err(reason) => {
+                node.dropped.push(reason);
+                Err(reason)
+            }
+        };
+        self.collect(n);
+        result
+    }
+
+    /// Lets time pass and everything in it happen.
+    pub(super) fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let arrival = self.under_way.keys().next().map(|(at, _)| *at);
+            let timeout = self.nodes.iter().filter_map(|n| n.tunnel.poll_timeout()).map(|(at, _)| at).min();
+            let Some(next) = arrival.into_iter().chain(timeout).min().filter(|at| *at <= end) else { break };
+            self.now = self.now.max(next);
+            while let Some(entry) = self.under_way.first_entry().filter(|e| e.key().0 <= self.now) {
+                let (from, to, payload) = entry.remove();
+                if let Some(n) = self.nodes.iter().position(|node| node.address == to) {
+                    let _ = self.deliver(n, from, payload);
+                }
+            }
+            for n in 0..self.nodes.len() {
+                self.nodes[n].tunnel.handle_timeout(self.now);
+                self.collect(n);
+            }
+        }
+        self.now = end;
+    }
+
+    pub(super) fn run_secs(&mut self, seconds: u64) {
+        self.run(Duration::from_secs(seconds));
+    }
+
+    pub(super) fn run_millis(&mut self, milliseconds: u64) {
+        self.run(Duration::from_millis(milliseconds));
+    }
+
+    /// The host of every node is suspended: the clock goes on and nothing happens; what was under way is lost.
+    pub(super) fn suspend(&mut self, time: Duration) {
+        self.under_way.clear();
+        self.now += time;
+    }
+
+    /// The payloads of the UDP packets that came to a node since last asked.
+    pub(super) fn take_payloads(&mut self, n: usize) -> Vec<Vec<u8>> {
+        self.nodes[n].inbox.drain(..).map(|packet| packet[28..].to_vec()).collect()
+    }
+
+    /// Datagrams of one type in the trace.
+    pub(super) fn count(&self, from: usize, kind: u8) -> usize {
+        let from = self.nodes[from].address;
+        self.trace.iter().filter(|(_, f, _, payload)| *f == from && payload[0] == kind).count()
+    }
+
+    /// The last datagram of a type that a node sent.
+    pub(super) fn last(&self, from: usize, kind: u8) -> Vec<u8> {
+        let from = self.nodes[from].address;
+        let found = self.trace.iter().rev().find(|(_, f, _, payload)| *f == from && payload[0] == kind);
+        found.map(|(.., payload)| payload.clone()).expect("no such datagram was sent")
+    }
+
+    /// The local index of the session that a node sends with, as its peer knows it, and the reverse.
+    pub(super) fn current_index(&mut self, n: usize, peer: usize) -> u32 {
+        let key = self.key(peer);
+        self.nodes[n].tunnel.peer_mut(&key).sessions().current().expect("no session").local_index
+    }
+
+    /// Packets both ways arrive.
+    pub(super) fn assert_works(&mut self) {
+        self.take_payloads(0);
+        self.take_payloads(1);
+        self.send(0, 1, b"to one");
+        self.send(1, 0, b"to zero");
+        self.run_millis(200);
+        assert_eq!(self.take_payloads(1), [b"to one"]);
+        assert_eq!(self.take_payloads(0), [b"to zero"]);
+    }
+
+    /// Both sides send with one and the same session.
+    pub(super) fn assert_one_session(&mut self) {
+        let (a, b) = (self.nodes[0].address, self.nodes[1].address);
+        let (index_a, index_b) = (self.current_index(0, 1), self.current_index(1, 0));
+        self.trace.clear();
+        self.send(0, 1, b"x");
+        self.send(1, 0, b"y");
+        let receiver = |from| {
+            let found = self.trace.iter().find(|(_, f, _, payload)| *f == from && payload[0] == 4);
+            u32::from_le_bytes(*found.unwrap().3[4..].first_chunk().unwrap())
+        };
+        assert_eq!((receiver(a), receiver(b)), (index_b, index_a));
+        self.run_millis(100);
+    }
+}

@@ -1,0 +1,565 @@
+//! One device: its peers by key, by session index and by virtual address, and the interface to the shell.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use muster_common::time::{Instant, Timestamp};
+use rand::{SeedableRng as _, rngs::StdRng};
+use rustc_hash::FxHashMap;
+
+use crate::{
+    cookie::{Guard, Verdict},
+    event::{Event, Reason, Received, Sent, Transmit},
+    icmp,
+    key::{PresharedKey, PrivateKey, PublicKey},
+    limits::{MAX_PACKET, REMEMBERED_TIMESTAMPS},
+    lookup::{AddressLookups, AddressVerdict, KeyLookups, Recent},
+    message::{CookieReply, DATA_HEADER_LEN, Initiation, Message, Response},
+    noise::Identity,
+    outgoing::Outgoing,
+    packet::Header,
+    peer::Peer,
+    shared::{PeerId, Shared},
+    stats::{Dropped, Drops, PeerSnapshot},
+    tai64n::{LabelClock, Tai64n},
+};
+
+/// What a tunnel is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This device's private key.
+    pub private_key: PrivateKey,
+    /// Seed of everything random: session indices, ephemeral keys, cookies, jitter. 32 octets from the system's
+    /// generator, new for every tunnel; a secret.
+    pub seed: [u8; 32],
+    /// MTU of the TUN device, in octets.
+    pub mtu: usize,
+    /// Initiations a second beyond which cookies are demanded; 0 stands for [`crate::HANDSHAKE_RATE`].
+    pub handshake_rate: u32,
+}
+
+/// Everything the tunnel needs to know of one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// A key that both sides mix in, if any.
+    pub preshared_key: Option<PresharedKey>,
+    /// The addresses that it may send from and is sent to.
+    pub virtual_addresses: Vec<IpAddr>,
+    /// Where it may be reached, best first; may be empty if it will call. Initiations go to all; the first that
+    /// answers becomes the endpoint.
+    pub endpoints: Vec<SocketAddr>,
+    /// Send something at least this often; `None` for no such need.
+    pub persistent_keepalive: Option<Duration>,
+}
+
+impl PeerConfig {
+    /// A peer of which only the key is known.
+    pub fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            preshared_key: None,
+            virtual_addresses: Vec::new(),
+            endpoints: Vec::new(),
+            persistent_keepalive: None,
+        }
+    }
+}
+
+/// A WireGuard device without I/O.
+///
+/// After any call of a `handle_*` function or of one that changes peers, drain [`Self::poll_transmit`] (before sending
+/// the next batch that packets were sealed into, or packets to one peer may overtake each other),
+/// [`Self::poll_packet`] and [`Self::poll_event`], and arrange for [`Self::handle_timeout`] at
+/// [`Self::poll_timeout`]. `now` must not go backwards from call to call.
+pub struct Tunnel {
+    shared: Shared,
+    guard: Guard,
+    peers: Vec<Option<Box<Peer>>>,
+    free: Vec<PeerId>,
+    by_key: BTreeMap<PublicKey, PeerId>,
+    by_address: FxHashMap<IpAddr, PeerId>,
+    /// When peers want to be woken; an entry may be earlier than its peer's need, never later.
+    deadlines: BTreeSet<(Instant, PeerId)>,
+    addresses: AddressLookups,
+    keys: KeyLookups,
+    timestamps: Recent<PublicKey, Tai64n>,
+}
+
+impl Tunnel {
+    /// A tunnel without peers, at `now` on the boot clock and `civil` on the wall's.
+    pub fn new(config: Config, now: Instant, civil: Timestamp) -> Self {
+        let identity = Identity::new(config.private_key);
+        Self {
+            guard: Guard::new(&identity.public, config.handshake_rate, now),
+            shared: Shared {
+                identity,
+                rng: StdRng::from_seed(config.seed),
+                labels: LabelClock::new(now, civil),
+                mtu: config.mtu,
+                indices: FxHashMap::default(),
+                transmits: VecDeque::new(),
+                packets: VecDeque::new(),
+                events: VecDeque::new(),
+                drops: Drops::default(),
+            },
+            peers: Vec::new(),
+            free: Vec::new(),
+            by_key: BTreeMap::new(),
+            by_address: FxHashMap::default(),
+            deadlines: BTreeSet::new(),
+            addresses: AddressLookups::new(),
+            keys: KeyLookups::new(now),
+            timestamps: Recent::new(REMEMBERED_TIMESTAMPS),
+        }
+    }
+
+    /// This device's public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.shared.identity.public
+    }
+
+    /// Tells that civil time is `civil` at `now`. Peers compare the labels of our handshakes, which come from it, so it
+    /// is only ever set forward.
+    pub fn set_civil_time(&mut self, now: Instant, civil: Timestamp) {
+        self.shared.labels.set(now, civil);
+    }
+
+    /// Changes the MTU that padding stays within.
+    pub fn set_mtu(&mut self, mtu: usize) {
+        self.shared.mtu = mtu;
+    }
+
+    // Peers
+
+    /// Adds a peer, or updates the one with this key. Packets and initiations that waited for it go on. A virtual
+    /// address that another peer had is this peer's from now on, and a peer that thereby has none left is removed, so
+    /// that a device that changed its key is simply added with the new one. This device's own key is ignored.
+    pub fn add_peer(&mut self, mut config: PeerConfig, now: Instant) {
+        let key = config.public_key;
+        if key == self.public_key() {
+            return;
+        }
+        config.virtual_addresses.sort_unstable();
+        config.virtual_addresses.dedup();
+        let addresses = config.virtual_addresses.clone();
+        let id = match self.by_key.get(&key) {
+            Some(id) => *id,
+            None => self.insert(config.clone(), now),
+        };
+        let moved = self.route(id, &addresses);
+        let Some(peer) = self.peers.get_mut(id as usize).and_then(Option::as_mut) else { return };
+        peer.update(config, &mut self.shared, now);
+        for packet in moved {
+            peer.enqueue(packet, &mut self.shared);
+        }
+        for address in &addresses {
+            for packet in self.addresses.found(address) {
+                peer.enqueue(packet, &mut self.shared);
+            }
+        }
+        if let Some(waiting) = self.keys.found(&key, now) {
+            // It was admitted when it came; why it may not be answered is counted with the peer.
+            let _ = self.answer_initiation(Initiation(&waiting.message), waiting.source, now);
+        }
+        self.with_peer(id, |peer, shared| {
+            if peer.has_queued() {
+                peer.start_handshake(shared, now);
+            }
+        });
+    }
+
+    /// Replaces the settings of a live peer, whose session goes on; `false` if there is none with this key.
+    pub fn update_peer(&mut self, config: PeerConfig, now: Instant) -> bool {
+        let is_held = self.by_key.contains_key(&config.public_key);
+        if is_held {
+            self.add_peer(config, now);
+        }
+        is_held
+    }
+
+    /// Forgets a peer and its keys; `false` if there is none with this key.
+    pub fn remove_peer(&mut self, key: &PublicKey) -> bool {
+        let Some(id) = self.by_key.remove(key) else { return false };
+        let Some(mut peer) = self.peers.get_mut(id as usize).and_then(Option::take) else { return false };
+        peer.shut_down(&mut self.shared);
+        if let Some(timestamp) = peer.last_timestamp {
+            self.timestamps.put(*key, timestamp);
+        }
+        for address in &peer.addresses {
+            if self.by_address.get(address) == Some(&id) {
+                self.by_address.remove(address);
+            }
+        }
+        if let Some(at) = peer.scheduled {
+            self.deadlines.remove(&(at, id));
+        }
+        self.free.push(id);
+        true
+    }
+
+    /// Starts a handshake with a peer unless there is one under way, without waiting for a packet.
+    pub fn connect(&mut self, key: &PublicKey, now: Instant) {
+        if let Some(id) = self.by_key.get(key) {
+            self.with_peer(*id, |peer, shared| peer.start_handshake(shared, now));
+        }
+    }
+
+    /// Answers [`Event::LookupAddress`]: no device has the address. What waited for it, and what comes for it in the
+    /// next seconds, is answered with ICMP.
+    pub fn no_such_device(&mut self, address: IpAddr, now: Instant) {
+        for packet in self.addresses.no_such_device(address, now) {
+            self.unreachable(&packet);
+        }
+    }
+
+    /// Answers [`Event::LookupKey`]: no device has the key, or none that may talk to this one.
+    pub fn unknown_key(&mut self, key: PublicKey, now: Instant) {
+        self.keys.unknown(key, now);
+    }
+
+    /// The peer with this key as it is now.
+    pub fn peer(&self, key: &PublicKey, now: Instant) -> Option<PeerSnapshot> {
+        let id = self.by_key.get(key)?;
+        self.peers.get(*id as usize)?.as_ref().map(|peer| peer.snapshot(now))
+    }
+
+    /// All peers as they are now, by key.
+    pub fn peers(&self, now: Instant) -> impl Iterator<Item = PeerSnapshot> {
+        self.by_key.values().filter_map(move |id| Some(self.peers.get(*id as usize)?.as_ref()?.snapshot(now)))
+    }
+
+    /// The peer that has this virtual address.
+    pub fn peer_at(&self, address: &IpAddr) -> Option<PublicKey> {
+        let id = self.by_address.get(address)?;
+        self.peers.get(*id as usize)?.as_ref().map(|peer| peer.public_key)
+    }
+
+    /// Everything dropped since the start, peers that are gone included.
+    pub fn drops(&self) -> Drops {
+        self.shared.drops
+    }
+
+    // Datagrams from UDP
+
+    /// Takes a datagram that came from `source`. Data is opened in place.
+    pub fn handle_datagram<'a>(
+        &mut self,
+        source: SocketAddr,
+        datagram: &'a mut [u8],
+        now: Instant,
+    ) -> Result<Received<'a>, Dropped> {
+        self.receive(source, datagram, now).inspect_err(|reason| {
+            self.shared.drops.count(*reason);
+            tracing::trace!(%source, %reason, "datagram dropped");
+        })
+    }
+
+    /// Takes a batch of datagrams that arrived together, and hands each one's outcome to `each`, in order.
+    pub fn handle_datagrams<'a>(
+        &mut self,
+        datagrams: impl IntoIterator<Item = (SocketAddr, &'a mut [u8])>,
+        now: Instant,
+        mut each: impl FnMut(Result<Received<'a>, Dropped>),
+    ) {
+        for (source, datagram) in datagrams {
+            each(self.handle_datagram(source, datagram, now));
+        }
+    }
+
+    fn receive<'a>(
+        &mut self,
+        source: SocketAddr,
+        datagram: &'a mut [u8],
+        now: Instant,
+    ) -> Result<Received<'a>, Dropped> {
+        let header = match Message::parse(datagram).ok_or(Dropped::Malformed)? {
+            Message::Initiation(m) => {
+                return self.receive_initiation(m, source, now).map(|()| Received::Handshake);
+            }
+            Message::Response(m) => {
+                return self.receive_response(m, source, now).map(|()| Received::Handshake);
+            }
+            Message::CookieReply(m) => return self.receive_cookie(m, now).map(|()| Received::Handshake),
+            Message::Data(header) => header,
+        };
+        let id = *self.shared.indices.get(&header.receiver).ok_or(Dropped::UnknownIndex)?;
+        let sealed = datagram.get_mut(DATA_HEADER_LEN..).ok_or(Dropped::Malformed)?;
+        let opened = self
+            .with_peer(id, |peer, shared| peer.receive_data(header, sealed, source, shared, now))
+            .ok_or(Dropped::UnknownIndex)??;
+        if opened.is_empty() {
+            return Ok(Received::Keepalive);
+        }
+        let Some(peer) = self.peers.get_mut(id as usize).and_then(Option::as_mut) else {
+            return Err(Dropped::UnknownIndex);
+        };
+        let opened: &'a [u8] = opened;
+        let refused = match Header::parse(opened) {
+            Some(inner) if self.by_address.get(&inner.source) == Some(&id) => {
+                return Ok(Received::Packet {
+                    from: peer.public_key,
+                    packet: opened.get(..inner.total_len).unwrap_or_default(),
+                });
+            }
+            Some(_) => Dropped::WrongSource,
+            None => Dropped::InvalidPacket,
+        };
+        peer.count_drop(refused);
+        Err(refused)
+    }
+
+    fn receive_initiation(
+        &mut self,
+        message: Initiation<'_>,
+        source: SocketAddr,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        if !self.guard.verify_mac1(message.0) {
+            return Err(Dropped::InvalidMac);
+        }
+        let Shared { rng, .. } = &mut self.shared;
+        match self.guard.admit(message.0, source, rng, now) {
+            Verdict::Pass => self.answer_initiation(message, source, now),
+            Verdict::DemandCookie => {
+                if let Some(reply) = self.guard.reply(message.0, message.sender(), source, rng, now) {
+                    self.shared.transmit(source, reply.to_vec());
+                }
+                Err(Dropped::CookieDemanded)
+            }
+            Verdict::RateLimited => Err(Dropped::RateLimited),
+        }
+    }
+
+    fn answer_initiation(
+        &mut self,
+        message: Initiation<'_>,
+        source: SocketAddr,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let ephemeral = self.shared.ephemeral();
+        let received =
+            self.shared.identity.receive(message.noise(), ephemeral).map_err(|_| Dropped::NotAuthentic)?;
+        let key = received.remote;
+        if let Some(id) = self.by_key.get(&key) {
+            return self
+                .with_peer(*id, |peer, shared| {
+                    peer.receive_initiation(received, message, source, shared, now)
+                })
+                .unwrap_or(Err(Dropped::UnknownKey));
+        }
+        if key == self.public_key() {
+            return Err(Dropped::UnknownKey);
+        }
+        if self.timestamps.get(&key).is_some_and(|last| received.timestamp <= *last) {
+            return Err(Dropped::OldTimestamp);
+        }
+        if self.keys.initiation(key, message.0, source, now)? {
+            self.shared.event(Event::LookupKey(key));
+        }
+        Ok(())
+    }
+
+    fn receive_response(
+        &mut self,
+        message: Response<'_>,
+        source: SocketAddr,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        // Cheapest first: a stranger cannot know the index.
+        let id = *self.shared.indices.get(&message.receiver()).ok_or(Dropped::UnknownIndex)?;
+        if !self.guard.verify_mac1(message.0) {
+            return Err(Dropped::InvalidMac);
+        }
+        self.with_peer(id, |peer, shared| peer.receive_response(message, source, shared, now))
+            .unwrap_or(Err(Dropped::UnknownIndex))
+    }
+
+    fn receive_cookie(&mut self, reply: CookieReply<'_>, now: Instant) -> Result<(), Dropped> {
+        let id = *self.shared.indices.get(&reply.receiver()).ok_or(Dropped::UnknownIndex)?;
+        self.with_peer(id, |peer, _| peer.receive_cookie(reply, now)).unwrap_or(Err(Dropped::UnknownIndex))
+    }
+
+    // Packets from the TUN device
+
+    /// Takes a packet and seals it into `out`, or lets it wait.
+    pub fn handle_packet(
+        &mut self,
+        packet: &[u8],
+        now: Instant,
+        out: &mut Outgoing,
+    ) -> Result<Sent, Dropped> {
+        self.send(packet, now, out).inspect_err(|reason| {
+            self.shared.drops.count(*reason);
+            tracing::trace!(%reason, "packet dropped");
+        })
+    }
+
+    /// Takes a batch of packets in order; returns how many were sealed into `out`. What becomes of one does not
+    /// touch the others.
+    pub fn handle_packets<'a>(
+        &mut self,
+        packets: impl IntoIterator<Item = &'a [u8]>,
+        now: Instant,
+        out: &mut Outgoing,
+    ) -> usize {
+        packets.into_iter().filter(|packet| self.handle_packet(packet, now, out) == Ok(Sent::Sealed)).count()
+    }
+
+    fn send(&mut self, packet: &[u8], now: Instant, out: &mut Outgoing) -> Result<Sent, Dropped> {
+        let header = Header::parse(packet).ok_or(Dropped::InvalidPacket)?;
+        if packet.len() > MAX_PACKET {
+            return Err(Dropped::TooBig);
+        }
+        if let Some(id) = self.by_address.get(&header.destination) {
+            return self
+                .with_peer(*id, |peer, shared| peer.send(packet, shared, now, out))
+                .unwrap_or(Err(Dropped::NoRoute));
+        }
+        if !header.is_to_one_device() {
+            return Err(Dropped::NoRoute);
+        }
+        let (verdict, dropped) = self.addresses.packet(header.destination, packet, now);
+        self.shared.drops.add(Dropped::QueueFull, dropped);
+        match verdict {
+            AddressVerdict::Ask => self.shared.event(Event::LookupAddress(header.destination)),
+            AddressVerdict::Wait => {}
+            AddressVerdict::NoSuchDevice => {
+                if let Some(error) = icmp::unreachable(packet) {
+                    self.shared.packet(error);
+                }
+                return Err(Dropped::Unreachable);
+            }
+            AddressVerdict::Full => return Err(Dropped::QueueFull),
+        }
+        Ok(Sent::Queued)
+    }
+
+    /// Drops a packet that has waited in vain, with an error to its sender.
+    fn unreachable(&mut self, packet: &[u8]) {
+        self.shared.drops.count(Dropped::Unreachable);
+        if let Some(error) = icmp::unreachable(packet) {
+            self.shared.packet(error);
+        }
+    }
+
+    // Time, and what there is to do for the shell
+
+    /// When [`Self::handle_timeout`] wants to be called next, and what for. It may turn out to be early.
+    pub fn poll_timeout(&self) -> Option<(Instant, Reason)> {
+        let peer = self.deadlines.first().map(|(at, id)| {
+            let next = self.peers.get(*id as usize).and_then(|p| p.as_ref()?.next_timeout());
+            (*at, next.map_or(Reason::Idle, |(_, reason)| reason))
+        });
+        let lookup = self.addresses.next_timeout().map(|at| (at, Reason::Lookup));
+        peer.into_iter().chain(lookup).min()
+    }
+
+    /// Does everything that is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        while let Some((at, id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.remove(&(at, id));
+            due.push(id);
+        }
+        for id in due {
+            self.with_peer(id, |peer, shared| {
+                peer.scheduled = None;
+                peer.handle_timeout(shared, now);
+            });
+        }
+        while let Some(packets) = self.addresses.take_expired(now) {
+            for packet in packets {
+                self.unreachable(&packet);
+            }
+        }
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.shared.transmits.pop_front()
+    }
+
+    /// The next packet that the core itself has for the TUN device: ICMP errors.
+    pub fn poll_packet(&mut self) -> Option<Vec<u8>> {
+        self.shared.packets.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.shared.events.pop_front()
+    }
+
+    // Inside
+
+    /// Runs `act` on a peer and keeps its deadline current.
+    fn with_peer<T>(&mut self, id: PeerId, act: impl FnOnce(&mut Peer, &mut Shared) -> T) -> Option<T> {
+        let peer = self.peers.get_mut(id as usize)?.as_mut()?;
+        let result = act(peer, &mut self.shared);
+        if let Some((at, _)) = peer.next_timeout()
+            && peer.scheduled.is_none_or(|scheduled| at < scheduled)
+        {
+            if let Some(old) = peer.scheduled.replace(at) {
+                self.deadlines.remove(&(old, id));
+            }
+            self.deadlines.insert((at, id));
+        }
+        Some(result)
+    }
+
+    fn insert(&mut self, config: PeerConfig, now: Instant) -> PeerId {
+        let key = config.public_key;
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            (self.peers.len() - 1) as PeerId
+        });
+        let mut peer = Peer::new(id, config, now);
+        peer.last_timestamp = self.timestamps.remove(&key);
+        if let Some(slot) = self.peers.get_mut(id as usize) {
+            *slot = Some(Box::new(peer));
+        }
+        self.by_key.insert(key, id);
+        id
+    }
+
+    /// Gives `addresses`, and no others, to a peer. Returns the packets that waited at those who had them.
+    fn route(&mut self, id: PeerId, addresses: &[IpAddr]) -> Vec<Vec<u8>> {
+        let former =
+            self.peers.get(id as usize).and_then(Option::as_ref).map_or(vec![], |p| p.addresses.clone());
+        for address in former {
+            if !addresses.contains(&address) && self.by_address.get(&address) == Some(&id) {
+                self.by_address.remove(&address);
+            }
+        }
+        let mut moved = Vec::new();
+        for address in addresses {
+            let Some(other) = self.by_address.insert(*address, id).filter(|other| *other != id) else {
+                continue;
+            };
+            let Some(loser) = self.peers.get_mut(other as usize).and_then(Option::as_mut) else { continue };
+            moved.extend(loser.take_queued(|p| Header::parse(p).is_some_and(|h| h.destination == *address)));
+            loser.addresses.retain(|a| a != address);
+            if loser.addresses.is_empty() {
+                let key = loser.public_key;
+                self.remove_peer(&key);
+            }
+        }
+        moved
+    }
+
+    #[cfg(test)]
+    pub(crate) fn peer_mut(&mut self, key: &PublicKey) -> &mut Peer {
+        let id = self.by_key[key];
+        self.peers[id as usize].as_mut().unwrap()
+    }
+
+    /// Sizes of everything that could grow: indices, deadlines, routes, slots.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [usize; 4] {
+        [self.shared.indices.len(), self.deadlines.len(), self.by_address.len(), self.peers.len()]
+    }
+}

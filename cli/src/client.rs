@@ -229,6 +229,14 @@ impl Client {
             (Code::OutOfRange, _) => {
                 CallError::new(Failure::Expired, format!("cannot {action} {what}{place}: {said}"))
             }
+            _ if is_transport(status) => {
+                let message = format!(
+                    "the connection to the registrar {} failed: {}",
+                    self.registrar,
+                    grpc::chain(status)
+                );
+                CallError::new(Failure::Unavailable, message)
+            }
             (Code::Unavailable | Code::DeadlineExceeded, _) => {
                 let message = format!(
                     "the registrar {} did not answer: {said}; check that it runs, or ask another with --registrar",
@@ -239,7 +247,7 @@ impl Client {
             (Code::Unauthenticated, _) => CallError::new(
                 Failure::Other,
                 format!(
-                    "the registrar {} does not accept the credential: {said}; give an operator's with --credential FILE",
+                    "the registrar {} does not accept the credential: {said}; give an operator's with --credential FILE, or make one on the registrar's host with muster-registrar credential",
                     self.registrar
                 ),
             ),
@@ -256,6 +264,11 @@ impl Client {
             _ => CallError::new(Failure::Other, format!("cannot {action} {what}{place}: {said}")),
         }
     }
+}
+
+/// Whether the connection failed, not the call: only then has the status a cause on this side.
+fn is_transport(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 /// Network and name of an object, for messages.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use muster_common::{credential::CredentialError, grpc::ChannelError, tls::TlsError};
+use muster_common::{credential::CredentialError, grpc::ChannelError, time::Timestamp, tls::TlsError};
 
 use crate::{client::CallError, manifest::ManifestError};
 
@@ -23,10 +23,19 @@ pub enum Error {
         /// What is wrong.
         source: TlsError,
     },
-    /// The registrar cannot be reached.
+    /// The operator's certificate has expired.
     #[error(
-        "{0}; check that the registrar runs (systemctl status muster-registrar) and that this host reaches it, or ask another with --registrar HOST:PORT"
+        "the operator credential {} expired at {expiry}; make a new one on the registrar's host: muster-registrar credential --output {}",
+        path.display(), path.display()
     )]
+    Expired {
+        /// The credential file.
+        path: PathBuf,
+        /// When it expired.
+        expiry: Timestamp,
+    },
+    /// The registrar cannot be reached, or is not one that the credential is for.
+    #[error("{0}; {remedy}", remedy = remedy(.0))]
     Connect(#[from] ChannelError),
     /// The registrar refused or did not answer.
     #[error(transparent)]
@@ -59,6 +68,18 @@ pub enum Error {
     /// Several objects failed; each has been told already.
     #[error("{0} of the objects failed")]
     Several(usize),
+}
+
+fn remedy(error: &ChannelError) -> &'static str {
+    match error {
+        ChannelError::Connect { reason, .. } if reason.contains("certificate") => {
+            "the credential must be of the same deployment as the registrar (--credential, --registrar)"
+        }
+        ChannelError::Connect { .. } => {
+            "check that the registrar runs (systemctl status muster-registrar) and that this host reaches it, or ask another with --registrar HOST:PORT"
+        }
+        ChannelError::Address(_) => "correct it in the credential file, or in --registrar",
+    }
 }
 
 impl Error {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     age::{age, timestamp},
-    args::{Output, Showing},
+    args::{Format, Output, Showing},
     error::{Error, Result},
     manifest,
     resource::Resource,
@@ -81,8 +81,8 @@ impl Style {
 }
 
 /// Prints a value as kubectl does: JSON indented by four spaces, or YAML.
-pub fn print_value(out: &mut dyn Write, output: Output, value: &Value) -> Result {
-    if output == Output::Yaml {
+pub fn print_value(out: &mut dyn Write, yaml: bool, value: &Value) -> Result {
+    if yaml {
         let text = serde_yaml_ng::to_string(value)
             .map_err(|e| Error::Format { format: "YAML", reason: e.to_string() })?;
         return Ok(out.write_all(text.as_bytes())?);
@@ -99,26 +99,24 @@ pub fn print_value(out: &mut dyn Write, output: Output, value: &Value) -> Result
 /// Tells what was done to `object`: `device/web labeled`, or the object itself.
 pub fn print_change<R: Resource>(
     out: &mut dyn Write,
-    output: Option<Output>,
+    format: Option<Format>,
     object: &R,
     done: &str,
 ) -> Result {
-    match output {
+    match format {
         None => Ok(writeln!(out, "{} {done}", object.qualified_name())?),
-        Some(Output::Name) => Ok(writeln!(out, "{}", object.qualified_name())?),
-        Some(format @ (Output::Json | Output::Yaml)) => {
-            print_separator(out, format)?;
-            print_value(out, format, &manifest::value(object))
-        }
-        Some(Output::Wide) => {
-            Err(Error::Usage("-o wide is for get and watch; use json, yaml or name".into()))
-        }
+        Some(Format::Name) => Ok(writeln!(out, "{}", object.qualified_name())?),
+        Some(Format::Json) => print_document(out, false, &manifest::value(object)),
+        Some(Format::Yaml) => print_document(out, true, &manifest::value(object)),
     }
 }
 
-/// Begins a YAML document, so that several can follow each other.
-pub fn print_separator(out: &mut dyn Write, output: Output) -> Result {
-    if output == Output::Yaml { Ok(out.write_all(b"---\n")?) } else { Ok(()) }
+/// Prints one of several values that follow each other.
+pub fn print_document(out: &mut dyn Write, yaml: bool, value: &Value) -> Result {
+    if yaml {
+        out.write_all(b"---\n")?;
+    }
+    print_value(out, yaml, value)
 }
 
 #[cfg(test)]
@@ -202,13 +200,13 @@ x      Expired   true    3   expired   <unknown>
         let network: Network =
             objects::<Network>(r#"[{"metadata":{"name":"net","resourceVersion":"7"}}]"#).remove(0);
         let mut out = Vec::new();
-        print_value(&mut out, Output::Json, &manifest::value(&network)).unwrap();
+        print_value(&mut out, false, &manifest::value(&network)).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "{\n    \"apiVersion\": \"muster/v1\",\n    \"kind\": \"Network\",\n    \"metadata\": {\n        \"name\": \"net\",\n        \"resourceVersion\": \"7\"\n    }\n}\n"
         );
         let mut out = Vec::new();
-        print_change(&mut out, Some(Output::Yaml), &network, "created").unwrap();
+        print_change(&mut out, Some(Format::Yaml), &network, "created").unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "---\napiVersion: muster/v1\nkind: Network\nmetadata:\n  name: net\n  resourceVersion: '7'\n"

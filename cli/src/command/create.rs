@@ -11,10 +11,10 @@ use muster_proto::admin::{
 use super::Context;
 use crate::{
     age::{moment, timestamp},
-    args::{Create, CreateDevice, CreateNetwork, CreateToken, CreateWhat, Output, Printing},
+    args::{Create, CreateDevice, CreateNetwork, CreateToken, CreateWhat, Format, Printing},
     error::{Error, Result},
     manifest,
-    output::{print_change, print_separator, print_value},
+    output::{print_change, print_document},
     resource::{Resource, Secret},
     with_resource,
 };
@@ -82,14 +82,13 @@ pub(super) fn created<R: Resource>(
 ) -> Result {
     let Some(secret) = secret else { return print_change(ctx.out, printing.output, object, "created") };
     match printing.output {
-        Some(format @ (Output::Json | Output::Yaml)) => {
+        Some(format @ (Format::Json | Format::Yaml)) => {
             let mut value = manifest::value(object);
             if let Some(map) = value.as_object_mut() {
                 map.insert("secret".into(), secret.token.clone().into());
                 map.insert("joinCommand".into(), secret.join_command.clone().into());
             }
-            print_separator(ctx.out, format)?;
-            print_value(ctx.out, format, &value)
+            print_document(ctx.out, format == Format::Yaml, &value)
         }
         None => {
             writeln!(ctx.err, "{} created. Run this on the host that is to join:", object.qualified_name())?;

@@ -2,18 +2,15 @@
 
 use super::{Context, create, targets_to_change};
 use crate::{
-    args::{Delete, Output},
+    args::Delete,
     client::{Client, Failure},
-    error::{Error, Result},
+    error::Result,
     manifest,
     resource::Resource,
     with_resource,
 };
 
 pub(super) async fn run(ctx: &mut Context<'_>, args: Delete) -> Result {
-    if !matches!(args.printing.output, None | Some(Output::Name)) {
-        return Err(Error::Usage("delete prints sentences, or names (-o name)".into()));
-    }
     if !args.filename.is_empty() {
         let manifests = manifest::load(&args.filename)?;
         let client = ctx.client().await?;
@@ -58,7 +55,7 @@ async fn one<R: Resource>(
     name: &str,
 ) -> Result {
     match client.delete::<R>(network, name).await {
-        Ok(()) if args.printing.output == Some(Output::Name) => writeln!(ctx.out, "{}/{name}", R::KIND)?,
+        Ok(()) if args.output.is_some() => writeln!(ctx.out, "{}/{name}", R::KIND)?,
         Ok(()) => writeln!(ctx.out, "{} {name:?} deleted", R::KIND)?,
         Err(error) if error.failure == Failure::NotFound && args.ignore_not_found => {}
         Err(error) => ctx.fail(&error),

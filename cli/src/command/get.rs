@@ -46,7 +46,8 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Get) -> Result {
         });
     }
     match args.showing.output {
-        Some(format @ (Output::Json | Output::Yaml)) => print(ctx, format, &targets, values),
+        Some(Output::Json) => print(ctx, false, &targets, values),
+        Some(Output::Yaml) => print(ctx, true, &targets, values),
         Some(Output::Name) => Ok(()),
         _ if tables == 0 && ctx.failed == 0 => nothing(ctx, &targets, args.selection.all_namespaces),
         _ => Ok(()),
@@ -77,14 +78,14 @@ fn table<R: Resource>(
 }
 
 /// The object itself if one was asked for by name, else a list.
-fn print(ctx: &mut Context<'_>, format: Output, targets: &[Target], mut values: Vec<Value>) -> Result {
+fn print(ctx: &mut Context<'_>, yaml: bool, targets: &[Target], mut values: Vec<Value>) -> Result {
     let one = matches!(targets, [target] if target.names.len() == 1);
     match values.pop() {
-        Some(value) if one => print_value(ctx.out, format, &value),
+        Some(value) if one => print_value(ctx.out, yaml, &value),
         None if one => Ok(()),
         last => {
             values.extend(last);
-            print_value(ctx.out, format, &manifest::list(values))
+            print_value(ctx.out, yaml, &manifest::list(values))
         }
     }
 }

@@ -19,7 +19,7 @@ use muster_common::{
     identity::Party,
     labels::Selector,
     time::Timestamp,
-    tls::{ALPN_H2, Credentials},
+    tls::{ALPN_H2, Credentials, certificate_validity},
 };
 
 use crate::{
@@ -178,6 +178,12 @@ async fn connect(global: &Global) -> Result<Client> {
     let unusable = |source| Error::Tls { path: path.clone(), source };
     let roots = credential.trusted().map_err(unusable)?;
     let pair = credential.key_pair().map_err(unusable)?;
+    if let Some(certificate) = pair.chain.first() {
+        let (_, expiry) = certificate_validity(certificate).map_err(unusable)?;
+        if expiry <= Timestamp::now() {
+            return Err(Error::Expired { path, expiry });
+        }
+    }
     let credentials = Credentials::new(&pair, &roots).map_err(unusable)?;
     let registrar = global.registrar.clone().unwrap_or(credential.registrar);
     let network = global.network.clone().unwrap_or(credential.network);

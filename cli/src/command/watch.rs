@@ -13,7 +13,7 @@ use crate::{
     client::{CallError, Client, Failure},
     error::Result,
     manifest,
-    output::{Style, print_separator, print_value},
+    output::{Style, print_document},
     resource::{Event, Resource, Scope},
     table::Layout,
     target::Target,
@@ -136,8 +136,7 @@ impl Screen {
             Some(format @ (Output::Json | Output::Yaml)) => {
                 let value = manifest::value(object);
                 let value = if self.style.event { json!({ "type": event, "object": value }) } else { value };
-                print_separator(out, format)?;
-                print_value(out, format, &value)
+                print_document(out, format == Output::Yaml, &value)
             }
             Some(Output::Name) => Ok(writeln!(out, "{}", object.qualified_name())?),
             _ => {

@@ -4,19 +4,19 @@ use std::io;
 
 /// Most packets in a batch. It is also what one source may take of the event loop's time before the others' turn.
 pub(crate) const BATCH: usize = 64;
-/// Octets of a slot: every IP packet and UDP datagram fits.
-const SLOT: usize = 1 << 16;
 
-/// Up to [`BATCH`] packets, each with what is known of it beside its octets (`A`), such as its source. The buffer is
-/// as large as the largest packets need; the kernel gives it memory only where it has been written.
+/// Up to [`BATCH`] packets, each with what is known of it beside its octets (`A`), such as its source. Small packets
+/// touch only the beginnings of the slots, and the rest of the buffer takes no memory.
 pub(crate) struct Batch<A> {
+    slot: usize,
     buffer: Vec<u8>,
     entries: Vec<(A, usize)>,
 }
 
 impl<A: Copy> Batch<A> {
-    pub(crate) fn new() -> Self {
-        Self { buffer: vec![0; BATCH * SLOT], entries: Vec::with_capacity(BATCH) }
+    /// A batch of packets of at most `slot` octets.
+    pub(crate) fn new(slot: usize) -> Self {
+        Self { slot, buffer: vec![0; BATCH * slot], entries: Vec::with_capacity(BATCH) }
     }
 
     /// Replaces the batch's contents by what `receive` yields, until it has no more (`WouldBlock`), fails, or the
@@ -26,9 +26,9 @@ impl<A: Copy> Batch<A> {
         mut receive: impl FnMut(&mut [u8]) -> io::Result<(usize, A)>,
     ) -> io::Result<()> {
         self.entries.clear();
-        for slot in self.buffer.chunks_exact_mut(SLOT) {
+        for slot in self.buffer.chunks_exact_mut(self.slot) {
             match retry(|| receive(slot)) {
-                Ok((length, about)) => self.entries.push((about, length.min(SLOT))),
+                Ok((length, about)) => self.entries.push((about, length.min(self.slot))),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(e),
             }
@@ -38,7 +38,7 @@ impl<A: Copy> Batch<A> {
 
     /// The packets in the order in which they came.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (A, &mut [u8])> {
-        self.entries.iter().zip(self.buffer.chunks_exact_mut(SLOT)).map(|((about, length), slot)| {
+        self.entries.iter().zip(self.buffer.chunks_exact_mut(self.slot)).map(|((about, length), slot)| {
             let length = (*length).min(slot.len());
             (*about, &mut slot[..length])
         })
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn takes_what_there_is_and_forgets_it_the_next_time() {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(2048);
         let mut waiting = vec![b"three".to_vec(), b"two".to_vec(), b"one".to_vec()];
         let mut receive = |slot: &mut [u8]| {
             let packet = waiting.pop().ok_or(io::ErrorKind::WouldBlock)?;
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn is_bounded_and_keeps_what_came_before_a_failure() {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(2048);
         batch.fill(|_| Ok((0, 0))).expect("no failure");
         assert_eq!(batch.iter_mut().count(), BATCH);
 

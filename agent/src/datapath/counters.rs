@@ -5,7 +5,7 @@ use crate::{tun::Tun, udp::Sent};
 
 /// Reasons to drop that arise at the edge of the data plane; the core has its own.
 #[derive(Clone, Copy)]
-pub(super) enum Drop {
+pub(super) enum Loss {
     TunReceive,
     TunSend,
     UdpReceive,
@@ -15,13 +15,13 @@ pub(super) enum Drop {
     ForeignSource,
 }
 
-const DROPS: [(Drop, &str); 6] = [
-    (Drop::TunReceive, "tun_receive_failed"),
-    (Drop::TunSend, "tun_send_failed"),
-    (Drop::UdpReceive, "udp_receive_failed"),
-    (Drop::UdpSend, "udp_send_failed"),
-    (Drop::UdpSendBufferFull, "udp_send_buffer_full"),
-    (Drop::ForeignSource, "foreign_source"),
+const LOSSES: [(Loss, &str); 6] = [
+    (Loss::TunReceive, "tun_receive_failed"),
+    (Loss::TunSend, "tun_send_failed"),
+    (Loss::UdpReceive, "udp_receive_failed"),
+    (Loss::UdpSend, "udp_send_failed"),
+    (Loss::UdpSendBufferFull, "udp_send_buffer_full"),
+    (Loss::ForeignSource, "foreign_source"),
 ];
 
 #[derive(Default)]
@@ -30,16 +30,16 @@ pub(super) struct Counters {
     tun_sent: Counter,
     pub(super) udp_received: Counter,
     udp_sent: Counter,
-    drops: [u64; DROPS.len()],
+    losses: [u64; LOSSES.len()],
 }
 
 impl Counters {
-    pub(super) fn drop(&mut self, reason: Drop) {
-        self.drop_many(reason, 1);
+    pub(super) fn lose(&mut self, reason: Loss) {
+        self.lose_many(reason, 1);
     }
 
-    fn drop_many(&mut self, reason: Drop, number: u64) {
-        if let Some(count) = self.drops.get_mut(reason as usize) {
+    fn lose_many(&mut self, reason: Loss, number: u64) {
+        if let Some(count) = self.losses.get_mut(reason as usize) {
             *count += number;
         }
     }
@@ -48,25 +48,25 @@ impl Counters {
     pub(super) fn tun_send(&mut self, tun: &Tun, packet: &[u8]) {
         match tun.send(packet) {
             Ok(()) => self.tun_sent.count(packet.len()),
-            Err(_) => self.drop(Drop::TunSend),
+            Err(_) => self.lose(Loss::TunSend),
         }
     }
 
     pub(super) fn sent(&mut self, sent: Sent) {
         self.udp_sent.packets += sent.datagrams;
         self.udp_sent.bytes += sent.bytes;
-        self.drop_many(Drop::UdpSendBufferFull, sent.full);
-        self.drop_many(Drop::UdpSend, sent.failed);
+        self.lose_many(Loss::UdpSendBufferFull, sent.full);
+        self.lose_many(Loss::UdpSend, sent.failed);
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        let count = |reason: Drop| self.drops.get(reason as usize).copied().unwrap_or(0);
+        let count = |reason: Loss| self.losses.get(reason as usize).copied().unwrap_or(0);
         Snapshot {
             tun_received: self.tun_received,
             tun_sent: self.tun_sent,
             udp_received: self.udp_received,
             udp_sent: self.udp_sent,
-            drops: DROPS.iter().map(|(reason, name)| (*name, count(*reason))).collect(),
+            drops: LOSSES.iter().map(|(reason, name)| (*name, count(*reason))).collect(),
             ..Snapshot::default()
         }
     }

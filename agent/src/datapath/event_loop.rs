@@ -15,7 +15,7 @@ use std::{
 
 use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
-use muster_tunnel::{Outgoing, Received, Transmit, Tunnel};
+use muster_tunnel::{OVERHEAD, Outgoing, PADDING, Received, Transmit, Tunnel};
 use rustix::{
     event::{EventfdFlags, epoll},
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec},
@@ -25,13 +25,17 @@ use tokio::sync::mpsc;
 use super::{
     Command, DatapathConfig, Event, Request, Snapshot, StartError,
     batch::{BATCH, Batch},
-    counters::{Counters, Drop},
+    counters::{Counters, Loss},
     translate,
 };
 use crate::{
     tun::Tun,
     udp::{Family, UdpSockets},
 };
+
+/// Octets that a received packet or datagram may have; longer ones are lost. Enough for jumbo frames, which peers may
+/// use although this host does not.
+const SLOT_MIN: usize = 16 << 10;
 
 /// What epoll reports as ready, as the data of its events.
 mod source {
@@ -108,6 +112,7 @@ impl EventLoop {
             action: "reserve room for an event",
             source: io::ErrorKind::OutOfMemory.into(),
         })?;
+        let slot = SLOT_MIN.max(config.mtu as usize + OVERHEAD + PADDING);
         let wake = Arc::new(wake);
         let event_loop = Self {
             tunnel: translate::tunnel(&config),
@@ -124,8 +129,8 @@ impl EventLoop {
             timer,
             armed: None,
             counters: Counters::default(),
-            packets: Batch::new(),
-            datagrams: Batch::new(),
+            packets: Batch::new(slot),
+            datagrams: Batch::new(slot),
             outgoing: Outgoing::new(),
             transmits: Vec::new(),
         };
@@ -180,12 +185,12 @@ impl EventLoop {
             if matches!(source.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::EBADF)) {
                 return Err(Fatal { action: "read from the TUN device, which somebody has deleted", source });
             }
-            self.counters.drop(Drop::TunReceive);
+            self.counters.lose(Loss::TunReceive);
         }
         for ((), packet) in self.packets.iter_mut() {
             self.counters.tun_received.count(packet.len());
             if translate::source_of(packet).is_some_and(|source| !self.local_addresses.contains(&source)) {
-                self.counters.drop(Drop::ForeignSource);
+                self.counters.lose(Loss::ForeignSource);
                 continue;
             }
             // The core counts what it drops, and why.
@@ -197,7 +202,7 @@ impl EventLoop {
 
     fn datagrams_from(&mut self, family: Family, now: Instant) {
         if self.sockets.recv_batch(family, &mut self.datagrams).is_err() {
-            self.counters.drop(Drop::UdpReceive);
+            self.counters.lose(Loss::UdpReceive);
         }
         for (from, datagram) in self.datagrams.iter_mut() {
             self.counters.udp_received.count(datagram.len());

@@ -281,7 +281,7 @@ fn address(message: AddressMessage) -> Option<Address> {
         address: local.or(address)?,
         global: message.header.scope == AddressScope::Universe,
         // "Secondary" is "temporary" in IPv6.
-        lasting: !flags.intersects(unusable) && !(v6 && flags.contains(AddressHeaderFlags::Secondary)),
+        lasting: !flags.intersects(if v6 { unusable | AddressHeaderFlags::Secondary } else { unusable }),
         protocol,
         message,
     })

@@ -164,6 +164,70 @@ fn an_endpoint_inside_the_network_is_ignored() {
 }
 
 #[test]
+fn a_path_that_is_narrower_than_the_tunnel_loses_nothing_for_good() {
+    if !have_root() {
+        return;
+    }
+    let (a, b) = pair();
+    introduce(&a, &b);
+    for device in [&a, &b] {
+        device.namespace.ip("link set eth0 mtu 1300");
+    }
+    a.namespace.run("ping -n -c 2 -i 0.2 -W 5 -M do -s 1392 100.64.0.2");
+}
+
+#[test]
+fn a_device_that_moves_is_followed() {
+    if !have_root() {
+        return;
+    }
+    let (a, mut b) = pair();
+    introduce(&a, &b);
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    assert!(matches!(b.event(), Event::PeerUp { .. }));
+    a.namespace.ip("addr add 10.9.0.3/24 dev eth0");
+    a.namespace.ip("addr del 10.9.0.1/24 dev eth0");
+    a.namespace.ip("addr add 10.9.0.3/24 dev eth0");
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    assert_eq!(b.event(), Event::EndpointChanged { public_key: a.public_key, endpoint: a.endpoint(3) });
+}
+
+#[test]
+fn a_control_side_that_does_not_listen_holds_nothing_up() {
+    if !have_root() {
+        return;
+    }
+    let (a, b) = pair();
+    introduce(&a, &b);
+    a.namespace.enter(async || {
+        let socket = std::net::UdpSocket::bind("100.64.0.1:0").expect("bind");
+        for number in 0..6000u32 {
+            let address = std::net::Ipv4Addr::from(u32::from_be_bytes([100, 70, 0, 0]) + number);
+            // The device's queue may be full for a moment.
+            let _ = socket.send_to(b"anybody?", (address, 9));
+        }
+    });
+    a.namespace.run("ping -n -c 2 -i 0.2 -W 5 100.64.0.2");
+    let snapshot = a.snapshot();
+    assert!(snapshot.drops["queue_full"] > 0, "{:?}", snapshot.drops);
+}
+
+#[test]
+fn packets_that_are_not_the_devices_own_do_not_leave() {
+    if !have_root() {
+        return;
+    }
+    let (mut a, b) = pair();
+    introduce(&a, &b);
+    a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
+    assert!(matches!(a.event(), Event::PeerUp { .. }));
+    let ping = a.namespace.command("ping -n -c 1 -W 1 -I 10.9.0.1 100.64.0.200").output().expect("ping");
+    assert!(!ping.status.success());
+    assert_eq!(a.waiting_events(), [], "a lookup for somebody else's packet");
+    assert!(a.snapshot().drops["foreign_source"] > 0);
+}
+
+#[test]
 fn nothing_runs_while_nothing_happens() {
     if !have_root() {
         return;

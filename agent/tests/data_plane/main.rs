@@ -1,5 +1,11 @@
 //! Tests of the data plane against the kernel. They need root, and each makes network namespaces of its own.
 //! Without root they say that they are skipped, or fail if `MUSTER_REQUIRE_ROOT=1`.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "what tests do, in functions that they share"
+)]
 
 mod datapath;
 mod device;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocation;
+pub mod api;
 pub mod ca;
 pub mod config;
 pub mod csr;
@@ -10,5 +11,7 @@ pub mod init;
 pub mod own_certificate;
 pub mod policy;
 pub mod registry;
+pub mod session;
 pub mod store;
 pub mod token;
+pub mod zone;

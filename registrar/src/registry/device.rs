@@ -236,7 +236,7 @@ mod tests {
             chosen_ipv6: false,
             revoked: true,
             key: Some([3; 32]),
-            endpoints: [("192.0.2.1".parse().unwrap(), 51820).into()].into(),
+            endpoints: [("192.0.2.1".parse::<IpAddr>().unwrap(), 51820).into()].into(),
             reflexive: Some(Box::new("[2001:db8::1]:7".parse().unwrap())),
             agent_version: "0.1.0".into(),
             created: field::timestamp(&pbjson_types::Timestamp { seconds: 5, nanos: 0 }),

@@ -14,6 +14,7 @@ pub mod network;
 pub mod plan;
 pub mod shell;
 pub mod token;
+pub mod view;
 
 pub use device::Device;
 pub use index::{Applied, Change, Index};

@@ -133,6 +133,24 @@ pub fn plan(index: &Index, request: &Enrollment<'_>) -> Result<Outcome<Enrolled>
     join(state, token, request, &name, device.map(|device| &**device)).map(Outcome::Write)
 }
 
+/// Checks a token before anything that costs more: whether its secret is right and it is in force. It may turn out
+/// later that it was used with another key.
+///
+/// # Errors
+/// All of [`TokenError`] but [`TokenError::Used`].
+pub fn check_token(index: &Index, token: &JoinToken, now: Timestamp) -> Result<(), TokenError> {
+    let nobody = SpkiHash::of_spki(&[]);
+    for state in index.networks() {
+        let Some(stored) = state.tokens.get(token.id().as_str()) else { continue };
+        match check(Some(&stored.stored), token, now, &nobody) {
+            Ok(_) | Err(TokenError::Used) => return Ok(()),
+            Err(TokenError::Unknown) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(TokenError::Unknown)
+}
+
 /// Finds the token and decides on it. Tokens of different networks can have the same id; the secret tells them apart.
 fn admit<'a>(
     index: &'a Index,

@@ -1,0 +1,214 @@
+//! Join tokens, for operators.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use muster_common::{labels::Labels, name::Label, time::Timestamp};
+use muster_proto::admin::{
+    CreateTokenRequest, CreateTokenResponse, DeleteTokenRequest, DeleteTokenResponse, EventType,
+    GetTokenRequest, GetTokenResponse, ListTokensRequest, ListTokensResponse, Token, UpdateTokenRequest,
+    UpdateTokenResponse, WatchTokensRequest, WatchTokensResponse, token_service_server::TokenService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    Api,
+    list::{Page, selector},
+    random_uid,
+    status::status,
+    watch::{self, Kind},
+};
+use crate::{
+    init,
+    registry::{
+        self, Change, Index, field,
+        plan::{self, AdminError},
+    },
+    store::Revision,
+    token::JoinToken,
+};
+
+#[derive(Debug)]
+pub(super) struct Tokens(pub(super) Arc<Api>);
+
+impl Tokens {
+    fn get(&self, network: &str, name: &str) -> Result<Token, Status> {
+        let index = self.0.registry.read();
+        let token = plan::token::get(&index, network, name).map_err(status)?;
+        Ok(token.to_proto(Timestamp::now()))
+    }
+
+    fn check_network(&self, network: &str) -> Result<(), Status> {
+        if self.0.registry.read().network(network).is_some() {
+            return Ok(());
+        }
+        let name = network.chars().take(80).collect();
+        Err(status(AdminError::NotFound { kind: "network", name }))
+    }
+
+    fn join_command(&self, secret: &JoinToken) -> String {
+        let registrar = self.0.hub.advertised().registrars.first().map_or("HOST:PORT", String::as_str);
+        init::join_command(registrar, secret, self.0.ca.current().hash())
+    }
+}
+
+fn network_of(token: &Token) -> String {
+    token.metadata.as_ref().map(|meta| meta.network.clone()).unwrap_or_default()
+}
+
+#[tonic::async_trait]
+impl TokenService for Tokens {
+    type WatchTokensStream = Pin<Box<dyn Stream<Item = Result<WatchTokensResponse, Status>> + Send>>;
+
+    async fn get_token(
+        &self,
+        request: Request<GetTokenRequest>,
+    ) -> Result<Response<GetTokenResponse>, Status> {
+        self.0.operator(&request)?;
+        let GetTokenRequest { network, name } = request.get_ref();
+        Ok(Response::new(GetTokenResponse { token: Some(self.get(network, name)?) }))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<ListTokensRequest>,
+    ) -> Result<Response<ListTokensResponse>, Status> {
+        self.0.operator(&request)?;
+        let ListTokensRequest { network, options } = request.into_inner();
+        self.check_network(&network)?;
+        let registry = &self.0.registry;
+        let page = Page::new(options, registry.read().revision())?;
+        let after = |after: &str, limit: usize| tokens_after(&registry.read(), &network, after, limit);
+        let (found, next_page_token) =
+            page.collect(after, |token| &token.name, |_| true, |token| labels(token));
+        let now = Timestamp::now();
+        let tokens = found.iter().map(|token| token.to_proto(now)).collect();
+        Ok(Response::new(ListTokensResponse { tokens, next_page_token, resource_version: page.revision }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
+        self.0.operator(&request)?;
+        let token = request.into_inner().token.unwrap_or_default();
+        let name = token.metadata.as_ref().map_or("", |meta| &meta.name);
+        let secret = match name {
+            "" => JoinToken::generate(&mut rand::rng()),
+            name => {
+                let label: Label = field::parse("metadata.name", name).map_err(status)?;
+                JoinToken::with_id(label, &mut rand::rng())
+            }
+        };
+        let (uid, now) = (random_uid(), Timestamp::now());
+        let created =
+            self.0.registry.commit(|index, _| plan::token::create(index, &token, &secret, uid, now)).await;
+        let (network, name) = (network_of(&token), created.map_err(status)?);
+        tracing::info!(network, %name, "token created");
+        Ok(Response::new(CreateTokenResponse {
+            token: Some(self.get(&network, &name)?),
+            secret: secret.to_string(),
+            join_command: self.join_command(&secret),
+        }))
+    }
+
+    async fn update_token(
+        &self,
+        request: Request<UpdateTokenRequest>,
+    ) -> Result<Response<UpdateTokenResponse>, Status> {
+        self.0.operator(&request)?;
+        let UpdateTokenRequest { token, update_mask: mask } = request.into_inner();
+        let (token, now) = (token.unwrap_or_default(), Timestamp::now());
+        let updated =
+            self.0.registry.commit(|index, _| plan::token::update(index, &token, mask.as_ref(), now)).await;
+        let name = updated.map_err(status)?;
+        Ok(Response::new(UpdateTokenResponse { token: Some(self.get(&network_of(&token), &name)?) }))
+    }
+
+    async fn delete_token(
+        &self,
+        request: Request<DeleteTokenRequest>,
+    ) -> Result<Response<DeleteTokenResponse>, Status> {
+        self.0.operator(&request)?;
+        let DeleteTokenRequest { network, name, resource_version } = request.into_inner();
+        self.0
+            .registry
+            .commit(|index, _| plan::token::delete(index, &network, &name, resource_version))
+            .await
+            .map_err(status)?;
+        tracing::info!(network, name, "token deleted");
+        Ok(Response::new(DeleteTokenResponse {}))
+    }
+
+    async fn watch_tokens(
+        &self,
+        request: Request<WatchTokensRequest>,
+    ) -> Result<Response<Self::WatchTokensStream>, Status> {
+        self.0.operator(&request)?;
+        let WatchTokensRequest { network, label_selector, resource_version } = request.into_inner();
+        self.check_network(&network)?;
+        let selector = selector("label_selector", &label_selector)?;
+        let stream = watch::start(self.0.clone(), Watched { network }, selector, resource_version).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+fn tokens_after(index: &Index, network: &str, after: &str, limit: usize) -> Vec<Arc<registry::Token>> {
+    let tokens = index.network(network).into_iter().flat_map(|state| state.tokens.values());
+    tokens.filter(|token| &*token.name > after).take(limit).cloned().collect()
+}
+
+static NO_LABELS: Labels = Labels::new();
+
+fn labels(token: &registry::Token) -> &Labels {
+    let meta = token.stored.token.as_ref().and_then(|token| token.metadata.as_ref());
+    meta.map_or(&NO_LABELS, |meta| &meta.labels)
+}
+
+struct Watched {
+    network: String,
+}
+
+impl Kind for Watched {
+    type Object = registry::Token;
+    type Response = WatchTokensResponse;
+
+    fn after(&self, index: &Index, after: &str, limit: usize) -> Vec<Arc<registry::Token>> {
+        tokens_after(index, &self.network, after, limit)
+    }
+
+    fn of(change: &Change) -> Option<(Option<&Arc<registry::Token>>, Option<&Arc<registry::Token>>)> {
+        let Change::Token { old, new } = change else { return None };
+        Some((old.as_ref(), new.as_ref()))
+    }
+
+    fn includes(&self, token: &registry::Token) -> bool {
+        *token.network == *self.network
+    }
+
+    fn name(token: &registry::Token) -> &str {
+        &token.name
+    }
+
+    fn labels(token: &registry::Token) -> &Labels {
+        labels(token)
+    }
+
+    fn revision(token: &registry::Token) -> Revision {
+        token.revision
+    }
+
+    fn response(
+        &self,
+        _: &Api,
+        event: EventType,
+        token: Option<&registry::Token>,
+        revision: Revision,
+    ) -> WatchTokensResponse {
+        WatchTokensResponse {
+            r#type: event.into(),
+            token: token.map(|token| token.to_proto(Timestamp::now())),
+            resource_version: revision,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Enroll: the only call of strangers. The cheap checks come first: a stranger who has no token costs a hash.
+
+use std::sync::Arc;
+
+use muster_common::{
+    identity::{Party, SpiffeId},
+    name::Label,
+    time::{Instant, Timestamp},
+};
+use muster_proto::{
+    enrollment::{EnrollRequest, EnrollResponse, enrollment_service_server::EnrollmentService},
+    storage::Claim,
+};
+use prost::Message as _;
+use tonic::{Request, Response, Status};
+
+use super::{Api, caller, lock, random_uid, status::status};
+use crate::{
+    csr,
+    registry::{
+        CommitError, keys,
+        plan::enroll::{self, EnrollError, Enrolled},
+    },
+    token::JoinToken,
+};
+
+/// The longest token and name, in bytes, that are looked at.
+const TEXT_MAX: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct Enrollment(pub(super) Arc<Api>);
+
+#[tonic::async_trait]
+impl EnrollmentService for Enrollment {
+    async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
+        let source = caller(&request)?.address.ip();
+        let now = Instant::now();
+        if !lock(&self.0.enroll).take(source, now) || !lock(&self.0.token_failures).may(source, now) {
+            return Err(Status::resource_exhausted(
+                "too many requests to join from this address; try again in a minute",
+            ));
+        }
+        let answer = self.0.enroll(request.into_inner()).await;
+        if let Err(Refused::Token(status)) = &answer {
+            lock(&self.0.token_failures).take(source, now);
+            tracing::info!(%source, reason = status.message(), "refused to enroll");
+        }
+        answer.map(Response::new).map_err(|(Refused::Token(status) | Refused::Other(status))| status)
+    }
+}
+
+/// A refusal; those of the token are counted.
+enum Refused {
+    Token(Status),
+    Other(Status),
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        Self::Other(status)
+    }
+}
+
+impl Api {
+    async fn enroll(&self, request: EnrollRequest) -> Result<EnrollResponse, Refused> {
+        for (path, text) in [("token", &request.token), ("name", &request.name)] {
+            if text.len() > TEXT_MAX {
+                let reason = format!("{path}: is longer than {TEXT_MAX} bytes");
+                return Err(Status::invalid_argument(reason).into());
+            }
+        }
+        let token: JoinToken = request.token.parse().map_err(|error| Refused::Token(status(error)))?;
+        let now = Timestamp::now();
+        enroll::check_token(&self.registry.read(), &token, now)
+            .map_err(|error| Refused::Token(status(EnrollError::from(error))))?;
+        let key = csr::check(&request.certificate_request).map_err(status)?;
+        let lifetime = self.settings.certificate_lifetime;
+        let (uid, mut claim) = (random_uid(), None::<Claim>);
+        let enrolled = loop {
+            let planned = self.registry.commit(|index, _| {
+                let request = enroll::Enrollment {
+                    token: &token,
+                    key: key.key_hash(),
+                    name: &request.name,
+                    uid,
+                    certificate_expiry: now + lifetime,
+                    now,
+                    claim: claim.as_ref(),
+                };
+                enroll::plan(index, &request)
+            });
+            match planned.await {
+                Ok(enrolled) => break enrolled,
+                Err(CommitError::Refused(EnrollError::NameTaken { network, name })) if claim.is_none() => {
+                    claim = Some(self.name_claim(&network, &name).await?);
+                }
+                Err(error @ CommitError::Refused(EnrollError::Token(_))) => {
+                    return Err(Refused::Token(status(error)));
+                }
+                Err(error) => return Err(status(error).into()),
+            }
+        };
+        let Enrolled { network, uid, counts_for } = enrolled;
+        let (mut response, label) = {
+            let index = self.registry.read();
+            let gone = || Status::aborted("the device was deleted while it joined; join again");
+            let state = index.network(&network).ok_or_else(gone)?;
+            let device = state.devices.by_uid(uid).ok_or_else(gone)?;
+            let response = EnrollResponse {
+                network: network.to_string(),
+                domain: state.network.domain.to_string(),
+                device_uid: uid.to_string(),
+                name: device.name.to_string(),
+                namespace: device.namespace.to_string(),
+                ..EnrollResponse::default()
+            };
+            (response, state.network.label.clone())
+        };
+        (response.certificate_chain, response.roots) = self.issue(&key, label, uid, now)?;
+        if let Some(token) = counts_for {
+            self.registry.count_use(network.clone(), token);
+        }
+        tracing::info!(%network, name = response.name, %uid, "a device has joined");
+        Ok(response)
+    }
+
+    /// What the store has under a device's name. It stays as it is for as long as the device has the name.
+    async fn name_claim(&self, network: &str, name: &str) -> Result<Claim, Status> {
+        let found = self.registry.store().get(keys::device_name(network, name)).await.map_err(status)?;
+        Ok(found.and_then(|kv| Claim::decode(&*kv.value).ok()).unwrap_or_default())
+    }
+
+    /// A certificate chain for a device, and the roots to trust, DER.
+    pub(super) fn issue(
+        &self,
+        key: &csr::CheckedRequest,
+        network: Label,
+        uid: uuid::Uuid,
+        now: Timestamp,
+    ) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), Status> {
+        let uid = uid.to_string().parse().map_err(|_| Status::internal("a uid is not a label"))?;
+        let identity = SpiffeId::new(&*self.settings.trust_domain, Party::Device { network, uid });
+        let ca = self.ca.current();
+        let chain = ca.issue(key, &identity, now, self.settings.certificate_lifetime).map_err(status)?;
+        let der = |certificates: &[rustls::pki_types::CertificateDer<'_>]| {
+            certificates.iter().map(|certificate| certificate.to_vec()).collect()
+        };
+        Ok((der(&chain), der(ca.roots())))
+    }
+}

@@ -1,0 +1,175 @@
+//! The gRPC services: who may call, what they may send, and how refusals are told. What they do is in
+//! [`crate::registry`] and [`crate::session`].
+
+mod admin_devices;
+mod admin_networks;
+mod admin_tokens;
+mod enrollment;
+pub mod limit;
+mod list;
+mod registration;
+mod status;
+mod watch;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use muster_common::{
+    grpc::Caller,
+    identity::{Party, SpiffeId},
+    name::Label,
+};
+use muster_proto::{
+    admin::{
+        device_service_server::DeviceServiceServer, network_service_server::NetworkServiceServer,
+        token_service_server::TokenServiceServer,
+    },
+    enrollment::enrollment_service_server::EnrollmentServiceServer,
+    registration::registration_service_server::RegistrationServiceServer,
+};
+use tonic::{Request, Status, service::Routes};
+use uuid::Uuid;
+
+use self::limit::{Rate, RateLimit};
+use crate::{ca::SharedCa, registry::Registry, session::Hub};
+
+/// What the services are told at start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The deployment's trust domain.
+    pub trust_domain: String,
+    /// Lifetime of devices' certificates.
+    pub certificate_lifetime: Duration,
+    /// The largest message that is read, in octets.
+    pub message_octets: usize,
+    /// Requests to join, by source address.
+    pub enroll: Rate,
+    /// Refused tokens, by source address.
+    pub token_failures: Rate,
+}
+
+impl Settings {
+    /// The defaults for a trust domain.
+    pub fn new(trust_domain: impl Into<String>) -> Self {
+        Self {
+            trust_domain: trust_domain.into(),
+            certificate_lifetime: Duration::from_secs(30 * 24 * 3600),
+            message_octets: 256 * 1024,
+            // Many devices can be behind one address, and an installation starts many at once.
+            enroll: Rate { per_second: 200.0, burst: 2000.0 },
+            // 160 bits cannot be guessed; this keeps those who try from costing much.
+            token_failures: Rate { per_second: 0.5, burst: 20.0 },
+        }
+    }
+}
+
+/// What the services share.
+#[derive(Debug)]
+pub struct Api {
+    registry: Arc<Registry>,
+    hub: Arc<Hub>,
+    ca: Arc<SharedCa>,
+    settings: Settings,
+    enroll: Mutex<RateLimit>,
+    token_failures: Mutex<RateLimit>,
+}
+
+/// A device that calls, from its certificate.
+#[derive(Clone, Debug)]
+struct DeviceCaller {
+    network: Label,
+    uid: Uuid,
+}
+
+impl Api {
+    /// The services of `registry`, whose certificates `ca` issues.
+    pub fn new(registry: Arc<Registry>, hub: Arc<Hub>, ca: Arc<SharedCa>, settings: Settings) -> Arc<Self> {
+        let (enroll, token_failures) = (RateLimit::new(settings.enroll), RateLimit::new(settings.token_failures));
+        Arc::new(Self {
+            registry,
+            hub,
+            ca,
+            settings,
+            enroll: Mutex::new(enroll),
+            token_failures: Mutex::new(token_failures),
+        })
+    }
+
+    /// All services, to be served with [`muster_common::grpc::incoming`], which tells who calls.
+    pub fn routes(self: &Arc<Self>) -> Routes {
+        let limit = self.settings.message_octets;
+        let mut routes = Routes::builder();
+        routes
+            .add_service(
+                EnrollmentServiceServer::new(enrollment::Enrollment(self.clone())).max_decoding_message_size(limit),
+            )
+            .add_service(
+                RegistrationServiceServer::new(registration::Registration(self.clone()))
+                    .max_decoding_message_size(limit),
+            )
+            .add_service(
+                NetworkServiceServer::new(admin_networks::Networks(self.clone())).max_decoding_message_size(limit),
+            )
+            .add_service(
+                DeviceServiceServer::new(admin_devices::Devices(self.clone())).max_decoding_message_size(limit),
+            )
+            .add_service(
+                TokenServiceServer::new(admin_tokens::Tokens(self.clone())).max_decoding_message_size(limit),
+            );
+        routes.routes()
+    }
+
+    /// The party that calls.
+    fn party<'a, T>(&self, request: &'a Request<T>) -> Result<&'a Party, Status> {
+        let caller = caller(request)?;
+        let Some(SpiffeId { trust_domain, party }) = &caller.identity else {
+            return Err(Status::unauthenticated(
+                "this call needs a client certificate of this deployment; devices get theirs with muster-agent join, \
+                 operators with muster-registrar init or credential",
+            ));
+        };
+        if *trust_domain != self.settings.trust_domain {
+            return Err(Status::permission_denied(format!(
+                "the certificate is of the deployment {trust_domain:?}, and this is {:?}",
+                self.settings.trust_domain
+            )));
+        }
+        Ok(party)
+    }
+
+    /// Lets operators through.
+    fn operator<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match self.party(request)? {
+            Party::Operator { .. } => Ok(()),
+            party => Err(Status::permission_denied(format!("only operators may call this, and this is {party}"))),
+        }
+    }
+
+    /// Lets devices through, and says which one it is.
+    fn device<T>(&self, request: &Request<T>) -> Result<DeviceCaller, Status> {
+        let party = self.party(request)?;
+        let refused = || Status::permission_denied(format!("only devices may call this, and this is {party}"));
+        let Party::Device { network, uid } = party else { return Err(refused()) };
+        let uid = Uuid::try_parse(uid.as_str()).map_err(|_| refused())?;
+        Ok(DeviceCaller { network: network.clone(), uid })
+    }
+}
+
+/// Who calls, as the connection knows it.
+fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
+    request.extensions().get().ok_or_else(|| Status::internal("the connection does not say who calls"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A uid that nobody else has.
+fn random_uid() -> Uuid {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid()
+}
+
+#[cfg(test)]
+mod tests;

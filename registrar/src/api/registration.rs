@@ -1,0 +1,157 @@
+//! What devices ask for: each for itself alone, and within its own network.
+
+use std::{net::IpAddr, pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use muster_common::time::{Instant, Timestamp};
+use muster_proto::registration::{
+    DeregisterRequest, DeregisterResponse, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse,
+    RenewRequest, RenewResponse, SessionRequest, SessionResponse, lookup_request,
+    registration_service_server::RegistrationService,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    Api, DeviceCaller,
+    status::{Refusal as _, status},
+};
+use crate::{
+    csr,
+    registry::{
+        device::{ENDPOINTS_MAX, VERSION_MAX, public_key},
+        field::{self, FieldError},
+        plan::register::{self, DeviceError},
+        view::By,
+    },
+    session,
+};
+
+/// The longest name or address that is looked up, in bytes: that of DNS.
+const NAME_MAX: usize = 254;
+
+#[derive(Debug)]
+pub(super) struct Registration(pub(super) Arc<Api>);
+
+#[tonic::async_trait]
+impl RegistrationService for Registration {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionResponse, Status>> + Send>>;
+
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        let network = network.as_str();
+        let request = request.into_inner();
+        let key = public_key("public_key", &request.public_key).map_err(status)?;
+        let endpoints =
+            field::endpoints("private_endpoints", &request.private_endpoints, ENDPOINTS_MAX).map_err(status)?;
+        if request.agent_version.len() > VERSION_MAX {
+            let reason = format!("is longer than {VERSION_MAX} bytes");
+            return Err(FieldError::new("agent_version", reason).status());
+        }
+        let now = Timestamp::now();
+        let registry = &self.0.registry;
+        registry
+            .commit(|index, attempt| {
+                let registration = register::Registration {
+                    key,
+                    endpoints: &endpoints,
+                    agent_version: &request.agent_version,
+                    attempt,
+                    now,
+                };
+                register::register(index, network, uid, &registration)
+            })
+            .await
+            .map_err(status)?;
+        let index = registry.read();
+        let device = register::find(&index, network, uid).map_err(status)?;
+        let state = index.network(network).ok_or_else(|| status(DeviceError::Gone))?;
+        let config = state.config(device, self.0.hub.advertised());
+        Ok(Response::new(RegisterResponse { config: Some(config) }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        register::find(&self.0.registry.read(), network.as_str(), uid).map_err(status)?;
+        let key = csr::check(&request.get_ref().certificate_request).map_err(status)?;
+        let now = Timestamp::now();
+        let expiry = Timestamp::from_epoch(std::time::Duration::from_secs(
+            (now + self.0.settings.certificate_lifetime).unix_seconds(),
+        ));
+        self.0
+            .registry
+            .commit(|index, _| register::renew(index, network.as_str(), uid, expiry))
+            .await
+            .map_err(status)?;
+        let (certificate_chain, roots) = self.0.issue(&key, network, uid, now)?;
+        Ok(Response::new(RenewResponse { certificate_chain, roots }))
+    }
+
+    async fn deregister(
+        &self,
+        request: Request<DeregisterRequest>,
+    ) -> Result<Response<DeregisterResponse>, Status> {
+        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        let now = Timestamp::now();
+        self.0
+            .registry
+            .commit(|index, _| register::deregister(index, network.as_str(), uid, now))
+            .await
+            .map_err(status)?;
+        tracing::info!(%network, %uid, "a device has left");
+        Ok(Response::new(DeregisterResponse {}))
+    }
+
+    async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
+        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        let asked = request.into_inner().by;
+        let key;
+        let by = match &asked {
+            Some(lookup_request::By::VirtualAddress(text)) => By::Address(address(text)?),
+            Some(lookup_request::By::PublicKey(octets)) => {
+                key = public_key("public_key", octets).map_err(status)?;
+                By::Key(&key)
+            }
+            Some(lookup_request::By::Name(name)) if name.len() <= NAME_MAX => By::Name(name),
+            Some(lookup_request::By::Name(_)) => {
+                return Err(FieldError::new("name", format!("is longer than {NAME_MAX} bytes")).status());
+            }
+            None => {
+                let reason = "say what to look up: virtual_address, public_key or name";
+                return Err(FieldError::new("by", reason).status());
+            }
+        };
+        let (peer, found) = {
+            let index = self.0.registry.read();
+            let viewer = register::find(&index, network.as_str(), uid).map_err(status)?;
+            let state = index.network(network.as_str()).ok_or_else(|| status(DeviceError::Gone))?;
+            // One answer for what is not there and for what policy hides.
+            let found = state
+                .look_up(viewer, by)
+                .ok_or_else(|| Status::not_found("there is no such device in this network"))?;
+            // A peer can only make use of the introduction once the caller has a key.
+            let introduce = viewer.key.is_some() && found.uid != uid;
+            (state.peer(found, index.revision()), introduce.then_some(found.uid))
+        };
+        if let Some(found) = found {
+            self.0.hub.introduce(found, uid, Instant::now());
+        }
+        Ok(Response::new(LookupResponse { peer: Some(peer) }))
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        let network = register::find(&self.0.registry.read(), network.as_str(), uid).map_err(status)?.network.clone();
+        let stream = session::run(self.0.hub.clone(), network, uid, request.into_inner());
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+fn address(text: &str) -> Result<IpAddr, Status> {
+    let parsed = field::address::<IpAddr>("virtual_address", text, "IP").map_err(status)?;
+    parsed.map(|address| address.to_canonical()).ok_or_else(|| {
+        FieldError::new("virtual_address", "is empty").status()
+    })
+}

@@ -1,0 +1,130 @@
+//! What a device may see: other devices as peers, itself as configuration. All that is told to devices, by gRPC and
+//! by DNS alike, comes through here, so that policy is asked each time.
+
+use std::{net::IpAddr, sync::Arc};
+
+use muster_proto::{admin::DirectorAddress, registration};
+use uuid::Uuid;
+
+use super::{
+    device::{Device, PublicKey},
+    field,
+    index::{Index, NetworkState},
+};
+use crate::{policy, store::Revision};
+
+/// Where this deployment is reached, as devices are told.
+#[derive(Clone, Debug, Default)]
+pub struct Advertised {
+    /// `host:port` of the registrars, for gRPC.
+    pub registrars: Vec<String>,
+    /// `host:port` of the registrars, for DNS over TLS.
+    pub dns_servers: Vec<String>,
+}
+
+/// How a peer is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum By<'a> {
+    /// By virtual address.
+    Address(IpAddr),
+    /// By WireGuard key.
+    Key(&'a PublicKey),
+    /// By name, bare or under the domain, in any case.
+    Name(&'a str),
+}
+
+impl NetworkState {
+    /// Whether policy lets `viewer` see `target`, and there is anything to see. A device sees itself.
+    pub fn sees(&self, viewer: &Device, target: &Device) -> bool {
+        let subject = |device| policy_subject(self, device);
+        target.is_reachable()
+            && (viewer.uid == target.uid || policy::allows(&subject(viewer), &subject(target)))
+    }
+
+    /// The peer that `viewer` asks for; `None` alike if there is none and if policy hides it.
+    pub fn look_up(&self, viewer: &Device, by: By<'_>) -> Option<&Arc<Device>> {
+        let found = match by {
+            By::Address(address) => self.devices.by_address(address),
+            By::Key(key) => self.devices.by_key(key),
+            By::Name(name) => {
+                let bare = self.network.domain.relative(name).unwrap_or(name);
+                self.devices.by_name(&bare.to_ascii_lowercase())
+            }
+        };
+        found.filter(|target| self.sees(viewer, target))
+    }
+
+    /// `device` as the peers that see it are told of it, as of `revision`.
+    pub fn peer(&self, device: &Device, revision: Revision) -> registration::Peer {
+        registration::Peer {
+            device_uid: device.uid.to_string(),
+            name: device.name.to_string(),
+            public_key: device.key.map(|key| key.to_vec().into()).unwrap_or_default(),
+            virtual_addresses: device.addresses().map(|address| address.to_string()).collect(),
+            private_endpoints: device.endpoints.iter().map(field::to_endpoint).collect(),
+            reflexive_endpoint: device.reflexive.as_deref().map(field::to_endpoint),
+            home_director: self
+                .directors()
+                .first()
+                .map(|address| registration::HomeDirector { address: Some(address.clone()), handle: 0 }),
+            policy: Some(registration::PairPolicy { allowed: true }),
+            revision,
+        }
+    }
+
+    /// What the registrar has decided for `device`.
+    pub fn config(&self, device: &Device, advertised: &Advertised) -> registration::DeviceConfig {
+        let text = |address: Option<IpAddr>| address.map(|a| a.to_string()).unwrap_or_default();
+        registration::DeviceConfig {
+            device_uid: device.uid.to_string(),
+            name: device.name.to_string(),
+            namespace: device.namespace.to_string(),
+            network: device.network.to_string(),
+            domain: self.network.domain.to_string(),
+            virtual_ipv4: text(device.ipv4.map(IpAddr::from)),
+            virtual_ipv6: text(device.ipv6.map(IpAddr::from)),
+            routes: self.network.pools.iter().map(|(_, net)| net.to_string()).collect(),
+            directors: self.directors().to_vec(),
+            registrars: advertised.registrars.clone(),
+            dns_servers: advertised.dns_servers.clone(),
+        }
+    }
+
+    fn directors(&self) -> &[DirectorAddress] {
+        self.network.stored.spec.as_ref().map_or(&[], |spec| &spec.directors)
+    }
+}
+
+impl Index {
+    /// The peer `uid` as `viewer` sees it; `None` alike if there is none and if policy hides it.
+    pub fn peer(&self, network: &str, viewer: Uuid, uid: Uuid) -> Option<registration::Peer> {
+        let state = self.network(network)?;
+        let (viewer, target) = (state.devices.by_uid(viewer)?, state.devices.by_uid(uid)?);
+        state.sees(viewer, target).then(|| state.peer(target, self.revision()))
+    }
+}
+
+/// Whether those that hold a device have to be told of a change to it.
+pub fn is_seen_differently(old: &Device, new: &Device) -> bool {
+    fn seen(device: &Device) -> impl PartialEq + '_ {
+        (
+            (&device.name, device.key, device.ipv4, device.ipv6, device.revoked),
+            (&device.endpoints, &device.reflexive, &device.namespace, device.labels()),
+        )
+    }
+    seen(old) != seen(new)
+}
+
+/// Whether the device itself has to be told of a change to it.
+pub fn is_configured_differently(old: &Device, new: &Device) -> bool {
+    (&old.name, &old.namespace, old.ipv4, old.ipv6) != (&new.name, &new.namespace, new.ipv4, new.ipv6)
+}
+
+fn policy_subject<'a>(state: &'a NetworkState, device: &'a Device) -> policy::Subject<'a> {
+    policy::Subject {
+        network: &state.network.label,
+        namespace: &device.namespace,
+        labels: device.labels(),
+        revoked: device.revoked,
+    }
+}

@@ -1,0 +1,237 @@
+//! What waits to be sent to one session. It holds no messages, only what they will be about: they are made when they
+//! are sent, so that they are never out of date, and many changes of one peer are one message. So it is bounded by
+//! the peers that are held, however slow the session is.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
+
+use muster_common::time::Instant;
+use uuid::Uuid;
+
+use crate::store::Revision;
+
+/// The most peers that one session may hold.
+pub const HELD_MAX: usize = 65_536;
+/// Introductions that wait; a session that lets more wait is ended.
+const INTRODUCTIONS_MAX: usize = 256;
+/// A peer is introduced once within this time.
+const INTRODUCE_AGAIN: Duration = Duration::from_secs(5);
+/// Different peers that are introduced within [`INTRODUCE_AGAIN`].
+const INTRODUCED_MAX: usize = 1024;
+
+/// Why a session is ended by the registrar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The device was deleted or has left.
+    Gone,
+    /// The device was revoked.
+    Revoked,
+    /// The device has opened another session.
+    Replaced,
+    /// It does not read what it is sent.
+    Slow,
+    /// The registrar stops.
+    Shutdown,
+}
+
+/// What a message is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// The session ends.
+    End(End),
+    /// The device's own configuration.
+    Config,
+    /// The roots to trust.
+    Roots,
+    /// The registrar is about to stop.
+    Drain(Duration),
+    /// A peer that is about to reach the device.
+    Introduction(Uuid),
+    /// A held peer that has changed.
+    Peer(Uuid),
+    /// Everything up to this revision has been sent.
+    Bookmark(Revision),
+}
+
+/// What waits to be sent, and which peers are held.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    held: HashSet<Uuid>,
+    end: Option<End>,
+    config: bool,
+    roots: bool,
+    drain: Option<Duration>,
+    introductions: VecDeque<Uuid>,
+    introduced: HashMap<Uuid, Instant>,
+    peers: VecDeque<Uuid>,
+    waiting: HashSet<Uuid>,
+    bookmark: Option<Revision>,
+}
+
+impl Mailbox {
+    /// Ends the session; nothing else is sent any more. The first reason counts.
+    pub fn end(&mut self, reason: End) {
+        self.end.get_or_insert(reason);
+    }
+
+    /// The configuration has changed.
+    pub fn config(&mut self) {
+        self.config = true;
+    }
+
+    /// The roots have changed.
+    pub fn roots(&mut self) {
+        self.roots = true;
+    }
+
+    /// The registrar stops within `within`.
+    pub fn drain(&mut self, within: Duration) {
+        self.drain = Some(within);
+    }
+
+    /// A peer is about to reach the device.
+    pub fn introduce(&mut self, peer: Uuid, now: Instant) {
+        if self.introduced.get(&peer).is_some_and(|at| now - *at < INTRODUCE_AGAIN) {
+            return;
+        }
+        if self.introduced.len() >= INTRODUCED_MAX {
+            self.introduced.retain(|_, at| now - *at < INTRODUCE_AGAIN);
+            if self.introduced.len() >= INTRODUCED_MAX {
+                return;
+            }
+        }
+        if self.introductions.len() >= INTRODUCTIONS_MAX {
+            self.end(End::Slow);
+            return;
+        }
+        self.introduced.insert(peer, now);
+        self.introductions.push_back(peer);
+    }
+
+    /// A peer has changed: it is sent if it is held.
+    pub fn peer(&mut self, peer: Uuid) {
+        if self.held.contains(&peer) && self.waiting.insert(peer) {
+            self.peers.push_back(peer);
+        }
+    }
+
+    /// All peers that are held may have changed.
+    pub fn all_peers(&mut self) {
+        let mut held: Vec<Uuid> = self.held.iter().copied().collect();
+        held.sort_unstable();
+        held.into_iter().for_each(|peer| self.peer(peer));
+    }
+
+    /// Once what waits now has been sent, everything up to `revision` has.
+    pub fn bookmark(&mut self, revision: Revision) {
+        self.bookmark = self.bookmark.max(Some(revision));
+    }
+
+    /// Holds a peer; says whether that is new. `None` if too many are held.
+    pub fn hold(&mut self, peer: Uuid) -> Option<bool> {
+        if self.held.contains(&peer) {
+            return Some(false);
+        }
+        (self.held.len() < HELD_MAX).then(|| self.held.insert(peer))
+    }
+
+    /// Holds a peer no longer; says whether it was held.
+    pub fn release(&mut self, peer: Uuid) -> bool {
+        self.held.remove(&peer)
+    }
+
+    /// The peers that are held, in order.
+    pub fn held(&self) -> Vec<Uuid> {
+        let mut held: Vec<Uuid> = self.held.iter().copied().collect();
+        held.sort_unstable();
+        held
+    }
+
+    /// What to send next.
+    pub fn pop(&mut self) -> Option<Item> {
+        if let Some(reason) = self.end {
+            return Some(Item::End(reason));
+        }
+        if std::mem::take(&mut self.config) {
+            return Some(Item::Config);
+        }
+        if std::mem::take(&mut self.roots) {
+            return Some(Item::Roots);
+        }
+        if let Some(within) = self.drain.take() {
+            return Some(Item::Drain(within));
+        }
+        if let Some(peer) = self.introductions.pop_front() {
+            return Some(Item::Introduction(peer));
+        }
+        if let Some(peer) = self.peers.pop_front() {
+            self.waiting.remove(&peer);
+            return Some(Item::Peer(peer));
+        }
+        self.bookmark.take().map(Item::Bookmark)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(mailbox: &mut Mailbox) -> Vec<Item> {
+        std::iter::from_fn(|| mailbox.pop()).collect()
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_boot(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn changes_of_held_peers_are_sent_once_and_before_the_bookmark() {
+        let (a, b, c) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let mut mailbox = Mailbox::default();
+        assert_eq!((mailbox.hold(a), mailbox.hold(a), mailbox.hold(b)), (Some(true), Some(false), Some(true)));
+        for (peer, revision) in [(a, 5), (b, 6), (a, 7), (c, 8)] {
+            mailbox.peer(peer);
+            mailbox.bookmark(revision);
+        }
+        mailbox.config();
+        assert_eq!(drain(&mut mailbox), [Item::Config, Item::Peer(a), Item::Peer(b), Item::Bookmark(8)]);
+        assert!(mailbox.release(a));
+        mailbox.peer(a);
+        assert!(drain(&mut mailbox).is_empty());
+    }
+
+    #[test]
+    fn introductions_are_deduplicated_and_bounded() {
+        let mut mailbox = Mailbox::default();
+        let peer = Uuid::from_u128;
+        mailbox.introduce(peer(1), at(0));
+        mailbox.introduce(peer(1), at(4));
+        assert_eq!(drain(&mut mailbox), [Item::Introduction(peer(1))]);
+        mailbox.introduce(peer(1), at(5));
+        assert_eq!(drain(&mut mailbox), [Item::Introduction(peer(1))]);
+        // A flood of lookups by many is cut off while the session keeps up …
+        for n in 0..5000 {
+            mailbox.introduce(peer(n), at(20));
+            mailbox.pop();
+        }
+        assert!(mailbox.introduced.len() <= INTRODUCED_MAX);
+        // … and ends a session that does not read.
+        for n in 0..5000 {
+            mailbox.introduce(peer(n), at(40));
+        }
+        assert_eq!(mailbox.pop(), Some(Item::End(End::Slow)));
+        assert!(mailbox.introductions.len() <= INTRODUCTIONS_MAX);
+    }
+
+    #[test]
+    fn nothing_follows_the_end() {
+        let mut mailbox = Mailbox::default();
+        mailbox.config();
+        mailbox.end(End::Revoked);
+        mailbox.end(End::Slow);
+        assert_eq!(mailbox.pop(), Some(Item::End(End::Revoked)));
+        assert_eq!(mailbox.pop(), Some(Item::End(End::Revoked)));
+    }
+}

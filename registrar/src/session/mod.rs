@@ -1,0 +1,330 @@
+//! The sessions that are open: who is online, who holds whom, and what has to be told to whom. A change costs as much
+//! as the device has holders, and no session ever waits for another.
+
+pub mod mailbox;
+mod stream;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use muster_common::{telemetry::Metrics, time::Instant};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::mailbox::{End, Item, Mailbox};
+use crate::registry::{
+    Applied, Change, Device, Registry,
+    view::{Advertised, is_configured_differently, is_seen_differently},
+};
+
+pub use self::mailbox::HELD_MAX;
+pub use self::stream::run;
+
+/// All open sessions of this registrar.
+#[derive(Debug)]
+pub struct Hub {
+    registry: Arc<Registry>,
+    advertised: Advertised,
+    roots: watch::Receiver<Vec<CertificateDer<'static>>>,
+    open: Mutex<Open>,
+    next_id: AtomicU64,
+    draining: AtomicBool,
+    closing: CancellationToken,
+    sessions: Gauge,
+    introductions: Counter,
+    ended: Counter,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    sessions: BTreeMap<u64, Arc<Session>>,
+    by_device: HashMap<Uuid, u64>,
+    /// Which sessions hold a peer.
+    holders: HashMap<Uuid, Vec<u64>>,
+}
+
+/// One open session.
+#[derive(Debug)]
+struct Session {
+    id: u64,
+    network: Arc<str>,
+    device: Uuid,
+    mailbox: Mutex<Mailbox>,
+    ready: Notify,
+}
+
+impl Session {
+    /// Changes what waits to be sent, and wakes the session.
+    fn post(&self, change: impl FnOnce(&mut Mailbox)) {
+        change(&mut lock(&self.mailbox));
+        self.ready.notify_one();
+    }
+
+    fn pop(&self) -> Option<Item> {
+        lock(&self.mailbox).pop()
+    }
+}
+
+/// A session that is closed when this is dropped.
+#[derive(Debug)]
+struct Registered {
+    hub: Arc<Hub>,
+    session: Arc<Session>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.hub.close(&self.session);
+    }
+}
+
+/// The registrar does not accept sessions any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Draining;
+
+/// The session holds too many peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TooMany;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// A hub without sessions, which learns of all changes of `registry` from now on.
+    pub fn new(
+        registry: &Arc<Registry>,
+        advertised: Advertised,
+        roots: watch::Receiver<Vec<CertificateDer<'static>>>,
+    ) -> Arc<Self> {
+        let hub = Arc::new(Self {
+            registry: registry.clone(),
+            advertised,
+            roots,
+            open: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            closing: CancellationToken::new(),
+            sessions: Gauge::default(),
+            introductions: Counter::default(),
+            ended: Counter::default(),
+        });
+        let weak = Arc::downgrade(&hub);
+        registry.observe(move |applied| {
+            if let Some(hub) = weak.upgrade() {
+                hub.changed(applied);
+            }
+        });
+        hub
+    }
+
+    /// The registry that the sessions are about.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Where devices are told to go.
+    pub fn advertised(&self) -> &Advertised {
+        &self.advertised
+    }
+
+    /// Registers the hub's metrics.
+    pub fn register_metrics(&self, metrics: &Metrics) {
+        metrics.register(|registry| {
+            registry.register("sessions", "Open sessions of agents", self.sessions.clone());
+            registry.register("introductions", "Introductions made", self.introductions.clone());
+            registry.register("sessions_ended", "Sessions ended by the registrar", self.ended.clone());
+        });
+    }
+
+    /// Whether a session of the device is open here.
+    pub fn is_online(&self, device: Uuid) -> bool {
+        lock(&self.open).by_device.contains_key(&device)
+    }
+
+    /// How many sessions are open.
+    pub fn len(&self) -> usize {
+        lock(&self.open).sessions.len()
+    }
+
+    /// Whether no session is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Asks all agents to go to another registrar, each at a random moment within `within`, and lets no new session
+    /// open.
+    pub fn drain(&self, within: Duration) {
+        self.draining.store(true, Ordering::Release);
+        for session in lock(&self.open).sessions.values() {
+            session.post(|mailbox| mailbox.drain(within));
+        }
+    }
+
+    /// Ends all sessions and watches.
+    pub fn shutdown(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.closing.cancel();
+        for session in lock(&self.open).sessions.values() {
+            session.post(|mailbox| mailbox.end(End::Shutdown));
+        }
+    }
+
+    /// Cancelled by [`Self::shutdown`].
+    pub fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// Tells `device`, if it is online, that `peer` is about to reach it.
+    pub fn introduce(&self, device: Uuid, peer: Uuid, now: Instant) {
+        let session = {
+            let open = lock(&self.open);
+            open.by_device.get(&device).and_then(|id| open.sessions.get(id)).cloned()
+        };
+        if let Some(session) = session {
+            session.post(|mailbox| mailbox.introduce(peer, now));
+        }
+    }
+
+    /// Opens a session; an older one of the same device is ended.
+    fn open(self: &Arc<Self>, network: Arc<str>, device: Uuid) -> Result<Registered, Draining> {
+        let session = Arc::new(Session {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            network,
+            device,
+            mailbox: Mutex::default(),
+            ready: Notify::new(),
+        });
+        let mut open = lock(&self.open);
+        // Under the lock, so that a drain reaches every session that it does not refuse.
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Draining);
+        }
+        if let Some(older) = open.by_device.insert(device, session.id)
+            && let Some(older) = open.sessions.get(&older)
+        {
+            older.post(|mailbox| mailbox.end(End::Replaced));
+        }
+        open.sessions.insert(session.id, session.clone());
+        drop(open);
+        self.sessions.inc();
+        Ok(Registered { hub: self.clone(), session })
+    }
+
+    fn close(&self, session: &Session) {
+        let held = lock(&session.mailbox).held();
+        let mut open = lock(&self.open);
+        open.sessions.remove(&session.id);
+        if open.by_device.get(&session.device) == Some(&session.id) {
+            open.by_device.remove(&session.device);
+        }
+        for peer in held {
+            open.remove_holder(peer, session.id);
+        }
+        drop(open);
+        self.sessions.dec();
+    }
+
+    /// Notes that a session holds peers; returns those that it did not hold before.
+    fn hold(&self, session: &Session, peers: &[Uuid]) -> Result<Vec<Uuid>, TooMany> {
+        let mut new = Vec::new();
+        let mut open = lock(&self.open);
+        let mut mailbox = lock(&session.mailbox);
+        for peer in peers {
+            if mailbox.hold(*peer).ok_or(TooMany)? {
+                open.holders.entry(*peer).or_default().push(session.id);
+                new.push(*peer);
+            }
+        }
+        Ok(new)
+    }
+
+    /// Notes that a session holds peers no longer.
+    fn release(&self, session: &Session, peers: &[Uuid]) {
+        let mut open = lock(&self.open);
+        let mut mailbox = lock(&session.mailbox);
+        for peer in peers {
+            if mailbox.release(*peer) {
+                open.remove_holder(*peer, session.id);
+            }
+        }
+    }
+
+    /// Tells all whom it concerns what has changed.
+    fn changed(&self, applied: &Applied) {
+        let open = lock(&self.open);
+        for change in &applied.changes {
+            match change {
+                Change::Device { old, new } => {
+                    open.device_changed(old.as_deref(), new.as_deref(), applied.revision);
+                }
+                Change::Network { old, new } => {
+                    let Some(network) = new.as_ref().or(old.as_ref()) else { continue };
+                    for session in open.sessions.values().filter(|s| s.network == network.name) {
+                        session.post(|mailbox| {
+                            mailbox.config();
+                            mailbox.all_peers();
+                        });
+                    }
+                }
+                Change::Token { .. } => {}
+            }
+        }
+    }
+}
+
+impl Open {
+    fn remove_holder(&mut self, peer: Uuid, id: u64) {
+        if let Some(holders) = self.holders.get_mut(&peer) {
+            holders.retain(|holder| *holder != id);
+            if holders.is_empty() {
+                self.holders.remove(&peer);
+            }
+        }
+    }
+
+    fn device_changed(&self, old: Option<&Device>, new: Option<&Device>, revision: u64) {
+        let Some(device) = new.or(old).map(|device| device.uid) else { return };
+        let own = self.by_device.get(&device).and_then(|id| self.sessions.get(id));
+        if let Some(own) = own {
+            own.post(|mailbox| match (old, new) {
+                (_, None) => mailbox.end(End::Gone),
+                (_, Some(new)) if new.revoked => mailbox.end(End::Revoked),
+                (Some(old), Some(new)) => {
+                    if is_configured_differently(old, new) {
+                        mailbox.config();
+                    }
+                    // Policy may show it others than before.
+                    if old.namespace != new.namespace || old.labels() != new.labels() {
+                        mailbox.all_peers();
+                    }
+                }
+                (None, Some(_)) => mailbox.config(),
+            });
+        }
+        let unseen = matches!((old, new), (Some(old), Some(new)) if !is_seen_differently(old, new));
+        if unseen {
+            return;
+        }
+        for id in self.holders.get(&device).into_iter().flatten() {
+            if let Some(session) = self.sessions.get(id) {
+                session.post(|mailbox| {
+                    mailbox.peer(device);
+                    mailbox.bookmark(revision);
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

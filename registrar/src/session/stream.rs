@@ -1,0 +1,308 @@
+//! One session as a stream of responses: reads what the agent sends, and makes the messages that its mailbox asks for
+//! from the registry as it is at that moment. It runs within the call, without a task of its own.
+
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
+use muster_proto::registration::{
+    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RootsChanged, SessionHello, SessionRequest,
+    SessionResponse, session_request, session_response::Message,
+};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{
+    Draining, Hub, Registered, TooMany,
+    mailbox::{End, HELD_MAX, Item},
+};
+use crate::registry::{
+    CommitError,
+    device::ENDPOINTS_MAX,
+    field,
+    plan::register::{self, DeviceError},
+};
+
+/// How long an agent may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// Between writes of one session's endpoints; what changes meanwhile is written once.
+const WRITE_INTERVAL: Duration = Duration::from_millis(250);
+/// Before a write is tried again.
+const WRITE_RETRY: Duration = Duration::from_secs(1);
+
+/// Runs a session of `device` until it ends: dropping the stream closes it.
+pub fn run<S>(
+    hub: Arc<Hub>,
+    network: Arc<str>,
+    device: Uuid,
+    inbound: S,
+) -> impl Stream<Item = Result<SessionResponse, Status>> + Send + 'static + use<S>
+where
+    S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin + 'static,
+{
+    let roots = hub.roots.clone();
+    let running = Running {
+        hub,
+        network,
+        device,
+        inbound,
+        roots,
+        registered: None,
+        writing: None,
+        endpoints: None,
+        ended: false,
+    };
+    stream::unfold(running, |mut running| async move {
+        if running.ended {
+            return None;
+        }
+        let response = running.next().await?;
+        running.ended = response.is_err();
+        Some((response, running))
+    })
+}
+
+type Written = (Box<[SocketAddr]>, Result<(), CommitError<DeviceError>>);
+
+struct Running<S> {
+    hub: Arc<Hub>,
+    network: Arc<str>,
+    device: Uuid,
+    inbound: S,
+    roots: watch::Receiver<Vec<CertificateDer<'static>>>,
+    /// Once the agent has said hello.
+    registered: Option<Registered>,
+    /// Endpoints that are being written.
+    writing: Option<BoxFuture<'static, Written>>,
+    /// Endpoints that are to be written next, and how long to wait before.
+    endpoints: Option<(Box<[SocketAddr]>, Duration)>,
+    ended: bool,
+}
+
+impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S> {
+    /// The next response; `None` when the agent has gone.
+    async fn next(&mut self) -> Option<Result<SessionResponse, Status>> {
+        if self.registered.is_none() {
+            match self.greet().await {
+                Ok(registered) => self.registered = Some(registered),
+                Err(status) => return Some(Err(status)),
+            }
+        }
+        loop {
+            let session = self.registered.as_ref()?.session.clone();
+            if let Some(item) = session.pop() {
+                match self.message(item) {
+                    Some(response) => return Some(response.map(|m| SessionResponse { message: Some(m) })),
+                    None => continue,
+                }
+            }
+            if self.writing.is_none()
+                && let Some((endpoints, delay)) = self.endpoints.take()
+            {
+                self.writing = Some(self.write(endpoints, delay));
+            }
+            let writing = self.writing.as_mut();
+            tokio::select! {
+                received = self.inbound.next() => match received {
+                    Some(Ok(request)) => {
+                        if let Err(status) = self.receive(request) {
+                            return Some(Err(status));
+                        }
+                    }
+                    Some(Err(_)) | None => return None,
+                },
+                () = session.ready.notified() => {}
+                changed = self.roots.changed() => match changed {
+                    Ok(()) => session.post(super::mailbox::Mailbox::roots),
+                    // The registrar stops.
+                    Err(_) => return Some(Err(ended(End::Shutdown))),
+                },
+                written = pending_unless(writing) => {
+                    self.writing = None;
+                    if let Err(status) = self.written(written) {
+                        return Some(Err(status));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the hello, and prepares what has to be sent in answer to it.
+    async fn greet(&mut self) -> Result<Registered, Status> {
+        let first = tokio::time::timeout(HELLO, self.inbound.next()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("the agent did not say hello within 10 seconds"))?;
+        let hello = match first {
+            Some(Ok(SessionRequest { message: Some(session_request::Message::Hello(hello)) })) => hello,
+            Some(Ok(_)) => return Err(Status::invalid_argument("the first message of a session must be a hello")),
+            Some(Err(status)) => return Err(status),
+            None => return Err(Status::cancelled("the agent ended the session before it began")),
+        };
+        let SessionHello { mut revision, held_peer_uids } = hello;
+        let held = uids("hello.held_peer_uids", &held_peer_uids)?;
+        // The agent may come from a registrar that was faster. Of a store that never had the revision, all is new.
+        if self.hub.registry.reached(revision).await.is_err() {
+            revision = 0;
+        }
+        // First in the hub, then in the index: what changes in between is sent twice, and never missed.
+        let registered = self.hub.open(self.network.clone(), self.device).map_err(|Draining| draining())?;
+        self.hub.hold(&registered.session, &held).map_err(|TooMany| too_many())?;
+        {
+            let index = self.hub.registry.read();
+            register::find(&index, &self.network, self.device).map_err(|e| refused(&e))?;
+            let state = index.network(&self.network);
+            let is_new = |uid: &Uuid| {
+                let state = state.filter(|state| state.network.revision <= revision);
+                state.and_then(|state| state.devices.by_uid(*uid)).is_none_or(|peer| peer.revision > revision)
+                    || index.peer(&self.network, self.device, *uid).is_none()
+            };
+            let new: Vec<Uuid> = held.into_iter().filter(is_new).collect();
+            let now = index.revision();
+            registered.session.post(|mailbox| {
+                mailbox.config();
+                new.into_iter().for_each(|peer| mailbox.peer(peer));
+                mailbox.bookmark(now);
+            });
+        }
+        Ok(registered)
+    }
+
+    /// The message that `item` asks for; `None` if there is nothing to tell any more.
+    fn message(&self, item: Item) -> Option<Result<Message, Status>> {
+        let message = match item {
+            Item::End(reason) => {
+                self.hub.ended.inc();
+                return Some(Err(ended(reason)));
+            }
+            Item::Config => {
+                let index = self.hub.registry.read();
+                let state = index.network(&self.network)?;
+                let device = state.devices.by_uid(self.device)?;
+                Message::Config(state.config(device, &self.hub.advertised))
+            }
+            Item::Roots => {
+                let roots = self.roots.borrow();
+                Message::RootsChanged(RootsChanged { roots: roots.iter().map(|root| root.to_vec().into()).collect() })
+            }
+            Item::Drain(within) => {
+                let seconds = within.as_secs().try_into().unwrap_or(i64::MAX);
+                Message::Drain(Drain { within: Some(pbjson_types::Duration { seconds, nanos: 0 }) })
+            }
+            Item::Introduction(uid) => {
+                let peer = self.hub.registry.read().peer(&self.network, self.device, uid)?;
+                self.hub.introductions.inc();
+                Message::Introduction(Introduction { peer: Some(peer) })
+            }
+            Item::Peer(uid) => {
+                let peer = self.hub.registry.read().peer(&self.network, self.device, uid);
+                match peer {
+                    Some(peer) => Message::PeerChanged(PeerChanged { peer: Some(peer) }),
+                    None => {
+                        // The agent forgets the peer, so that it is not held any more.
+                        if let Some(registered) = &self.registered {
+                            self.hub.release(&registered.session, &[uid]);
+                        }
+                        Message::PeerRemoved(PeerRemoved { device_uid: uid.to_string() })
+                    }
+                }
+            }
+            Item::Bookmark(revision) => Message::Bookmark(Bookmark { revision }),
+        };
+        Some(Ok(message))
+    }
+
+    fn receive(&mut self, request: SessionRequest) -> Result<(), Status> {
+        let Some(registered) = &self.registered else { return Ok(()) };
+        match request.message {
+            Some(session_request::Message::EndpointsChanged(changed)) => {
+                let path = "endpoints_changed.private_endpoints";
+                let endpoints = field::endpoints(path, &changed.private_endpoints, ENDPOINTS_MAX)
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                let delay = if self.writing.is_some() { WRITE_INTERVAL } else { Duration::ZERO };
+                self.endpoints = Some((endpoints, delay));
+            }
+            Some(session_request::Message::HeldPeers(held)) => {
+                let removed = uids("held_peers.removed_uids", &held.removed_uids)?;
+                let added = uids("held_peers.added_uids", &held.added_uids)?;
+                self.hub.release(&registered.session, &removed);
+                let new = self.hub.hold(&registered.session, &added).map_err(|TooMany| too_many())?;
+                // They may have changed since the agent looked them up.
+                registered.session.post(|mailbox| new.into_iter().for_each(|peer| mailbox.peer(peer)));
+            }
+            Some(session_request::Message::Hello(_)) => {
+                return Err(Status::invalid_argument("a session has one hello, its first message"));
+            }
+            // From a newer agent.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn write(&self, endpoints: Box<[SocketAddr]>, delay: Duration) -> BoxFuture<'static, Written> {
+        let (hub, network, device) = (self.hub.clone(), self.network.clone(), self.device);
+        async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            let result = hub
+                .registry
+                .commit(|index, _| register::endpoints(index, &network, device, &endpoints))
+                .await;
+            (endpoints, result)
+        }
+        .boxed()
+    }
+
+    fn written(&mut self, (endpoints, result): Written) -> Result<(), Status> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(CommitError::Refused(error)) => Err(refused(&error)),
+            Err(error) => {
+                tracing::warn!(device = %self.device, %error, "cannot write a device's endpoints; trying again");
+                self.endpoints.get_or_insert((endpoints, WRITE_RETRY)).1 = WRITE_RETRY;
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn pending_unless<T>(future: Option<&mut Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn uids(path: &str, texts: &[String]) -> Result<Vec<Uuid>, Status> {
+    if texts.len() > HELD_MAX {
+        return Err(too_many());
+    }
+    let parse = |(i, text): (usize, &String)| {
+        Uuid::try_parse(text).map_err(|_| Status::invalid_argument(format!("{path}[{i}]: is not a device's uid")))
+    };
+    texts.iter().enumerate().map(parse).collect()
+}
+
+fn ended(reason: End) -> Status {
+    match reason {
+        End::Gone => refused(&DeviceError::Gone),
+        End::Revoked => refused(&DeviceError::Revoked),
+        End::Replaced => Status::aborted("another session of this device has taken the place of this one"),
+        End::Slow => Status::resource_exhausted(
+            "the agent does not read what it is sent; open the session again, from the last bookmark",
+        ),
+        End::Shutdown => draining(),
+    }
+}
+
+fn refused(error: &DeviceError) -> Status {
+    Status::permission_denied(error.to_string())
+}
+
+fn draining() -> Status {
+    Status::unavailable("this registrar is shutting down; go to another one")
+}
+
+fn too_many() -> Status {
+    Status::resource_exhausted(format!("a session holds at most {HELD_MAX} peers; forget those not in use"))
+}

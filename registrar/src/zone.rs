@@ -1,0 +1,137 @@
+//! What DNS answers from: the registry, as [`muster_dns::directory::Directory`]. Every answer about a device goes
+//! through the same policy as a look-up.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, RwLock},
+};
+
+use ipnet::IpNet;
+use muster_common::{name::Label, telemetry::Readiness};
+use muster_dns::directory::{Device, Directory, Viewer, Zone};
+use std::sync::PoisonError;
+use uuid::Uuid;
+
+use crate::{
+    registry::{self, Registry, index::NetworkState},
+    store::Revision,
+};
+
+/// The zones of all networks.
+#[derive(Debug)]
+pub struct Zones {
+    registry: Arc<Registry>,
+    readiness: Readiness,
+    /// Addresses that the registrars answer DNS on.
+    name_servers: Vec<IpAddr>,
+    /// Zones as they were last made, with the network's revision, by network.
+    made: RwLock<BTreeMap<Arc<str>, (Revision, Arc<Zone>)>>,
+}
+
+impl Zones {
+    /// The zones of `registry`, answered at `name_servers`. Until `readiness` says so, nothing is denied.
+    pub fn new(registry: Arc<Registry>, readiness: Readiness, name_servers: Vec<IpAddr>) -> Self {
+        Self { registry, readiness, name_servers, made: RwLock::default() }
+    }
+
+    /// The zone of a network, made anew only when it has changed.
+    fn zone_of(&self, state: &NetworkState) -> Arc<Zone> {
+        let network = &state.network;
+        let current = |(revision, zone): &&(Revision, Arc<Zone>)| {
+            *revision == network.revision && zone.serial == state.serial
+        };
+        let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, zone)) = made.get(&network.name).filter(current) {
+            return zone.clone();
+        }
+        drop(made);
+        let zone = Arc::new(Zone {
+            domain: network.domain.clone(),
+            network: network.label.clone(),
+            ttl: network.record_ttl.as_secs().try_into().unwrap_or(u32::MAX),
+            serial: state.serial,
+            public_addresses: network.public_addresses.clone(),
+            name_server_addresses: self.name_servers.clone(),
+            pools: network.pools.iter().map(|(_, net)| net).collect(),
+        });
+        let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
+        made.insert(network.name.clone(), (network.revision, zone.clone()));
+        zone
+    }
+
+    /// Looks into the network of `zone`, as long as it is the one that the zone was made from.
+    fn look<R>(&self, zone: &Zone, look: impl FnOnce(&NetworkState) -> Option<R>) -> Option<R> {
+        let index = self.registry.read();
+        let state = index.network(zone.network.as_str())?;
+        if state.network.domain == zone.domain { look(state) } else { None }
+    }
+}
+
+impl Directory for Zones {
+    fn is_loaded(&self) -> bool {
+        self.readiness.get()
+    }
+
+    fn zone(&self, name: &str) -> Option<Arc<Zone>> {
+        let index = self.registry.read();
+        let mut domain = name;
+        loop {
+            if let Some(state) = index.network_by_domain(domain) {
+                return Some(self.zone_of(state));
+            }
+            (_, domain) = domain.split_once('.')?;
+        }
+    }
+
+    fn reverse_zone(&self, viewer: &Viewer, prefix: IpNet) -> Option<Arc<Zone>> {
+        let index = self.registry.read();
+        let has = |state: &&NetworkState| state.network.pools.iter().any(|(_, net)| net.contains(&prefix));
+        let state = match viewer {
+            Viewer::Stranger => None,
+            Viewer::Open => index.networks().find(has),
+            Viewer::Member { network, .. } => index.network(network.as_str()).filter(has),
+        }?;
+        Some(self.zone_of(state))
+    }
+
+    fn device(&self, zone: &Zone, viewer: &Viewer, label: &str) -> Option<Device> {
+        self.look(zone, |state| {
+            let found = visible(state, viewer, state.devices.by_name(label)?)?;
+            let mut private_addresses: Vec<IpAddr> = Vec::with_capacity(found.endpoints.len());
+            for address in found.endpoints.iter().map(SocketAddr::ip) {
+                if !private_addresses.contains(&address) {
+                    private_addresses.push(address);
+                }
+            }
+            Some(Device {
+                name: found.name.parse().ok()?,
+                virtual_addresses: found.addresses().collect(),
+                private_addresses,
+                director: state.network.directors.first().copied().into_iter().collect(),
+            })
+        })
+    }
+
+    fn device_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Option<Label> {
+        self.look(zone, |state| visible(state, viewer, state.devices.by_address(address)?)?.name.parse().ok())
+    }
+}
+
+/// `device`, if `viewer` may see it.
+fn visible<'a>(
+    state: &NetworkState,
+    viewer: &Viewer,
+    device: &'a registry::Device,
+) -> Option<&'a registry::Device> {
+    let may = match viewer {
+        Viewer::Stranger => false,
+        Viewer::Open => device.is_reachable(),
+        Viewer::Member { network, uid } => {
+            let uid = Uuid::try_parse(uid.as_str()).ok()?;
+            let viewer = state.devices.by_uid(uid).filter(|_| *network == state.network.label);
+            viewer.is_some_and(|viewer| !viewer.revoked && state.sees(viewer, device))
+        }
+    };
+    may.then_some(device)
+}

@@ -76,7 +76,12 @@ impl Client {
                 reason: format!("no answer within {} s", timeout.as_secs_f32()),
             })
         })?;
-        Ok(Self { channel, registrar, network, timeout })
+        Ok(Self::new(channel, registrar, network, timeout))
+    }
+
+    /// A client of `registrar`, which `channel` leads to.
+    pub fn new(channel: Channel, registrar: String, network: String, timeout: Duration) -> Self {
+        Self { channel, registrar, network, timeout }
     }
 
     /// Name of the network that calls are about.

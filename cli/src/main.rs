@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let (mut out, mut err) = (io::BufWriter::new(io::stdout()), io::stderr());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(Error::from).and_then(|runtime| {
-        runtime.block_on(Box::pin(command::run(cli, &mut out, &mut err, Timestamp::now())))
+        runtime.block_on(Box::pin(command::run(cli, None, &mut out, &mut err, Timestamp::now())))
     });
     // What was printed before a failure is worth having.
     let result = match (result, out.flush()) {

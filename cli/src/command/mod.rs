@@ -44,9 +44,15 @@ pub struct Context<'a> {
     failed: usize,
 }
 
-/// Runs one command.
-pub async fn run(cli: Cli, out: &mut dyn Write, err: &mut dyn Write, now: Timestamp) -> Result {
-    let mut context = Context { global: cli.global, out, err, now, client: None, failed: 0 };
+/// Runs one command. Without a `client`, it connects as the command line and the credential say, if it needs to.
+pub async fn run(
+    cli: Cli,
+    client: Option<Client>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+    now: Timestamp,
+) -> Result {
+    let mut context = Context { global: cli.global, out, err, now, client: client.map(Arc::new), failed: 0 };
     let ctx = &mut context;
     match cli.command {
         Command::Get(args) => get::run(ctx, args).await?,

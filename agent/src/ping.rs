@@ -260,4 +260,16 @@ mod tests {
         assert_eq!(parse(&[], ip(V6), ip(V6), None, 7), None);
         assert_eq!(parse(&[0x40; 64], ip(V4), ip(V4), Some(5), 7), None, "impossible header length");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_packet_is_too_strange(
+            packet in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            v4 in proptest::bool::ANY,
+            raw in proptest::bool::ANY,
+        ) {
+            let target = ip(if v4 { V4 } else { V6 });
+            parse(&packet, target, target, raw.then_some(5), 7);
+        }
+    }
 }

@@ -13,6 +13,7 @@ use netlink::{Link, Netlink, Route};
 use rtnetlink::packet_route::link::InfoKind;
 
 pub(crate) mod netlink;
+mod watch;
 
 /// The route protocol number (`ip route show proto 139`) and address protocol number of everything that Muster sets.
 /// From the range that nobody has registered; see `/etc/iproute2/rt_protos`.

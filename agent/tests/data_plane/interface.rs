@@ -174,6 +174,34 @@ fn a_host_without_ipv6_gets_ipv4_and_a_warning() {
 }
 
 #[test]
+fn an_interface_that_somebody_takes_down_and_up_is_programmed_anew() {
+    if !have_root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    namespace.enter(async || {
+        let tun = Tun::create("muster0").expect("create");
+        let (mut interface, _) = Interface::program("muster0", &config()).await.expect("program");
+        let mut came_up = interface.watch().expect("watch");
+        let state = || {
+            let routes = namespace.ip("route show proto 139") + &namespace.ip("-6 route show proto 139");
+            routes + &namespace.ip("-br addr show muster0")
+        };
+        let before = state();
+        namespace.ip("link set muster0 down");
+        assert_ne!(state(), before);
+        namespace.ip("link set muster0 up");
+        let soon = std::time::Duration::from_secs(5);
+        tokio::time::timeout(soon, came_up.changed()).await.expect("in time").expect("watched");
+        interface.update(&config()).await.expect("again");
+        assert_eq!(state(), before);
+        assert!(!came_up.has_changed().expect("watched"), "programming it is no reason to program it");
+        drop(tun);
+        tokio::time::timeout(soon, came_up.changed()).await.expect("in time").expect_err("gone");
+    });
+}
+
+#[test]
 fn an_interface_that_is_not_there_is_named() {
     if !have_root() {
         return;

@@ -80,3 +80,25 @@ pub trait Directory: Send + Sync {
     /// Only called when `viewer` may see the zone's network.
     fn device_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Option<Label>;
 }
+
+impl<D: Directory + ?Sized> Directory for Arc<D> {
+    fn is_loaded(&self) -> bool {
+        (**self).is_loaded()
+    }
+
+    fn zone(&self, name: &str) -> Option<Arc<Zone>> {
+        (**self).zone(name)
+    }
+
+    fn reverse_zone(&self, viewer: &Viewer, prefix: IpNet) -> Option<Arc<Zone>> {
+        (**self).reverse_zone(viewer, prefix)
+    }
+
+    fn device(&self, zone: &Zone, viewer: &Viewer, label: &str) -> Option<Device> {
+        (**self).device(zone, viewer, label)
+    }
+
+    fn device_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Option<Label> {
+        (**self).device_at(zone, viewer, address)
+    }
+}

@@ -1,5 +1,14 @@
 //! The DNS engine that registrar and agent both serve with: [`engine`] turns a query into an answer from a
 //! [`directory`], without I/O; [`server`] carries queries to a [`server::Handler`] over UDP, TCP and TLS.
+//!
+//! Where the specification leaves a choice:
+//! - A stranger gets the apex, and `ns.dns.<domain>` too: NS tells its addresses anyway, and a resolver that follows
+//!   a delegation asks for them. Everything else, of another network as well, is REFUSED.
+//! - Additional of a device's answer has the addresses of both families, whichever was asked for.
+//! - The SOA of a reverse zone names server and mailbox of the network's domain. A pool that does not end at an
+//!   octet or nibble has several reverse zones, cut at the next one.
+//! - Over UDP, no response to a stranger is more than three times as large as its query; the rest goes over TCP.
+//! - Zone transfer is REFUSED. EDNS options are ignored.
 #![forbid(unsafe_code)]
 
 pub mod directory;

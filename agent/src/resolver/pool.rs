@@ -230,14 +230,15 @@ impl Pool {
                 Ok(response) => return check(query, response),
                 Err(error) => error,
             };
-            if !matches!(error, NetError::Busy) {
-                let mut open = connection.lock().await;
-                if open.number == number {
-                    open.exchange = None;
-                }
+            // hickory calls a connection that has ended busy, too. Nothing is lost by leaving one that really is:
+            // what is under way on it goes on.
+            let mut open = connection.lock().await;
+            if open.number == number {
+                open.exchange = None;
             }
+            drop(open);
             // A server closes idle connections whenever it likes: that is no failure.
-            if !reused || matches!(error, NetError::Timeout | NetError::Busy) {
+            if !reused || matches!(error, NetError::Timeout) {
                 return Err(error);
             }
         }

@@ -75,6 +75,15 @@ pub fn create_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     write().map_err(|source| FileError::new("create", path, source))
 }
 
+/// Gives `path`, which another library has made, to the owner of its directory, as the functions above do.
+pub fn adopt(path: &Path) -> Result<(), FileError> {
+    let give = || match other_owner(parent(path))? {
+        Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
+        None => Ok(()),
+    };
+    give().map_err(|source| FileError::new("change the owner of", path, source))
+}
+
 /// Reads the whole of `path`.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(|source| FileError::new("read", path, source))

@@ -207,7 +207,9 @@ fn prepare(
     if host.is_empty() || port.parse::<u16>().is_err() {
         return Err(bad());
     }
-    let endpoint = Endpoint::from_shared(format!("https://{address}"))
+    // Not https: as soon as anything in the build turns tonic's own TLS on, tonic refuses that scheme to a connector
+    // which has made the TLS connection itself.
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| bad())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)

@@ -36,6 +36,9 @@ pub const BACKDATE: Duration = Duration::from_secs(15 * 60);
 /// Lifetime of a root: long enough that nobody is surprised by its end, and `ca rotate` replaces it at any time.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
 
+/// The longest common name, in characters (RFC 5280, appendix A.1).
+const COMMON_NAME_MAX: usize = 64;
+
 /// Why the CA could not be made, read, or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
@@ -232,6 +235,10 @@ impl Ca {
             return Err(CaError::NotValid { from, to, now });
         }
         let mut params = blank(now.saturating_sub(BACKDATE), (now + lifetime).min(to))?;
+        // For people and for tools that cannot do without; the identity is the URI alone.
+        let mut name = identity.party.to_string();
+        name.truncate(COMMON_NAME_MAX);
+        params.distinguished_name.push(DnType::CommonName, name);
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =

@@ -53,7 +53,7 @@ pub struct Listen {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Advertise {
-    /// gRPC of all registrars of the deployment; empty: this host's address of its default route.
+    /// gRPC of all registrars of the deployment; empty: the public addresses of the networks.
     pub registrars: Vec<String>,
     /// DNS over TLS of all registrars; empty: likewise.
     pub dns: Vec<String>,

@@ -12,7 +12,7 @@ use std::{
 use muster_common::{
     config::{self, ConfigError},
     credential::{CredentialError, OperatorCredential},
-    file::FileError,
+    file::{self, FileError},
     identity::{Party, SpiffeId},
     name::{Domain, Label, NameError},
     time::Timestamp,
@@ -133,7 +133,9 @@ impl fmt::Display for Report {
         writeln!(f, "  network      {}, domain {}", options.network, options.domain)?;
         writeln!(f, "    devices    {}", pools(&spec.device_pool_v4, &spec.device_pool_v6))?;
         writeln!(f, "    services   {}", pools(&spec.service_pool_v4, &spec.service_pool_v6))?;
-        writeln!(f, "    director   {}", directors(spec))?;
+        if !spec.directors.is_empty() {
+            writeln!(f, "    director   {}", directors(spec))?;
+        }
         writeln!(f, "  credential   {} (for `muster`; keep it private)", options.credential.display())?;
         writeln!(f, "  config       {config}{}", if self.wrote_config { "" } else { " (as it was)" })?;
         writeln!(f, "\nStart it:\n\n  muster-registrar serve --config {config}")?;
@@ -296,7 +298,7 @@ async fn contents(
     now: Timestamp,
 ) -> Result<(Txn, NetworkSpec), InitError> {
     let format = Format { version: FORMAT_VERSION, trust_domain: options.domain.to_string() };
-    let root = StoredRoot { certificate: ca.roots()[0].to_vec().into() };
+    let root = StoredRoot { certificate: ca.roots()[0].to_vec() };
     let memory = MemoryStore::new();
     memory.apply_txn(
         &Txn::new().put(keys::format(), format.encode_to_vec()).put(keys::root(1), root.encode_to_vec()),
@@ -312,8 +314,10 @@ async fn contents(
         spec: Some(NetworkSpec {
             domain: options.domain.to_string(),
             public_addresses: addresses.iter().map(ToString::to_string).collect(),
+            // On loopback, as when trying things out, nobody would find it.
             directors: addresses
                 .iter()
+                .filter(|address| !address.is_loopback())
                 .zip(1..)
                 .map(|(address, number)| DirectorAddress {
                     name: format!("director-{number}"),
@@ -355,14 +359,19 @@ async fn write_store(config: &Config, undo: &mut Undo, txn: Txn) -> Result<Strin
         StoreKind::Sqlite => {
             let path = config.sqlite_path();
             make_parent(undo, &path)?;
-            for suffix in ["", "-wal", "-shm", ".lock"] {
+            let files = ["", "-wal", "-shm", ".lock"].map(|suffix| {
                 let mut file = path.clone().into_os_string();
                 file.push(suffix);
-                undo.will_make(Path::new(&file));
-            }
+                PathBuf::from(file)
+            });
+            files.iter().for_each(|file| undo.will_make(file));
             SqliteStore::create(&path)?;
-            let store = SqliteStore::open(path.clone())?;
-            match store.txn(txn).await? {
+            let outcome = SqliteStore::open(path.clone())?.txn(txn).await?;
+            // By now the database is closed, and has all the files that it keeps.
+            for file in files.iter().filter(|file| file.exists()) {
+                file::adopt(file)?;
+            }
+            match outcome {
                 TxnOutcome::Committed(_) => Ok(format!("sqlite, {}", path.display())),
                 TxnOutcome::Conflict => Err(InitError::Exists(vec![path])),
             }

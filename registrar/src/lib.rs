@@ -11,6 +11,7 @@ pub mod init;
 pub mod own_certificate;
 pub mod policy;
 pub mod registry;
+pub mod serve;
 pub mod session;
 pub mod store;
 pub mod token;

@@ -1,0 +1,265 @@
+//! The `muster-registrar` command.
+#![forbid(unsafe_code)]
+
+use std::{
+    io::Write as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use muster_common::{
+    config as toml_config,
+    credential::SYSTEM_PATH,
+    grpc,
+    name::{Domain, Label},
+    telemetry,
+    time::Timestamp,
+};
+use muster_registrar::{
+    ca::{
+        Ca,
+        rotation::{self, Phase},
+    },
+    config::{Config, DEFAULT_PATH},
+    init::{self, Options},
+    own_certificate, serve,
+};
+
+const EXAMPLES: &str = "Examples:
+  muster-registrar init --domain net.example --public-address 198.51.100.10
+  muster-registrar serve
+  muster-registrar ca status";
+
+const INIT_EXAMPLES: &str = "Examples:
+  muster-registrar init
+  muster-registrar init --config /srv/muster/registrar.toml --domain net.example \\
+      --public-address 198.51.100.10 --credential ~/.config/muster/operator.toml
+
+Set the environment variable MUSTER_DATA_DIR, or data_dir in the configuration file, to keep the CA and the store
+elsewhere than in /var/lib/muster/registrar.";
+
+const ROTATE_EXAMPLES: &str = "Examples:
+  muster-registrar ca rotate prepare     # everybody is told to trust the next root as well
+  muster-registrar ca rotate activate    # the next root issues; at once, or some hours later
+  muster-registrar ca rotate retire      # a certificate lifetime later: the old root is no longer trusted
+
+The running registrar takes each step up within 30 seconds, or at once with SIGHUP (systemctl reload). Devices stay
+connected throughout. With several registrars, take each step on one of them, copy its ca.key, ca.crt, cross.crt and
+roots/ to the data directories of the others before `activate` takes effect there, and retired/ after `retire`.";
+
+/// The registrar of a Muster network: CA, registry, addresses, DNS and API.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct ConfigArg {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a deployment: CA, store, first network, operator's credential. Prints the command that joins a device.
+    #[command(after_help = INIT_EXAMPLES)]
+    Init {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Domain of the first network.
+        #[arg(long, value_name = "DOMAIN", default_value = "muster.internal")]
+        domain: Domain,
+        /// Address that agents reach this host at; may be given twice, for IPv4 and IPv6. Default: this host's
+        /// address of its default route.
+        #[arg(long, value_name = "ADDRESS")]
+        public_address: Vec<IpAddr>,
+        /// Name of the first network.
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        network: Label,
+        /// Where to put the operator's credential.
+        #[arg(long, value_name = "FILE", default_value = SYSTEM_PATH)]
+        credential: PathBuf,
+    },
+    /// Run the registrar.
+    #[command(after_help = "Example:\n  muster-registrar serve --config /etc/muster/registrar.toml")]
+    Serve {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print the whole configuration, with file and environment applied, and exit.
+        #[arg(long)]
+        print_config: bool,
+    },
+    /// Look at the CA, or replace its root.
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// Make a credential for an operator, on the registrar's host.
+    #[command(after_help = "Example:\n  muster-registrar credential --name alice --output alice.toml")]
+    Credential {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// The operator's name.
+        #[arg(long, value_name = "NAME", default_value = init::OPERATOR)]
+        name: Label,
+        /// The network that the operator's commands are about unless told otherwise.
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        network: Label,
+        /// The file to write; what is there is replaced.
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum CaCommand {
+    /// Tell which root issues, which are trusted, and what the next step of a rotation is.
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Take a step of replacing the root.
+    #[command(after_help = ROTATE_EXAMPLES)]
+    Rotate {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// The step; without one, the next step that can be taken.
+        #[arg(value_enum)]
+        step: Option<Step>,
+        /// Retire although certificates by the old root may still be in use.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Step {
+    Prepare,
+    Activate,
+    Retire,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is to be done if even this fails.
+            let _ = writeln!(std::io::stderr(), "muster-registrar: {}", grpc::chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init { config, domain, public_address, network, credential } => {
+            let options = Options {
+                config: config.config,
+                domain,
+                public_addresses: public_address,
+                network,
+                credential,
+            };
+            let report = runtime()?.block_on(init::init(options, Timestamp::now()))?;
+            print(&report.to_string())
+        }
+        Command::Serve { config, print_config } => {
+            let config = load(&config.config)?;
+            if print_config {
+                return print(&toml_config::print(&config));
+            }
+            telemetry::init_logs(&config.log)?;
+            Ok(runtime()?.block_on(serve::serve(config))?)
+        }
+        Command::Ca(CaCommand::Status { config }) => {
+            print(&status(&rotation::phase(&load(&config.config)?.data_dir)?))
+        }
+        Command::Ca(CaCommand::Rotate { config, step, force }) => rotate(&load(&config.config)?, step, force),
+        Command::Credential { config, name, network, output } => {
+            let mut config = load(&config.config)?;
+            let ca = Ca::load(&config.data_dir)?;
+            if config.advertise.registrars.is_empty() {
+                let address = init::default_address().context(
+                    "cannot find out this host's address; set advertise.registrars in the configuration",
+                )?;
+                init::advertise(&mut config, &[address]);
+            }
+            let registrar = config.advertise.registrars.first().map_or("", String::as_str);
+            let credential = init::operator_credential(
+                &ca,
+                &trust_domain(&config)?,
+                &name,
+                config.certificates.operator_lifetime.get(),
+                registrar,
+                network.as_str(),
+                Timestamp::now(),
+            )?;
+            credential.save(&output)?;
+            print(&format!("{} is a credential of operator {name}; keep it private.\n", output.display()))
+        }
+    }
+}
+
+fn rotate(config: &Config, step: Option<Step>, force: bool) -> anyhow::Result<()> {
+    let (directory, now) = (&config.data_dir, Timestamp::now());
+    let step = match (step, rotation::phase(directory)?) {
+        (Some(step), _) => step,
+        (None, Phase::Settled) => Step::Prepare,
+        (None, Phase::Prepared { .. }) => Step::Activate,
+        (None, Phase::Activated { .. }) => Step::Retire,
+    };
+    match step {
+        Step::Prepare => drop(rotation::prepare(directory, &trust_domain(config)?, now)?),
+        Step::Activate => drop(rotation::activate(directory)?),
+        Step::Retire => {
+            rotation::retire(directory, config.certificates.device_lifetime.get(), now, force)?;
+        }
+    }
+    print(&status(&rotation::phase(directory)?))
+}
+
+fn status(phase: &Phase) -> String {
+    match phase {
+        Phase::Settled => {
+            "One root issues and is trusted. To replace it: muster-registrar ca rotate prepare\n".into()
+        }
+        Phase::Prepared { next } => format!(
+            "The next root, {next}, is trusted but does not issue yet. Next step: muster-registrar ca rotate activate\n"
+        ),
+        Phase::Activated { since, old } => {
+            let old: Vec<String> = old.iter().map(ToString::to_string).collect();
+            format!(
+                "A new root issues since {since}. Still trusted: {}.\n\
+                 Operators need new credentials before the old root is retired: muster-registrar credential\n\
+                 Next step, once all devices have renewed: muster-registrar ca rotate retire\n",
+                old.join(", ")
+            )
+        }
+    }
+}
+
+fn load(path: &Path) -> anyhow::Result<Config> {
+    let config: Config = toml_config::load(Some(path))?;
+    config.check()?;
+    Ok(config)
+}
+
+/// The deployment's trust domain, without the store, which a running registrar keeps to itself.
+fn trust_domain(config: &Config) -> anyhow::Result<String> {
+    let own = own_certificate::load(&config.data_dir.join(own_certificate::FILE))?;
+    Ok(own.identity()?.trust_domain)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}

@@ -1,0 +1,350 @@
+//! `muster-registrar serve`: opens the store, loads the registry, and answers gRPC, DNS and HTTP until it is told to
+//! stop. Everything is bound before anything is loaded, so that a wrong configuration shows at once.
+
+mod dns;
+mod drain;
+mod systemd;
+mod trust;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_common::{
+    grpc,
+    net::BindError,
+    telemetry::{self, Metrics, Readiness},
+    time::Timestamp,
+    tls::{ALPN_H2, TlsError},
+};
+use muster_proto::storage::Format;
+use prost::Message as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+
+pub use self::trust::TrustError;
+use self::{dns::DnsSockets, trust::Trust};
+use crate::{
+    api::{Api, Settings, limit::Rate},
+    config::{Config, StoreKind},
+    init,
+    registry::{Registry, keys, view::Advertised},
+    session::Hub,
+    store::{Revision, Store, StoreError, etcd::EtcdStore, sqlite::SqliteStore},
+};
+
+/// Between looks at the CA's files and at the registrar's own certificate.
+const REFRESH: Duration = Duration::from_secs(30);
+/// How long such a look may take.
+const MAINTENANCE: Duration = Duration::from_secs(10);
+/// For how long the store keeps history, for registrars that were cut off from it for a while.
+const HISTORY: Duration = Duration::from_secs(10 * 60);
+/// How often an idle connection is checked, and how long the check may take.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// The most that the headers of a request may take, in octets.
+const HEADERS: u32 = 16 * 1024;
+
+/// Why the registrar does not serve, or does not go on to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The store cannot be opened or read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store is empty.
+    #[error(
+        "the store at {0} holds no Muster deployment; make one with `muster-registrar init`, or set the right store"
+    )]
+    Empty(String),
+    /// The store has been written by something else, or by a newer version.
+    #[error("the store at {place} {reason}; nothing was changed")]
+    Format {
+        /// Where it is.
+        place: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The CA, or the registrar's certificate.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A port is taken.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The host's address is not known.
+    #[error(
+        "cannot find out this host's address ({0}); set advertise.registrars and advertise.dns in the configuration"
+    )]
+    Address(io::Error),
+    /// Signals cannot be received.
+    #[error("cannot receive signals: {0}")]
+    Signal(io::Error),
+    /// A listener has failed for good.
+    #[error("{0}")]
+    Ended(String),
+}
+
+/// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the CA's files read again at once.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve(mut config: Config) -> Result<(), ServeError> {
+    let mut signals = Signals::new().map_err(ServeError::Signal)?;
+    let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
+    let store = open_store(&config)?;
+    let format = read_format(&*store, &place(&config)).await?;
+    let mut trust = Trust::open(&config, store.clone(), &format.trust_domain, Timestamp::now()).await?;
+
+    let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
+    let mut tasks = JoinSet::new();
+    {
+        let (metrics, readiness) = (metrics.clone(), readiness.clone());
+        tasks.spawn(async move {
+            telemetry::serve(http_listener, metrics, readiness).await;
+            "metrics and health"
+        });
+    }
+    tasks.spawn(async {
+        systemd::watchdog().await;
+        "the watchdog"
+    });
+
+    let registry = Registry::load(store.clone()).await?;
+    registry.metrics().register(&metrics);
+    advertise(&mut config, &registry)?;
+    let advertised = Advertised {
+        registrars: config.advertise.registrars.clone(),
+        dns_servers: config.advertise.dns.clone(),
+    };
+    let hub = Hub::new(&registry, advertised, trust.ca().roots());
+    hub.register_metrics(&metrics);
+    dns::spawn(&mut tasks, dns_sockets, &config, &registry, trust.credentials(), &metrics)?;
+
+    let stop = CancellationToken::new();
+    let health = tonic_health::server::HealthReporter::new();
+    health.set_service_status("", ServingStatus::Serving).await;
+    {
+        let tls = Arc::new(trust.credentials().server_config(ALPN_H2)?);
+        let incoming = grpc::incoming(grpc_listener, tls, config.limits.connections);
+        let router = router(&config, &hub, &trust, &health)?;
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
+            if let Err(error) = served {
+                tracing::error!(error = grpc::chain(&error), "gRPC ended");
+            }
+            drain::GRPC
+        });
+    }
+    readiness.set(true);
+    systemd::ready();
+    let Config { listen, .. } = &config;
+    tracing::info!(grpc = %listen.grpc, dns = %listen.dns, dot = %listen.dot, http = %listen.http, "serving");
+
+    let mut refresh = tokio::time::interval(REFRESH);
+    let mut history = History::default();
+    loop {
+        tokio::select! {
+            told = signals.next() => match told {
+                Told::Stop(signal) => {
+                    tracing::info!(signal, "stopping");
+                    break;
+                }
+                Told::Reload => tracing::info!("reading the CA again"),
+            },
+            _ = refresh.tick() => {}
+            Some(ended) = tasks.join_next() => {
+                let what = ended.map_or_else(|error| error.to_string(), str::to_owned);
+                return Err(ServeError::Ended(format!("{what} ended unexpectedly; see the log")));
+            }
+        }
+        let now = Timestamp::now();
+        let maintained = async {
+            if let Err(error) = trust.refresh(now).await {
+                tracing::error!(%error, "CA, roots or certificate are not up to date; trying again");
+            }
+            history.forget(&*store, now).await;
+        };
+        // A store that is away must not keep the registrar from hearing that it shall stop.
+        if tokio::time::timeout(MAINTENANCE, maintained).await.is_err() {
+            tracing::warn!("the store takes too long for maintenance; trying again");
+        }
+    }
+
+    readiness.set(false);
+    health.set_service_status("", ServingStatus::NotServing).await;
+    drain::drain(&config, &hub, &stop, &mut tasks, signals.stop()).await;
+    registry.flush_uses().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Fills in what devices are told of where to find this registrar, unless the configuration says it.
+fn advertise(config: &mut Config, registry: &Registry) -> Result<(), ServeError> {
+    if !config.advertise.registrars.is_empty() && !config.advertise.dns.is_empty() {
+        return Ok(());
+    }
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for state in registry.read().networks() {
+        addresses.extend(&state.network.public_addresses);
+    }
+    if addresses.is_empty() {
+        addresses.push(init::default_address().map_err(ServeError::Address)?);
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    init::advertise(config, &addresses);
+    Ok(())
+}
+
+/// Everything that is spoken on the gRPC port.
+fn router(
+    config: &Config,
+    hub: &Arc<Hub>,
+    trust: &Trust,
+    health: &tonic_health::server::HealthReporter,
+) -> Result<tonic::transport::server::Router, ServeError> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(muster_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| ServeError::Ended(format!("cannot set up gRPC reflection: {error}")))?;
+    let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
+    let limits = &config.limits;
+    let settings = Settings {
+        certificate_lifetime: config.certificates.device_lifetime.get(),
+        message_octets: limits.message_octets,
+        enroll: Rate { per_second: limits.joins_per_second.into(), burst: limits.joins_burst.into() },
+        ..Settings::new(trust.credentials().trust_domain())
+    };
+    let services = Api::new(hub.registry().clone(), hub.clone(), trust.ca().clone(), settings);
+    Ok(Server::builder()
+        .timeout(limits.request_timeout.get())
+        .max_concurrent_streams(limits.requests_per_connection)
+        .http2_max_header_list_size(HEADERS)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .add_routes(services.routes())
+        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+        .add_service(reflection))
+}
+
+async fn bind(config: &Config) -> Result<(TcpListener, DnsSockets, TcpListener), BindError> {
+    let listen = &config.listen;
+    let grpc = bind_grpc(listen.grpc).await?;
+    let dns = DnsSockets::bind(listen)?;
+    Ok((grpc, dns, telemetry::bind(listen.http).await?))
+}
+
+async fn bind_grpc(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|error| BindError::new("gRPC", address, error))
+}
+
+fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match config.store.kind {
+        StoreKind::Sqlite => Arc::new(SqliteStore::open(config.sqlite_path())?),
+        StoreKind::Etcd => Arc::new(EtcdStore::open(&config.etcd())?),
+    })
+}
+
+fn place(config: &Config) -> String {
+    match config.store.kind {
+        StoreKind::Sqlite => config.sqlite_path().display().to_string(),
+        StoreKind::Etcd => {
+            format!("etcd {} (prefix {})", config.store.etcd.endpoints.join(", "), config.store.etcd.prefix)
+        }
+    }
+}
+
+async fn read_format(store: &dyn Store, place: &str) -> Result<Format, ServeError> {
+    let Some(kv) = store.get(keys::format()).await? else { return Err(ServeError::Empty(place.to_owned())) };
+    let wrong = |reason: String| ServeError::Format { place: place.to_owned(), reason };
+    let format = Format::decode(kv.value)
+        .map_err(|error| wrong(format!("is damaged ({error}); restore it from a backup")))?;
+    if format.version != init::FORMAT_VERSION {
+        return Err(wrong(format!(
+            "has layout {}, and this version of muster-registrar knows layout {}; install the version that \
+             belongs to it",
+            format.version,
+            init::FORMAT_VERSION
+        )));
+    }
+    Ok(format)
+}
+
+/// Has the store forget its history once it is old.
+#[derive(Default)]
+struct History {
+    /// The revision at some time in the past.
+    seen: Option<(Timestamp, Revision)>,
+}
+
+impl History {
+    async fn forget(&mut self, store: &dyn Store, now: Timestamp) {
+        let due = match self.seen {
+            None => None,
+            Some((at, revision)) if now >= at + HISTORY => Some(revision),
+            Some(_) => return,
+        };
+        let forgotten = async {
+            if let Some(revision) = due {
+                store.compact(revision).await?;
+            }
+            store.revision().await
+        };
+        match forgotten.await {
+            Ok(revision) => self.seen = Some((now, revision)),
+            Err(error) => tracing::warn!(%error, "cannot compact the store's history; trying again"),
+        }
+    }
+}
+
+/// What the process is told from outside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Stop(&'static str),
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    reload: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            reload: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.reload.recv() => Told::Reload,
+        }
+    }
+
+    /// Waits until the process is told to stop.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Told::Stop(signal) = self.next().await {
+                return signal;
+            }
+        }
+    }
+}

@@ -1,12 +1,22 @@
 //! The Muster agent: one per host. It joins the network, brings up peers on demand and serves names on the host.
 
+pub mod commands;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod host;
 pub mod interface;
+pub mod join;
+pub mod keys;
+pub mod local_api;
+pub mod metrics;
 pub mod ping;
 pub mod private_addresses;
+pub mod renewal;
 pub mod resolver;
+pub mod run;
+pub mod session;
 pub mod state;
 pub mod tun;
 pub mod udp;
+pub mod writer;

@@ -24,7 +24,7 @@ use super::{
     registrars::Registrars,
     renewal::Renewal,
 };
-use crate::datapath::{Command, Event};
+use crate::datapath::{Command, Event, PublicKey};
 
 /// A registrar that is silent for so long does not answer any more.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ const REFUSED_RETRY: std::ops::Range<u64> = 30_000..60_000;
 /// Longest time within which a draining registrar is left.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
 /// Changes of the peers are collected for so long before they are written.
-const PERSIST_DELAY: Duration = Duration::from_secs(2);
+const PERSIST_DELAY: Duration = Duration::from_millis(500);
 /// Changes of the private endpoints are told at most this often.
 const ENDPOINTS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -112,8 +112,11 @@ impl Control {
             // Nothing is new: it comes from the disk.
             control.actions.retain(|action| !matches!(action, Action::Persist(_)));
         }
-        for peer in peers {
-            control.offer(peer, Reason::Introduced, now);
+        // Peers are of no use to a data plane that has no addresses yet.
+        if control.settings.is_some() {
+            for peer in peers {
+                control.offer(peer, Reason::Introduced, now);
+            }
         }
         control.persist_at = None;
         control.settle(now);
@@ -181,11 +184,7 @@ impl Control {
                 }
             }
             Some(Message::PeerRemoved(removed)) => {
-                let mut commands = Vec::new();
-                if self.peers.remove_for_good(&removed.device_uid, &mut commands) {
-                    self.persist_soon(now);
-                }
-                self.tell_datapath(commands);
+                self.remove_for_good(&removed.device_uid, now);
             }
             Some(Message::RootsChanged(changed)) => {
                 self.actions.push_back(Action::ReplaceRoots(changed.roots));
@@ -372,6 +371,11 @@ impl Control {
         self.peers.iter()
     }
 
+    /// This device's WireGuard public key.
+    pub const fn public_key(&self) -> PublicKey {
+        self.start.public_key
+    }
+
     /// The private endpoints that are announced.
     pub fn private_endpoints(&self) -> &[SocketAddr] {
         &self.endpoints
@@ -494,19 +498,30 @@ impl Control {
                 if !matches!(error, PeerError::NotAllowed(_)) {
                     tracing::warn!(%error, "cannot use a peer that the registrar described");
                 }
-                let mut commands = Vec::new();
-                if self.peers.remove_for_good(&uid, &mut commands) {
-                    self.persist_soon(now);
-                }
-                self.tell_datapath(commands);
+                self.remove_for_good(&uid, now);
             }
         }
     }
 
     fn put(&mut self, info: PeerInfo, reason: Reason, now: Instant) {
         let mut commands = Vec::new();
+        let name = info.message.name.clone();
         if self.peers.put(info, reason, &mut commands) {
             self.persist_soon(now);
+            if reason == Reason::Changed {
+                self.actions.push_back(Action::ForgetName(name));
+            }
+        }
+        self.tell_datapath(commands);
+    }
+
+    /// The registrar says that this peer is gone, or hidden.
+    fn remove_for_good(&mut self, uid: &str, now: Instant) {
+        let mut commands = Vec::new();
+        let name = self.peers.get(uid).map(|info| info.message.name.clone());
+        if self.peers.remove_for_good(uid, &mut commands) {
+            self.persist_soon(now);
+            self.actions.extend(name.map(Action::ForgetName));
         }
         self.tell_datapath(commands);
     }
@@ -553,10 +568,7 @@ impl Control {
             LookupBy::PublicKey(key) => self.peers.by_key(&key),
         };
         if let Some(uid) = held.map(str::to_owned) {
-            let mut commands = Vec::new();
-            self.peers.remove_for_good(&uid, &mut commands);
-            self.tell_datapath(commands);
-            self.persist_soon(now);
+            self.remove_for_good(&uid, now);
         }
         if awaited {
             self.answer_negative(by);

@@ -101,6 +101,8 @@ pub enum Action {
     Configure(Box<Settings>),
     /// Tell the data plane.
     Datapath(Command),
+    /// Forget what is cached of this device's name: it has changed.
+    ForgetName(String),
     /// Trust these roots (DER) from now on.
     ReplaceRoots(Vec<Vec<u8>>),
     /// Write to disk.

@@ -280,7 +280,7 @@ fn idle_peers_are_forgotten_and_reported() {
     let Action::Send(report) = &did[1] else { panic!("{did:?}") };
     let Some(session_request::Message::HeldPeers(held)) = &report.message else { panic!("{report:?}") };
     assert_eq!((held.added_uids.len(), &held.removed_uids[..]), (0, &["d-1".to_owned()][..]));
-    control.handle_timeout(at(2_001));
+    control.handle_timeout(at(503));
     assert_eq!(actions(&mut control), [Action::Persist(Persist::Peers)]);
 }
 

@@ -1,0 +1,147 @@
+//! The command line: `muster-agent join|run|status|ping|resolve|leave`.
+
+mod client;
+mod join;
+mod leave;
+mod ping;
+mod resolve;
+mod status;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use muster_common::telemetry;
+
+use crate::config::Config;
+
+/// What a failed command returns to the shell. (2, for wrong usage, comes from the parser.)
+pub const FAILED: u8 = 1;
+
+/// The agent of a Muster network: gives this host a virtual address, and reaches other devices by name.
+#[derive(Debug, Parser)]
+#[command(name = "muster-agent", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// Configuration file [default: /etc/muster/agent.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    config: Option<PathBuf>,
+    /// Print the configuration in use, every key with its value, and do nothing else
+    #[arg(long, global = true, help_heading = "Global options")]
+    print_config: bool,
+    /// How to print results
+    #[arg(short, long, global = true, value_enum, default_value_t, help_heading = "Global options")]
+    output: Output,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    #[default]
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join a network: make this host a device of it
+    Join(join::Arguments),
+    /// Run the agent, until SIGTERM
+    #[command(after_help = "Example:\n  muster-agent run --config /etc/muster/agent.toml")]
+    Run,
+    /// Show what the running agent is and does
+    #[command(after_help = "Example:\n  muster-agent status -o json")]
+    Status,
+    /// Measure round trips to a device, and show the path to it
+    Ping(ping::Arguments),
+    /// Resolve a name as programs on this host see it, with a device's private addresses and route director
+    Resolve(resolve::Arguments),
+    /// Leave the network: give name and addresses back, and take everything off this host
+    Leave(leave::Arguments),
+}
+
+/// The whole command, for completions and man pages.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Does what the command line says.
+pub async fn main(cli: Cli) -> anyhow::Result<()> {
+    let config = Config::load(cli.config.as_deref())?;
+    if cli.print_config {
+        return print(&muster_common::config::print(&config));
+    }
+    match cli.command {
+        None => {
+            let help = Cli::command().render_help();
+            print(&help.to_string())
+        }
+        Some(Command::Run) => {
+            telemetry::init_logs(&config.log)?;
+            Box::pin(crate::run::run(&config)).await
+        }
+        Some(command) => {
+            // What goes wrong is said in the error; logs are for the agent that runs.
+            let quiet = telemetry::LogConfig { level: "warn".into(), ..config.log.clone() };
+            telemetry::init_logs(&quiet)?;
+            match command {
+                Command::Join(arguments) => join::join(&config, cli.config.as_deref(), arguments, cli.output).await,
+                Command::Status => status::status(&config, cli.output).await,
+                Command::Ping(arguments) => ping::ping(&config, arguments, cli.output).await,
+                Command::Resolve(arguments) => resolve::resolve(&config, arguments, cli.output).await,
+                Command::Leave(arguments) => leave::leave(&config, arguments, cli.output).await,
+                Command::Run => Ok(()),
+            }
+        }
+    }
+}
+
+/// Prints `text`. A reader that has gone, as `head` does, is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
+}
+
+/// Prints `value` as JSON.
+fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("cannot print as JSON")?;
+    text.push('\n');
+    print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_command_has_an_example() {
+        let command = command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn global_options_may_stand_anywhere() {
+        for line in [
+            ["muster-agent", "--config", "f", "status", "-o", "json"],
+            ["muster-agent", "status", "-o", "json", "--config", "f"],
+        ] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!((cli.output, cli.config), (Output::Json, Some("f".into())));
+        }
+        assert_eq!(Cli::try_parse_from(["muster-agent", "statsu"]).unwrap_err().exit_code(), 2);
+        assert_eq!(Cli::try_parse_from(["muster-agent", "join"]).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,220 @@
+//! What a running agent puts on its host: the interface, the data plane behind it, and the resolver. All of it is gone
+//! again after [`Host::remove`]; what a crash leaves is swept at the next start.
+
+use std::{net::IpAddr, sync::Arc};
+
+use anyhow::Context;
+use muster_common::{telemetry, tls::Credentials};
+use tokio::sync::{mpsc, watch};
+use zeroize::Zeroizing;
+
+use crate::{
+    config::Config,
+    control::Settings,
+    datapath::{Command, Datapath, DatapathConfig, Event, Handle},
+    interface::{self, Interface, InterfaceConfig},
+    keys,
+    local_api::Shared,
+    resolver::{self, Resolver},
+    tun::Tun,
+    udp::UdpSockets,
+};
+
+/// See the module.
+pub struct Host {
+    config: Config,
+    private_key: Zeroizing<[u8; 32]>,
+    credentials: Arc<Credentials>,
+    metrics: telemetry::Metrics,
+    shared: Arc<Shared>,
+    port: u16,
+    /// Until the data plane takes them.
+    devices: Option<(Tun, UdpSockets)>,
+    interface: Option<Interface>,
+    datapath: Option<(Datapath, Handle)>,
+    dns_servers: watch::Sender<Vec<String>>,
+    settings: Option<Settings>,
+}
+
+/// What a host tells once it is configured for the first time.
+pub struct Started {
+    /// From the data plane.
+    pub events: mpsc::Receiver<Event>,
+    /// Virtual addresses that have been resolved; never anything if the resolver is switched off.
+    pub resolved: mpsc::Receiver<IpAddr>,
+}
+
+impl Host {
+    /// Sweeps what a crash has left, and takes TUN device and UDP port.
+    pub async fn take(
+        config: &Config,
+        private_key: Zeroizing<[u8; 32]>,
+        credentials: Arc<Credentials>,
+        metrics: telemetry::Metrics,
+        shared: Arc<Shared>,
+    ) -> anyhow::Result<Self> {
+        let swept = interface::sweep().await?;
+        if swept.routes + swept.addresses > 0 {
+            tracing::info!(?swept, "removed what an agent that was killed had left");
+        }
+        let sockets = UdpSockets::bind(config.tunnel.port)?;
+        let tun = Tun::create(&config.interface.name)?;
+        Ok(Self {
+            config: config.clone(),
+            private_key,
+            credentials,
+            metrics,
+            shared,
+            port: sockets.port(),
+            devices: Some((tun, sockets)),
+            interface: None,
+            datapath: None,
+            dns_servers: watch::Sender::new(Vec::new()),
+            settings: None,
+        })
+    }
+
+    /// UDP port of the tunnel.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes the host what `settings` say; `names` is the resolver's cache from before. The first time, data plane and
+    /// resolver are started.
+    pub async fn configure(
+        &mut self,
+        settings: &Settings,
+        names: Option<Vec<u8>>,
+    ) -> anyhow::Result<Option<Started>> {
+        self.program(settings).await?;
+        let started = match self.devices.take() {
+            Some((tun, sockets)) => Some(self.start(settings, tun, sockets, names).await?),
+            None => {
+                self.update(settings).await;
+                None
+            }
+        };
+        self.dns_servers.send_replace(settings.dns_servers.clone());
+        self.settings = Some(settings.clone());
+        Ok(started)
+    }
+
+    async fn program(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        let link_local = |address: &IpAddr| matches!(address, IpAddr::V4(v4) if v4.is_link_local());
+        let listen = self.config.resolver.listen.iter().map(|address| address.ip());
+        let config = InterfaceConfig {
+            mtu: self.config.mtu(),
+            addresses: settings.virtual_addresses(),
+            routes: settings.routes.clone(),
+            resolver_address: listen.filter(|_| self.config.resolver.enabled).find(link_local),
+        };
+        let warnings = match &mut self.interface {
+            Some(interface) => interface.update(&config).await?,
+            None => {
+                let (interface, warnings) = Interface::program(&self.config.interface.name, &config).await?;
+                self.interface = Some(interface);
+                warnings
+            }
+        };
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        let addresses = settings.virtual_addresses();
+        tracing::info!(interface = self.config.interface.name, ?addresses, "address bound");
+        Ok(())
+    }
+
+    async fn start(
+        &mut self,
+        settings: &Settings,
+        tun: Tun,
+        sockets: UdpSockets,
+        names: Option<Vec<u8>>,
+    ) -> anyhow::Result<Started> {
+        let (datapath, events) = Datapath::start(DatapathConfig {
+            tun,
+            sockets,
+            private_key: self.private_key.clone(),
+            seed: Zeroizing::new(keys::seed()?),
+            mtu: self.config.mtu(),
+            local_addresses: settings.virtual_addresses(),
+            pools: settings.routes.clone(),
+        })?;
+        let handle = datapath.handle();
+        self.shared.datapath.store(Some(Arc::new(handle.clone())));
+        self.datapath = Some((datapath, handle));
+        let resolved = if self.config.resolver.enabled {
+            self.start_resolver(settings, names)?
+        } else {
+            mpsc::channel(1).1
+        };
+        Ok(Started { events, resolved })
+    }
+
+    fn start_resolver(
+        &mut self,
+        settings: &Settings,
+        names: Option<Vec<u8>>,
+    ) -> anyhow::Result<mpsc::Receiver<IpAddr>> {
+        let own = resolver::Settings {
+            listen: self.config.resolver.listen.clone(),
+            upstream: self.config.upstream()?,
+            ..resolver::Settings::default()
+        };
+        let network =
+            resolver::Network { domain: settings.domain.clone(), routes: settings.routes.clone() };
+        self.dns_servers.send_replace(settings.dns_servers.clone());
+        let servers = self.dns_servers.subscribe();
+        let mut started = None;
+        self.metrics.register(|registry| {
+            let resolver = Resolver::start(&own, network, &self.credentials, servers, registry);
+            started = Some(resolver);
+        });
+        let (resolver, resolved) = started.context("the resolver was not started")??;
+        if let Some(names) = names
+            && let Err(error) = resolver.restore(&names)
+        {
+            tracing::warn!(%error, "cannot use the names that were kept on disk; going on without them");
+        }
+        self.shared.resolver.store(Some(Arc::new(resolver)));
+        Ok(resolved)
+    }
+
+    async fn update(&self, settings: &Settings) {
+        let Some(old) = &self.settings else { return };
+        if old.virtual_addresses() != settings.virtual_addresses() {
+            self.tell(Command::SetLocalAddresses(settings.virtual_addresses())).await;
+        }
+        if old.routes != settings.routes
+            && let Some(resolver) = self.shared.resolver.load_full()
+        {
+            resolver.set_routes(settings.routes.clone());
+        }
+        if old.domain != settings.domain {
+            tracing::warn!(old = %old.domain, new = %settings.domain, "the network has another domain: restart the agent to resolve its names");
+        }
+    }
+
+    /// Tells the data plane. Without one there is nobody to tell.
+    pub async fn tell(&self, command: Command) {
+        if let Some((_, handle)) = &self.datapath {
+            // A data plane that has stopped says so itself, by its last event.
+            let _ = handle.send(command).await;
+        }
+    }
+
+    /// Takes everything off the host again.
+    pub async fn remove(mut self) {
+        self.shared.resolver.store(None);
+        self.shared.datapath.store(None);
+        if let Some(interface) = self.interface.take()
+            && let Err(error) = interface.remove().await
+        {
+            tracing::warn!(%error, "cannot clean up the interface; it vanishes with the agent");
+        }
+        let datapath = self.datapath.take();
+        // Joins the thread, and closes the TUN device: the interface is gone when this is done.
+        let _ = tokio::task::spawn_blocking(move || drop(datapath)).await;
+        self.devices = None;
+    }
+}

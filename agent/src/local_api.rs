@@ -1,0 +1,351 @@
+//! The local API, `muster.agent.v1` over a Unix socket that only the agent's user may open.
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use muster_common::{
+    file::{self, FileError},
+    time::{Instant, Timestamp},
+};
+use muster_proto::{
+    admin::Endpoint,
+    agent::{
+        GetStatusRequest, GetStatusResponse, LeaveRequest, LeaveResponse, PingRequest, PingResponse,
+        ResolveRequest, ResolveResponse, ResolverStatus,
+        agent_service_server::{AgentService, AgentServiceServer},
+    },
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    datapath::{Handle, PublicKey, Snapshot},
+    ping::{Outcome, Pinger},
+    resolver::{ResolveError, Resolver},
+};
+
+/// Longest series of pings.
+const MAX_PINGS: u32 = 1_000_000;
+/// Bounds of the time between pings, and of the wait for a reply.
+const PING_TIMES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
+
+/// What the run loop answers.
+#[derive(Debug)]
+pub enum Query {
+    /// Everything but counters of peers and resolver.
+    Status(oneshot::Sender<GetStatusResponse>),
+    /// Leaves the network; answered when that is done.
+    Leave {
+        /// Although the registrar cannot be told.
+        force: bool,
+        /// What came of it.
+        answer: oneshot::Sender<Result<LeaveResponse, String>>,
+    },
+}
+
+/// What the API needs of the running agent.
+#[derive(Default)]
+pub struct Shared {
+    /// Set once the resolver runs.
+    pub resolver: ArcSwapOption<Resolver>,
+    /// Set once the data plane runs.
+    pub datapath: ArcSwapOption<Handle>,
+}
+
+impl Shared {
+    /// The data plane's counters, if it runs.
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        let handle = self.datapath.load_full()?;
+        handle.snapshot().await.ok()
+    }
+}
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another agent listens there.
+    #[error(
+        "another muster-agent answers at {}\nremedy: stop it first (systemctl stop muster-agent), or configure another socket", .0.display()
+    )]
+    InUse(PathBuf),
+}
+
+/// The socket, listening. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    listener: Option<UnixListener>,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens at `path`, mode 0600. A socket that nobody listens on any more is replaced.
+    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(SocketError::InUse(path.to_owned()));
+        }
+        let error = |source: io::Error| FileError::new("listen on socket", path, source);
+        if let Some(directory) = path.parent() {
+            file::create_private_dir(directory)?;
+        }
+        // Under another name until its mode is right, then in one step.
+        let temporary = path.with_extension(format!("new-{}", std::process::id()));
+        let _ = fs::remove_file(&temporary);
+        let bind = || {
+            let listener = UnixListener::bind(&temporary)?;
+            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+            fs::rename(&temporary, path)?;
+            Ok(listener)
+        };
+        let listener = bind().inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(error)?;
+        Ok(Self { listener: Some(listener), path: path.to_owned() })
+    }
+
+    /// Serves until `stop` is ready, and calls under way are done.
+    pub async fn serve(
+        mut self,
+        queries: mpsc::Sender<Query>,
+        shared: Arc<Shared>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let Some(listener) = self.listener.take() else { return Ok(()) };
+        tonic::transport::Server::builder()
+            .add_service(AgentServiceServer::new(Api { queries, shared }))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+            .await
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+struct Api {
+    queries: mpsc::Sender<Query>,
+    shared: Arc<Shared>,
+}
+
+impl Api {
+    async fn ask<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Status> {
+        let stopping = || Status::unavailable("the agent is stopping");
+        let (sender, answer) = oneshot::channel();
+        self.queries.send(query(sender)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+}
+
+fn resolver(shared: &Shared) -> Result<Arc<Resolver>, Status> {
+    shared.resolver.load_full().ok_or_else(|| {
+        Status::unavailable(
+            "the resolver is not running: the agent has not been configured by a registrar yet, or resolver.enabled is false",
+        )
+    })
+}
+
+fn explain(error: &ResolveError) -> Status {
+    match error {
+        ResolveError::Name(_) => Status::invalid_argument(error.to_string()),
+        ResolveError::NotFound(_) | ResolveError::NoAddress(_) => Status::not_found(error.to_string()),
+        _ => Status::unavailable(muster_common::grpc::chain(error)),
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Api {
+    async fn get_status(
+        &self,
+        _: Request<GetStatusRequest>,
+    ) -> Result<Response<GetStatusResponse>, Status> {
+        let mut status = self.ask(Query::Status).await?;
+        if let Some(snapshot) = self.shared.snapshot().await {
+            complete_peers(&mut status, &snapshot, Instant::now(), Timestamp::now());
+        }
+        if let Some(resolver) = self.shared.resolver.load_full() {
+            let stats = resolver.stats();
+            status.resolver = Some(ResolverStatus {
+                listen: stats.listen.iter().map(ToString::to_string).collect(),
+                upstream: stats.upstream.iter().map(ToString::to_string).collect(),
+                cache_entries: stats.cache_entries,
+                queries: stats.queries,
+                cache_hits: stats.cache_hits,
+            });
+        }
+        Ok(Response::new(status))
+    }
+
+    type PingStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<PingResponse, Status>> + Send>>;
+
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<Self::PingStream>, Status> {
+        let request = request.into_inner();
+        let (name, address) = match request.target.parse::<IpAddr>() {
+            Ok(address) => (String::new(), address),
+            Err(_) => {
+                let answer =
+                    resolver(&self.shared)?.resolve(&request.target).await.map_err(|e| explain(&e))?;
+                let first = answer.addresses.first().copied();
+                (answer.name, first.ok_or_else(|| Status::not_found("the name has no address"))?)
+            }
+        };
+        let count = if request.count == 0 { 4 } else { request.count };
+        if count > MAX_PINGS {
+            return Err(Status::invalid_argument(format!("at most {MAX_PINGS} pings at a time")));
+        }
+        let interval = duration(request.interval.as_ref(), Duration::from_secs(1));
+        let timeout = duration(request.timeout.as_ref(), Duration::from_secs(2));
+        let pinger = Pinger::new(address).map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let shared = Arc::clone(&self.shared);
+        let (responses, stream) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for sequence in 1..=count {
+                let next = Instant::now() + interval;
+                // The number in the packet goes around; no more than one is ever under way.
+                let response = match pinger.ping((sequence & 0xffff) as u16, timeout).await {
+                    Ok(outcome) => Ok(respond(sequence, &name, address, outcome, &shared).await),
+                    Err(error) => Err(Status::failed_precondition(error.to_string())),
+                };
+                let failed = response.is_err();
+                if responses.send(response).await.is_err() || failed {
+                    return;
+                }
+                if sequence < count {
+                    tokio::select! {
+                        () = tokio::time::sleep(next - Instant::now()) => {}
+                        () = responses.closed() => return,
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn resolve(
+        &self,
+        request: Request<ResolveRequest>,
+    ) -> Result<Response<ResolveResponse>, Status> {
+        let name = request.into_inner().name;
+        let answer = resolver(&self.shared)?.resolve(&name).await.map_err(|e| explain(&e))?;
+        let texts = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect();
+        Ok(Response::new(ResolveResponse {
+            addresses: texts(&answer.addresses),
+            private_addresses: texts(&answer.private),
+            director_addresses: texts(&answer.director),
+            ttl: Some(proto_duration(answer.ttl)),
+            name: answer.name,
+        }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let force = request.into_inner().force;
+        let left = self.ask(|answer| Query::Leave { force, answer }).await?;
+        left.map(Response::new).map_err(Status::failed_precondition)
+    }
+}
+
+async fn respond(
+    sequence: u32,
+    name: &str,
+    address: IpAddr,
+    outcome: Outcome,
+    shared: &Shared,
+) -> PingResponse {
+    let snapshot = shared.snapshot().await.unwrap_or_default();
+    let peer = snapshot.peers.values().find(|peer| peer.virtual_addresses.contains(&address));
+    PingResponse {
+        sequence,
+        address: address.to_string(),
+        round_trip: match outcome {
+            Outcome::Reply(time) => Some(proto_duration(time)),
+            Outcome::Timeout | Outcome::Unreachable => None,
+        },
+        path: peer.map_or("none", |peer| peer.path.as_str()).to_owned(),
+        endpoint: peer.and_then(|peer| peer.endpoint).map(endpoint),
+        name: name.to_owned(),
+    }
+}
+
+/// Adds to the peers in `status` what the data plane knows of them.
+fn complete_peers(status: &mut GetStatusResponse, snapshot: &Snapshot, now: Instant, civil: Timestamp) {
+    for peer in &mut status.peers {
+        let key: Option<PublicKey> = peer.public_key.as_slice().try_into().ok();
+        let Some(live) = key.and_then(|key| snapshot.peers.get(&key)) else { continue };
+        live.path.as_str().clone_into(&mut peer.path);
+        peer.endpoint = live.endpoint.map(endpoint);
+        peer.last_handshake = live.last_handshake.map(|at| timestamp(civil.saturating_sub(now - at)));
+        peer.received_bytes = live.received_bytes;
+        peer.sent_bytes = live.sent_bytes;
+    }
+}
+
+/// A transport address as the API writes it.
+pub fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint { address: address.ip().to_string(), port: address.port().into() }
+}
+
+/// A moment as the API writes it.
+pub fn timestamp(at: Timestamp) -> pbjson_types::Timestamp {
+    let since = at.since_epoch();
+    pbjson_types::Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+fn proto_duration(duration: Duration) -> pbjson_types::Duration {
+    pbjson_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+fn duration(given: Option<&pbjson_types::Duration>, default: Duration) -> Duration {
+    let Some(given) = given else { return default };
+    let seconds = Duration::from_secs(u64::try_from(given.seconds).unwrap_or(0));
+    let nanos = Duration::from_nanos(u64::try_from(given.nanos).unwrap_or(0));
+    seconds.saturating_add(nanos).clamp(PING_TIMES.0, PING_TIMES.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn stale_sockets_are_replaced_and_live_ones_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/agent.sock");
+        fs::create_dir(directory.path().join("run")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let socket = Socket::bind(&path).await.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = Socket::bind(&path).await.unwrap_err().to_string();
+        assert!(error.contains("another muster-agent"), "{error}");
+        drop(socket);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn odd_times_are_clamped() {
+        let second = Duration::from_secs(1);
+        assert_eq!(duration(None, second), second);
+        let odd = |seconds, nanos| duration(Some(&pbjson_types::Duration { seconds, nanos }), second);
+        assert_eq!(odd(-5, -5), PING_TIMES.0);
+        assert_eq!(odd(i64::MAX, i32::MAX), PING_TIMES.1);
+        assert_eq!(odd(0, 200_000_000), Duration::from_millis(200));
+    }
+}

@@ -242,13 +242,13 @@ impl Client {
                 );
                 CallError::new(Failure::Unavailable, message)
             }
-            (Code::Unavailable | Code::DeadlineExceeded, _) => {
-                let message = format!(
-                    "the registrar {} did not answer: {said}; check that it runs, or ask another with --registrar",
+            (Code::Unavailable | Code::DeadlineExceeded, _) => CallError::new(
+                Failure::Unavailable,
+                format!(
+                    "the registrar {} cannot {action} {what}{place} now: {said}; try again, or ask another with --registrar HOST:PORT",
                     self.registrar
-                );
-                CallError::new(Failure::Unavailable, message)
-            }
+                ),
+            ),
             (Code::Unauthenticated, _) => CallError::new(
                 Failure::Other,
                 format!(

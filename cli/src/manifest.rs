@@ -265,11 +265,31 @@ fn manifest_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
 /// An object as it is printed: `apiVersion`, `kind`, and the proto3 JSON mapping of the rest.
 pub fn value<R: Resource>(object: &R) -> Value {
     let mut value = serde_json::to_value(object).unwrap_or_else(|_| json!({}));
+    normalize_times(&mut value);
     if let Value::Object(map) = &mut value {
         map.insert("apiVersion".into(), API_VERSION.into());
         map.insert("kind".into(), R::KIND.names().kind.into());
     }
     value
+}
+
+/// Writes UTC as `Z`, as the mapping wants it and Kubernetes has it, where the serialiser writes `+00:00`.
+fn normalize_times(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            // Annotations are free text.
+            map.iter_mut().filter(|(key, _)| *key != "annotations").for_each(|(_, v)| normalize_times(v));
+        }
+        Value::Array(items) => items.iter_mut().for_each(normalize_times),
+        Value::String(text) => {
+            if let Some(time) = text.strip_suffix("+00:00").map(|time| format!("{time}Z"))
+                && time.parse::<jiff::Timestamp>().is_ok()
+            {
+                *text = time;
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Several objects as one.
@@ -376,6 +396,17 @@ status:
         let device: Device = parse("f", DEVICE).unwrap()[0].object().unwrap();
         let printed = serde_yaml_ng::to_string(&list(vec![value(&device)])).unwrap();
         assert_eq!(parse("g", &printed).unwrap()[0].object::<Device>().unwrap(), device);
+    }
+
+    #[test]
+    fn times_are_written_as_kubernetes_has_them() {
+        let mut token = Token::default();
+        let meta = token.metadata_mut();
+        meta.creation_timestamp = Some(pbjson_types::Timestamp { seconds: 86_400, nanos: 0 });
+        meta.annotations.insert("at".into(), "1970-01-02T00:00:00+00:00".into());
+        let value = value(&token);
+        assert_eq!(value["metadata"]["creationTimestamp"], "1970-01-02T00:00:00Z");
+        assert_eq!(value["metadata"]["annotations"]["at"], "1970-01-02T00:00:00+00:00");
     }
 
     #[test]

@@ -30,6 +30,11 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// A layout whose first columns are at least `widths` characters wide.
+    pub fn with_widths(widths: &[usize]) -> Self {
+        Self { widths: widths.to_vec() }
+    }
+
     /// `rows` as lines; each row has the same number of cells. Control characters in cells, which could play
     /// tricks on a terminal, become `?`.
     pub fn lines(&mut self, rows: &[Vec<String>]) -> String {

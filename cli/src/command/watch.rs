@@ -126,7 +126,7 @@ impl Screen {
         Self {
             output: args.showing.output,
             style,
-            layout: Layout::default(),
+            layout: Layout::with_widths(if args.output_watch_events { &["MODIFIED".len()] } else { &[] }),
             titles: !args.showing.no_headers,
         }
     }

@@ -380,3 +380,42 @@ async fn what_happens_is_counted() {
         assert!(text.contains(&expected), "{expected}\n{text}");
     }
 }
+
+#[tokio::test]
+async fn a_connection_ends_with_its_age() {
+    let limits = StreamLimits { age: Duration::from_millis(200), ..StreamLimits::default() };
+    let address = serve_tcp(authoritative(open), ANY_PORT, limits).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // Busy all the time, and answered until the end.
+    for id in 0..1000 {
+        if stream.write_all(&framed("web.net.example.", id)).await.is_err() {
+            return;
+        }
+        let Ok(length) = tokio::time::timeout(Duration::from_secs(5), stream.read_u16()).await.unwrap()
+        else {
+            return;
+        };
+        let mut response = vec![0; usize::from(length)];
+        stream.read_exact(&mut response).await.unwrap();
+        assert_eq!(Message::from_vec(&response).unwrap().metadata.id, id);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the connection is still open");
+}
+
+#[tokio::test]
+async fn what_cannot_be_bound_is_named_with_a_remedy() {
+    let taken = bind_udp(ANY_PORT, false).unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = bind_udp(address, false).unwrap_err().to_string();
+    assert!(error.contains(&address.to_string()) && error.contains("another program"), "{error}");
+    let listener = bind_tcp(ANY_PORT, false).unwrap();
+    assert!(bind_tcp(listener.local_addr().unwrap(), false).is_err());
+    // An address that is yet to come.
+    let absent: SocketAddr = "169.254.20.10:0".parse().unwrap();
+    if let Err(error) = bind_udp(absent, false) {
+        assert!(error.to_string().contains("no interface of this host"), "{error}");
+    }
+    bind_udp(absent, true).unwrap();
+    bind_tcp(absent, true).unwrap();
+}

@@ -59,6 +59,14 @@ pub enum ServeError {
     /// The store cannot be opened or read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store does not answer.
+    #[error("cannot reach {place}; start it, or correct [store] in the configuration")]
+    Unreachable {
+        /// Where it is.
+        place: String,
+        /// What it said.
+        source: StoreError,
+    },
     /// The store is empty.
     #[error(
         "the store at {0} holds no Muster deployment; make one with `muster-registrar init`, or set the right store"
@@ -267,7 +275,11 @@ fn place(config: &Config) -> String {
 }
 
 async fn read_format(store: &dyn Store, place: &str) -> Result<Format, ServeError> {
-    let Some(kv) = store.get(keys::format()).await? else { return Err(ServeError::Empty(place.to_owned())) };
+    let found = store.get(keys::format()).await.map_err(|error| match error {
+        StoreError::Unavailable(_) => ServeError::Unreachable { place: place.to_owned(), source: error },
+        error => error.into(),
+    })?;
+    let Some(kv) = found else { return Err(ServeError::Empty(place.to_owned())) };
     let wrong = |reason: String| ServeError::Format { place: place.to_owned(), reason };
     let format = Format::decode(kv.value)
         .map_err(|error| wrong(format!("is damaged ({error}); restore it from a backup")))?;

@@ -6,10 +6,17 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
-use muster_common::time::Instant;
+use muster_common::{
+    credential::OperatorCredential,
+    grpc,
+    identity::Party,
+    time::Instant,
+    tls::{ALPN_H2, Credentials},
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_muster-registrar");
 /// Generous: test machines are slow and noisy.
@@ -257,8 +264,114 @@ fn operators_get_new_credentials() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    let credential = muster_common::credential::OperatorCredential::load(&made).unwrap();
+    let credential = OperatorCredential::load(&made).unwrap();
     assert_eq!(credential.registrar, "registrar.example:7500");
     let identity = credential.key_pair().unwrap().identity().unwrap();
     assert_eq!(identity.to_string(), "spiffe://net.example/operator/alice");
+}
+
+#[tokio::test]
+async fn health_and_reflection_answer_on_the_grpc_port() {
+    let site = Site::new();
+    assert!(site.init().status.success());
+    let mut running = site.serve();
+    site.wait_ready(&mut running);
+    let credential = OperatorCredential::load(&site.path("operator.toml")).unwrap();
+    let credentials =
+        Credentials::new(&credential.key_pair().unwrap(), &credential.trusted().unwrap()).unwrap();
+    let tls = credentials.client_config(|party| matches!(party, Party::Registrar { .. }), ALPN_H2).unwrap();
+    let channel = grpc::connect(&credential.registrar, Arc::new(tls)).await.unwrap();
+
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+    let answer = health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let request = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..ServerReflectionRequest::default()
+    };
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(tokio_stream::once(request))
+        .await
+        .unwrap()
+        .into_inner();
+    let Some(MessageResponse::ListServicesResponse(list)) =
+        answers.message().await.unwrap().unwrap().message_response
+    else {
+        panic!("no list of services");
+    };
+    let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
+    for name in [
+        "muster.enrollment.v1.EnrollmentService",
+        "muster.registration.v1.RegistrationService",
+        "muster.admin.v1.NetworkService",
+        "grpc.health.v1.Health",
+    ] {
+        assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
+    }
+}
+
+#[test]
+fn two_registrars_share_an_etcd() {
+    let directory = tempfile::tempdir().unwrap();
+    let [client, peer] = free_ports();
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let etcd = Command::new("etcd")
+        .arg("--data-dir")
+        .arg(directory.path().join("etcd"))
+        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
+        .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
+        .args(["--initial-cluster", &format!("default={}", url(peer))])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let etcd = match etcd {
+        Ok(etcd) => Running(etcd),
+        Err(error) => {
+            assert!(std::env::var_os("MUSTER_REQUIRE_ROOT").is_none(), "etcd is missing: {error}");
+            let _ = writeln!(std::io::stderr(), "skipped: etcd is not installed ({error})");
+            return;
+        }
+    };
+    let begin = Instant::now();
+    while TcpStream::connect(("127.0.0.1", client)).is_err() {
+        assert!(Instant::now() - begin < PATIENCE, "etcd does not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    let more = format!("[store]\nkind = \"etcd\"\n[store.etcd]\nendpoints = [\"{}\"]\n", url(client));
+    let sites = [(); 2].map(|()| {
+        let site = Site::new();
+        let mut config = String::from_utf8(read(&site.path("registrar.toml"))).unwrap();
+        config.push_str(&more);
+        std::fs::write(site.path("registrar.toml"), config).unwrap();
+        site
+    });
+    let [first, second] = &sites;
+    assert!(first.init().status.success());
+    // Another deployment in the same place is refused, and leaves nothing behind.
+    let error = only_line(&second.init());
+    assert!(error.contains("holds a Muster deployment already"), "{error}");
+    assert!(!second.path("data").exists() && !second.path("operator.toml").exists());
+
+    std::fs::create_dir(second.path("data")).unwrap();
+    for name in ["ca.key", "ca.crt"] {
+        std::fs::copy(first.path("data").join(name), second.path("data").join(name)).unwrap();
+    }
+    let mut registrars = [first.serve(), second.serve()];
+    for (site, registrar) in sites.iter().zip(&mut registrars) {
+        site.wait_ready(registrar);
+    }
+    for registrar in registrars {
+        registrar.signal("TERM");
+        let (code, log) = registrar.finish();
+        assert_eq!(code, Some(0), "{log}");
+    }
+    drop(etcd);
+    let error = only_line(&first.command(&["serve"]).output().unwrap());
+    assert!(error.contains("etcd") && error.contains(&client.to_string()), "{error}");
 }

@@ -230,7 +230,7 @@ fn bad_joins_are_refused_with_cause_and_remedy() {
             &["198.51.100.10:7501", "refused"],
         )?;
         refused(&site, &good.with("token", "muster.aaaaaaaaaa.bbbb"), "alice", &["token", "create token"])?;
-        for name in ["svc", "director", "-bad-", "a.b"] {
+        for name in ["svc", "director", "bad-", "a.b"] {
             refused(&site, &good, name, &["name"])?;
         }
         let revoked = site.registrar.new_join_command(&[])?;

@@ -31,8 +31,8 @@ pub struct Layout {
 
 impl Layout {
     /// A layout whose first columns are at least `widths` characters wide.
-    pub fn with_widths(widths: &[usize]) -> Self {
-        Self { widths: widths.to_vec() }
+    pub fn with_widths(widths: Vec<usize>) -> Self {
+        Self { widths }
     }
 
     /// `rows` as lines; each row has the same number of cells. Control characters in cells, which could play

@@ -126,7 +126,9 @@ impl Screen {
         Self {
             output: args.showing.output,
             style,
-            layout: Layout::with_widths(if args.output_watch_events { &["MODIFIED".len()] } else { &[] }),
+            layout: Layout::with_widths(
+                args.output_watch_events.then_some("MODIFIED".len()).into_iter().collect(),
+            ),
             titles: !args.showing.no_headers,
         }
     }

@@ -247,7 +247,7 @@ async fn watches_show_what_is_there_and_what_changes() {
     let read = async {
         let mut next = async || lines.recv().await.unwrap();
         assert!(next().await.starts_with("EVENT"));
-        assert!(next().await.starts_with("ADDED   a"));
+        assert!(next().await.starts_with("ADDED      a"));
         while !operator.fake.is_watched() {
             tokio::task::yield_now().await;
         }

@@ -20,7 +20,11 @@ use super::{
     watch::{self, Kind},
 };
 use crate::{
-    registry::{self, Change, CommitError, Index, index::NetworkState, plan::{AdminError, network as plan}},
+    registry::{
+        self, Change, CommitError, Index,
+        index::NetworkState,
+        plan::{AdminError, network as plan},
+    },
     store::Revision,
 };
 
@@ -105,7 +109,8 @@ impl NetworkService for Networks {
         self.0.operator(&request)?;
         let network = request.into_inner().network.unwrap_or_default();
         let (uid, random, now) = (random_uid(), rand::random(), Timestamp::now());
-        let created = self.0.registry.commit(|index, _| plan::create(index, &network, uid, random, now)).await;
+        let created =
+            self.0.registry.commit(|index, _| plan::create(index, &network, uid, random, now)).await;
         let name = created.map_err(status)?;
         tracing::info!(network = name, "network created");
         Ok(Response::new(CreateNetworkResponse { network: Some(self.get(&name)?) }))
@@ -200,7 +205,8 @@ impl Kind for Watched {
         network: Option<&registry::Network>,
         revision: Revision,
     ) -> WatchNetworksResponse {
-        let devices = |name: &str| api.registry.read().network(name).map_or(0, |state| state.devices.len() as u64);
+        let devices =
+            |name: &str| api.registry.read().network(name).map_or(0, |state| state.devices.len() as u64);
         WatchNetworksResponse {
             r#type: event.into(),
             network: network.map(|network| network.to_proto(devices(&network.name))),

@@ -21,7 +21,7 @@ use crate::{
         CommitError, keys,
         plan::enroll::{self, EnrollError, Enrolled},
     },
-    token::JoinToken,
+    token::{JoinToken, TokenError},
 };
 
 /// The longest token and name, in bytes, that are looked at.
@@ -71,8 +71,7 @@ impl Api {
         }
         let token: JoinToken = request.token.parse().map_err(|error| Refused::Token(status(error)))?;
         let now = Timestamp::now();
-        enroll::check_token(&self.registry.read(), &token, now)
-            .map_err(|error| Refused::Token(status(EnrollError::from(error))))?;
+        self.check_token(&token, now).await?;
         let key = csr::check(&request.certificate_request).map_err(status)?;
         let lifetime = self.settings.certificate_lifetime;
         let (uid, mut claim) = (random_uid(), None::<Claim>);
@@ -122,6 +121,17 @@ impl Api {
         }
         tracing::info!(%network, name = response.name, %uid, "a device has joined");
         Ok(response)
+    }
+
+    /// Refuses a token before anything that costs more. One that another registrar has just made is waited for.
+    async fn check_token(&self, token: &JoinToken, now: Timestamp) -> Result<(), Refused> {
+        let check = || enroll::check_token(&self.registry.read(), token, now);
+        let mut checked = check();
+        if checked == Err(TokenError::Unknown) {
+            self.registry.refresh().await.map_err(status)?;
+            checked = check();
+        }
+        checked.map_err(|error| Refused::Token(status(EnrollError::from(error))))
     }
 
     /// What the store has under a device's name. It stays as it is for as long as the device has the name.

@@ -106,13 +106,13 @@ mod tests {
 
     fn page(size: u32, token: &str) -> (Vec<String>, String) {
         let all: Vec<String> = (0..5000).map(|n| format!("n{n:04}")).collect();
-        let options = ListOptions { page_size: size, page_token: token.into(), label_selector: String::new() };
-        let none = Labels::new();
+        let options =
+            ListOptions { page_size: size, page_token: token.into(), label_selector: String::new() };
         Page::new(Some(options), 7).unwrap().collect(
             |after, limit| all.iter().filter(|name| &***name > after).take(limit).cloned().collect(),
             |name| name,
             |name| name.ends_with('3'),
-            |_| &none,
+            |_| const { &Labels::new() },
         )
     }
 

@@ -32,8 +32,18 @@ use muster_proto::{
 use tonic::{Request, Status, service::Routes};
 use uuid::Uuid;
 
-use self::limit::{Rate, RateLimit};
-use crate::{ca::SharedCa, registry::Registry, session::Hub};
+use self::{
+    limit::{Rate, RateLimit},
+    status::status,
+};
+use crate::{
+    ca::SharedCa,
+    registry::{
+        Registry,
+        plan::register::{self, DeviceError},
+    },
+    session::Hub,
+};
 
 /// What the services are told at start.
 #[derive(Clone, Debug)]
@@ -86,7 +96,8 @@ struct DeviceCaller {
 impl Api {
     /// The services of `registry`, whose certificates `ca` issues.
     pub fn new(registry: Arc<Registry>, hub: Arc<Hub>, ca: Arc<SharedCa>, settings: Settings) -> Arc<Self> {
-        let (enroll, token_failures) = (RateLimit::new(settings.enroll), RateLimit::new(settings.token_failures));
+        let (enroll, token_failures) =
+            (RateLimit::new(settings.enroll), RateLimit::new(settings.token_failures));
         Arc::new(Self {
             registry,
             hub,
@@ -103,17 +114,20 @@ impl Api {
         let mut routes = Routes::builder();
         routes
             .add_service(
-                EnrollmentServiceServer::new(enrollment::Enrollment(self.clone())).max_decoding_message_size(limit),
+                EnrollmentServiceServer::new(enrollment::Enrollment(self.clone()))
+                    .max_decoding_message_size(limit),
             )
             .add_service(
                 RegistrationServiceServer::new(registration::Registration(self.clone()))
                     .max_decoding_message_size(limit),
             )
             .add_service(
-                NetworkServiceServer::new(admin_networks::Networks(self.clone())).max_decoding_message_size(limit),
+                NetworkServiceServer::new(admin_networks::Networks(self.clone()))
+                    .max_decoding_message_size(limit),
             )
             .add_service(
-                DeviceServiceServer::new(admin_devices::Devices(self.clone())).max_decoding_message_size(limit),
+                DeviceServiceServer::new(admin_devices::Devices(self.clone()))
+                    .max_decoding_message_size(limit),
             )
             .add_service(
                 TokenServiceServer::new(admin_tokens::Tokens(self.clone())).max_decoding_message_size(limit),
@@ -143,17 +157,34 @@ impl Api {
     fn operator<T>(&self, request: &Request<T>) -> Result<(), Status> {
         match self.party(request)? {
             Party::Operator { .. } => Ok(()),
-            party => Err(Status::permission_denied(format!("only operators may call this, and this is {party}"))),
+            party => {
+                Err(Status::permission_denied(format!("only operators may call this, and this is {party}")))
+            }
         }
     }
 
     /// Lets devices through, and says which one it is.
     fn device<T>(&self, request: &Request<T>) -> Result<DeviceCaller, Status> {
         let party = self.party(request)?;
-        let refused = || Status::permission_denied(format!("only devices may call this, and this is {party}"));
+        let refused =
+            || Status::permission_denied(format!("only devices may call this, and this is {party}"));
         let Party::Device { network, uid } = party else { return Err(refused()) };
         let uid = Uuid::try_parse(uid.as_str()).map_err(|_| refused())?;
         Ok(DeviceCaller { network: network.clone(), uid })
+    }
+}
+
+impl Api {
+    /// Refuses a device that is gone or revoked. One that another registrar has just let in is waited for.
+    async fn check_device(&self, caller: &DeviceCaller) -> Result<(), Status> {
+        let find = || register::find(&self.registry.read(), caller.network.as_str(), caller.uid).map(|_| ());
+        match find() {
+            Err(DeviceError::Gone) => {
+                self.registry.refresh().await.map_err(status)?;
+                find().map_err(status)
+            }
+            other => other.map_err(status),
+        }
     }
 }
 

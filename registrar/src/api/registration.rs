@@ -36,13 +36,16 @@ pub(super) struct Registration(pub(super) Arc<Api>);
 impl RegistrationService for Registration {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionResponse, Status>> + Send>>;
 
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
         let DeviceCaller { network, uid } = self.0.device(&request)?;
         let network = network.as_str();
         let request = request.into_inner();
         let key = public_key("public_key", &request.public_key).map_err(status)?;
-        let endpoints =
-            field::endpoints("private_endpoints", &request.private_endpoints, ENDPOINTS_MAX).map_err(status)?;
+        let endpoints = field::endpoints("private_endpoints", &request.private_endpoints, ENDPOINTS_MAX)
+            .map_err(status)?;
         if request.agent_version.len() > VERSION_MAX {
             let reason = format!("is longer than {VERSION_MAX} bytes");
             return Err(FieldError::new("agent_version", reason).status());
@@ -70,8 +73,9 @@ impl RegistrationService for Registration {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
-        let DeviceCaller { network, uid } = self.0.device(&request)?;
-        register::find(&self.0.registry.read(), network.as_str(), uid).map_err(status)?;
+        let caller = self.0.device(&request)?;
+        self.0.check_device(&caller).await?;
+        let DeviceCaller { network, uid } = caller;
         let key = csr::check(&request.get_ref().certificate_request).map_err(status)?;
         let now = Timestamp::now();
         let expiry = Timestamp::from_epoch(std::time::Duration::from_secs(
@@ -102,7 +106,9 @@ impl RegistrationService for Registration {
     }
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
-        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        let caller = self.0.device(&request)?;
+        self.0.check_device(&caller).await?;
+        let DeviceCaller { network, uid } = caller;
         let asked = request.into_inner().by;
         let key;
         let by = match &asked {
@@ -142,8 +148,11 @@ impl RegistrationService for Registration {
         &self,
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let DeviceCaller { network, uid } = self.0.device(&request)?;
-        let network = register::find(&self.0.registry.read(), network.as_str(), uid).map_err(status)?.network.clone();
+        let caller = self.0.device(&request)?;
+        self.0.check_device(&caller).await?;
+        let DeviceCaller { network, uid } = caller;
+        let network =
+            register::find(&self.0.registry.read(), network.as_str(), uid).map_err(status)?.network.clone();
         let stream = session::run(self.0.hub.clone(), network, uid, request.into_inner());
         Ok(Response::new(Box::pin(stream)))
     }
@@ -151,7 +160,7 @@ impl RegistrationService for Registration {
 
 fn address(text: &str) -> Result<IpAddr, Status> {
     let parsed = field::address::<IpAddr>("virtual_address", text, "IP").map_err(status)?;
-    parsed.map(|address| address.to_canonical()).ok_or_else(|| {
-        FieldError::new("virtual_address", "is empty").status()
-    })
+    parsed
+        .map(|address| address.to_canonical())
+        .ok_or_else(|| FieldError::new("virtual_address", "is empty").status())
 }

@@ -25,6 +25,12 @@ pub(crate) trait Refusal: std::fmt::Display {
     }
 }
 
+impl Refusal for std::convert::Infallible {
+    fn code(&self) -> Code {
+        match *self {}
+    }
+}
+
 impl Refusal for FieldError {
     fn code(&self) -> Code {
         Code::InvalidArgument

@@ -189,7 +189,11 @@ impl Device {
             chosen_ipv6: !spec.virtual_ipv6.is_empty(),
             revoked: spec.revoked,
             key,
-            endpoints: field::endpoints("status.private_endpoints", &status.private_endpoints, ENDPOINTS_MAX)?,
+            endpoints: field::endpoints(
+                "status.private_endpoints",
+                &status.private_endpoints,
+                ENDPOINTS_MAX,
+            )?,
             reflexive: reflexive
                 .map(|endpoint| field::endpoint("status.reflexive_endpoint", endpoint).map(Box::new))
                 .transpose()?,

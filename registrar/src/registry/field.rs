@@ -44,13 +44,22 @@ pub(crate) fn address<T: FromStr>(path: &str, text: &str, kind: &str) -> Result<
         return Ok(None);
     }
     let shown = || text.chars().take(80).collect::<String>();
-    text.parse().map(Some).map_err(|_| FieldError::new(path, format!("{:?} is not an {kind} address", shown())))
+    text.parse()
+        .map(Some)
+        .map_err(|_| FieldError::new(path, format!("{:?} is not an {kind} address", shown())))
 }
 
 /// Parses a list of transport addresses that others can reach, at most `limit` of them.
-pub(crate) fn endpoints(path: &str, list: &[Endpoint], limit: usize) -> Result<Box<[SocketAddr]>, FieldError> {
+pub(crate) fn endpoints(
+    path: &str,
+    list: &[Endpoint],
+    limit: usize,
+) -> Result<Box<[SocketAddr]>, FieldError> {
     if list.len() > limit {
-        return Err(FieldError::new(path, format!("has {} entries; at most {limit} are allowed", list.len())));
+        return Err(FieldError::new(
+            path,
+            format!("has {} entries; at most {limit} are allowed", list.len()),
+        ));
     }
     list.iter().enumerate().map(|(i, e)| endpoint(&format!("{path}[{i}]"), e)).collect()
 }

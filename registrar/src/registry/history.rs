@@ -11,7 +11,9 @@ const CHANGES_MAX: usize = 16 * 1024;
 
 /// The follower's revision is no longer, or not yet, in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("changes are kept from revision {oldest} on, and revision {asked} is before that; list again, and watch from there")]
+#[error(
+    "changes are kept from revision {oldest} on, and revision {asked} is before that; list again, and watch from there"
+)]
 pub struct TooOld {
     /// The revision that was asked for.
     pub asked: Revision,

@@ -163,10 +163,7 @@ impl NetworkState {
     }
 
     /// The addresses whose quarantine is over at `now`, with the revision of their release.
-    pub(crate) fn released_before(
-        &self,
-        now: Timestamp,
-    ) -> impl Iterator<Item = (Owner, IpAddr, Revision)> {
+    pub(crate) fn released_before(&self, now: Timestamp) -> impl Iterator<Item = (Owner, IpAddr, Revision)> {
         let quarantine = self.network.quarantine;
         let over = self.released.iter().filter(move |(_, (_, at))| *at + quarantine <= now);
         over.map(|((owner, address), (revision, _))| (*owner, *address, *revision))
@@ -264,7 +261,8 @@ impl Index {
     /// Takes in a part of the store's contents; all parts show one revision, and come in the order of
     /// [`keys::loaded`].
     pub fn load(&mut self, kvs: &[KeyValue], now: Timestamp) -> Vec<BadValue> {
-        let bad = |kv: &KeyValue, error: FieldError| BadValue { key: kv.key.clone(), reason: error.to_string() };
+        let bad =
+            |kv: &KeyValue, error: FieldError| BadValue { key: kv.key.clone(), reason: error.to_string() };
         kvs.iter().filter_map(|kv| self.put(kv, now, &mut Vec::new()).err().map(|e| bad(kv, e))).collect()
     }
 
@@ -313,7 +311,8 @@ impl Index {
                 let state = self.networks.get_mut(network).ok_or_else(orphan)?;
                 let interned = &mut self.interned;
                 let mut intern = |text: &str| intern(interned, text);
-                let device = Device::decode(&kv.value, &state.network.name, uid, kv.mod_revision, &mut intern)?;
+                let device =
+                    Device::decode(&kv.value, &state.network.name, uid, kv.mod_revision, &mut intern)?;
                 let new = Arc::new(device);
                 let old = state.devices.insert(&new);
                 if old.as_ref().is_none_or(|old| is_served_differently(old, &new)) {
@@ -372,7 +371,9 @@ impl Index {
                 self.domains.remove(state.network.domain.as_str());
                 let gone = |device: &Arc<Device>| Change::Device { old: Some(device.clone()), new: None };
                 changes.extend(state.devices.after("").map(gone));
-                changes.extend(state.tokens.into_values().map(|token| Change::Token { old: Some(token), new: None }));
+                changes.extend(
+                    state.tokens.into_values().map(|token| Change::Token { old: Some(token), new: None }),
+                );
                 changes.push(Change::Network { old: Some(state.network), new: None });
             }
             Some(Key::Device { network, uid }) => {

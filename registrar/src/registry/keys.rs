@@ -61,8 +61,7 @@ pub enum Key<'a> {
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
 /// transactions, and need not be loaded.
 pub fn loaded() -> [KeyRange; 6] {
-    ["meta/", "networks/", "network-locks/", "addresses/", "devices/", "tokens/"]
-        .map(KeyRange::prefix)
+    ["meta/", "networks/", "network-locks/", "addresses/", "devices/", "tokens/"].map(KeyRange::prefix)
 }
 
 /// `meta/format`

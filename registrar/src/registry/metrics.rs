@@ -25,10 +25,22 @@ impl RegistryMetrics {
     pub fn register(&self, metrics: &Metrics) {
         metrics.register(|registry| {
             registry.register("devices", "Devices in the registry", self.devices.clone());
-            registry.register("revision", "Revision of the store that is being served", self.revision.clone());
-            registry.register("bad_values", "Values in the store that cannot be used", self.bad_values.clone());
+            registry.register(
+                "revision",
+                "Revision of the store that is being served",
+                self.revision.clone(),
+            );
+            registry.register(
+                "bad_values",
+                "Values in the store that cannot be used",
+                self.bad_values.clone(),
+            );
             registry.register("commits", "Transactions committed", self.commits.clone());
-            registry.register("conflicts", "Transactions that had to be planned again", self.conflicts.clone());
+            registry.register(
+                "conflicts",
+                "Transactions that had to be planned again",
+                self.conflicts.clone(),
+            );
             let help = "Times that following the store failed";
             registry.register("watch_failures", help, self.watch_failures.clone());
         });

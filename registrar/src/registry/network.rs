@@ -94,9 +94,9 @@ impl Network {
         let domain: Domain = field::parse("spec.domain", &spec.domain)?;
         spec.domain = domain.as_str().to_owned();
         let (public_addresses, directors) = (public_addresses(spec)?, directors(spec)?);
-        let pools = NetworkPools::parse(spec).map_err(|error| FieldError::new(pool_path(spec, &error), error))?;
-        let record_ttl =
-            field::duration("spec.record_ttl", spec.record_ttl.as_ref(), TTL_DEFAULT, TTL_MAX)?;
+        let pools =
+            NetworkPools::parse(spec).map_err(|error| FieldError::new(pool_path(spec, &error), error))?;
+        let record_ttl = field::duration("spec.record_ttl", spec.record_ttl.as_ref(), TTL_DEFAULT, TTL_MAX)?;
         let quarantine = field::duration(
             "spec.address_quarantine",
             spec.address_quarantine.as_ref(),

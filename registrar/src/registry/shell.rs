@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
     time::Duration,
 };
@@ -163,8 +164,17 @@ impl Registry {
         *lock(&self.uses).entry((network, token)).or_default() += 1;
     }
 
+    /// Catches up with the store: what anybody was told before this call is shown by the index after it.
+    ///
+    /// # Errors
+    /// If the store cannot be reached, or that takes too long.
+    pub async fn refresh(&self) -> Result<(), CommitError<Infallible>> {
+        self.catch_up().await
+    }
+
     /// Writes what `plan` comes to, and waits until the index shows it. `plan` is called again, with a higher number
-    /// of the attempt, each time that the store knows better.
+    /// of the attempt, each time that the store knows better, and once more before it may refuse: what it has not
+    /// seen may be what another registrar has just acknowledged.
     ///
     /// # Errors
     /// See [`CommitError`].
@@ -172,11 +182,18 @@ impl Registry {
         &self,
         mut plan: impl FnMut(&mut Index, u32) -> Result<Outcome<R>, E>,
     ) -> Result<R, CommitError<E>> {
+        let mut fresh = false;
         for attempt in 0..ATTEMPTS {
-            let outcome = plan(&mut self.write(), attempt).map_err(CommitError::Refused)?;
+            let outcome = plan(&mut self.write(), attempt);
             let plan = match outcome {
-                Outcome::Done(reply) => return Ok(reply),
-                Outcome::Write(plan) => plan,
+                Ok(Outcome::Done(reply)) => return Ok(reply),
+                Ok(Outcome::Write(plan)) => plan,
+                Err(refusal) if fresh => return Err(CommitError::Refused(refusal)),
+                Err(_) => {
+                    self.catch_up().await?;
+                    fresh = true;
+                    continue;
+                }
             };
             // Also when this future is dropped half-way.
             let mut held = Reserved { registry: self, held: plan.reservations };
@@ -199,10 +216,14 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
             self.metrics.conflicts.inc();
-            let revision = self.store.revision().await?;
-            self.reached(revision).await.map_err(|Behind| CommitError::Behind)?;
+            self.catch_up().await?;
         }
         Err(CommitError::Contended)
+    }
+
+    async fn catch_up<E>(&self) -> Result<(), CommitError<E>> {
+        let revision = self.store.revision().await?;
+        self.reached(revision).await.map_err(|Behind| CommitError::Behind)
     }
 
     /// Whether the transaction that begins with `witness` is in the store. If it comes later, its conditions do not
@@ -332,9 +353,7 @@ impl Registry {
     pub async fn flush_uses(&self) {
         let uses = std::mem::take(&mut *lock(&self.uses));
         for ((network, token), count) in uses {
-            let written = self
-                .commit(|index, _| plan::token::count(index, &network, &token, count))
-                .await;
+            let written = self.commit(|index, _| plan::token::count(index, &network, &token, count)).await;
             match written {
                 Ok(_) | Err(CommitError::Refused(AdminError::NotFound { .. })) => {}
                 Err(error) => {

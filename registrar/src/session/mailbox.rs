@@ -190,7 +190,10 @@ mod tests {
     fn changes_of_held_peers_are_sent_once_and_before_the_bookmark() {
         let (a, b, c) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
         let mut mailbox = Mailbox::default();
-        assert_eq!((mailbox.hold(a), mailbox.hold(a), mailbox.hold(b)), (Some(true), Some(false), Some(true)));
+        assert_eq!(
+            (mailbox.hold(a), mailbox.hold(a), mailbox.hold(b)),
+            (Some(true), Some(false), Some(true))
+        );
         for (peer, revision) in [(a, 5), (b, 6), (a, 7), (c, 8)] {
             mailbox.peer(peer);
             mailbox.bookmark(revision);

@@ -131,10 +131,13 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
     /// Waits for the hello, and prepares what has to be sent in answer to it.
     async fn greet(&mut self) -> Result<Registered, Status> {
         let first = tokio::time::timeout(HELLO, self.inbound.next()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("the agent did not say hello within 10 seconds"))?;
+        let first =
+            first.map_err(|_| Status::deadline_exceeded("the agent did not say hello within 10 seconds"))?;
         let hello = match first {
             Some(Ok(SessionRequest { message: Some(session_request::Message::Hello(hello)) })) => hello,
-            Some(Ok(_)) => return Err(Status::invalid_argument("the first message of a session must be a hello")),
+            Some(Ok(_)) => {
+                return Err(Status::invalid_argument("the first message of a session must be a hello"));
+            }
             Some(Err(status)) => return Err(status),
             None => return Err(Status::cancelled("the agent ended the session before it began")),
         };
@@ -182,7 +185,9 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             }
             Item::Roots => {
                 let roots = self.roots.borrow();
-                Message::RootsChanged(RootsChanged { roots: roots.iter().map(|root| root.to_vec().into()).collect() })
+                Message::RootsChanged(RootsChanged {
+                    roots: roots.iter().map(|root| root.to_vec().into()).collect(),
+                })
             }
             Item::Drain(within) => {
                 let seconds = within.as_secs().try_into().unwrap_or(i64::MAX);
@@ -278,7 +283,8 @@ fn uids(path: &str, texts: &[String]) -> Result<Vec<Uuid>, Status> {
         return Err(too_many());
     }
     let parse = |(i, text): (usize, &String)| {
-        Uuid::try_parse(text).map_err(|_| Status::invalid_argument(format!("{path}[{i}]: is not a device's uid")))
+        Uuid::try_parse(text)
+            .map_err(|_| Status::invalid_argument(format!("{path}[{i}]: is not a device's uid")))
     };
     texts.iter().enumerate().map(parse).collect()
 }

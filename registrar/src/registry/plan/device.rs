@@ -7,8 +7,8 @@ use muster_proto::admin;
 use uuid::Uuid;
 
 use super::{
-    AdminError, Held, Outcome, Plan, change_device, check_version, claim, enroll::new_device, find, immutable,
-    masked, remove_device, short, take_address, when_open,
+    AdminError, Held, Outcome, Plan, change_device, check_version, claim, enroll::new_device, find,
+    immutable, masked, remove_device, short, take_address, when_open,
 };
 use crate::{
     registry::{
@@ -121,8 +121,16 @@ pub fn update(
         };
         immutable("metadata.uid", &meta.uid, &old.uid.to_string())?;
         immutable("metadata.namespace", &meta.namespace, &old.namespace)?;
-        immutable("spec.virtual_ipv4", &spec.virtual_ipv4, &text(old.chosen_ipv4, old.ipv4.map(IpAddr::from)))?;
-        immutable("spec.virtual_ipv6", &spec.virtual_ipv6, &text(old.chosen_ipv6, old.ipv6.map(IpAddr::from)))?;
+        immutable(
+            "spec.virtual_ipv4",
+            &spec.virtual_ipv4,
+            &text(old.chosen_ipv4, old.ipv4.map(IpAddr::from)),
+        )?;
+        immutable(
+            "spec.virtual_ipv6",
+            &spec.virtual_ipv6,
+            &text(old.chosen_ipv6, old.ipv6.map(IpAddr::from)),
+        )?;
     }
     check_version(KIND, &meta.name, meta.resource_version, old.revision)?;
     let mut new = old.clone();

@@ -87,7 +87,9 @@ pub enum EnrollError {
         found: String,
     },
     /// The device has been revoked.
-    #[error("the device {0:?} has been revoked; ask the operator to delete it, then join again with a new token")]
+    #[error(
+        "the device {0:?} has been revoked; ask the operator to delete it, then join again with a new token"
+    )]
     Revoked(String),
     /// Nothing can be added to the network just now.
     #[error("the network {0:?} is being deleted or its pools are being changed; try again in a moment")]
@@ -177,8 +179,7 @@ fn join(
 ) -> Result<Plan<Enrolled>, EnrollError> {
     let network = &state.network.name;
     let spec = token.spec().cloned().unwrap_or_default();
-    let namespace =
-        if spec.device_namespace.is_empty() { DEFAULT_NAMESPACE } else { &spec.device_namespace };
+    let namespace = if spec.device_namespace.is_empty() { DEFAULT_NAMESPACE } else { &spec.device_namespace };
     let name_key = keys::device_name(network, name.as_str());
     let (txn, uid) = match prepared {
         Some(old) if *old.namespace != *namespace => {

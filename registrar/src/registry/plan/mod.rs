@@ -94,7 +94,9 @@ pub enum AdminError {
         name: String,
     },
     /// The name is taken.
-    #[error("{kind} {name:?} exists already; choose another name, or delete it first: muster delete {kind} {name}")]
+    #[error(
+        "{kind} {name:?} exists already; choose another name, or delete it first: muster delete {kind} {name}"
+    )]
     Exists {
         /// What kind of object.
         kind: &'static str,
@@ -179,7 +181,10 @@ pub(super) fn immutable(path: &str, wanted: &str, found: &str) -> Result<(), Fie
     if wanted.is_empty() || wanted == found {
         return Ok(());
     }
-    Err(FieldError::new(path, format!("cannot be changed: it is {found:?}; delete the object and create it anew")))
+    Err(FieldError::new(
+        path,
+        format!("cannot be changed: it is {found:?}; delete the object and create it anew"),
+    ))
 }
 
 /// The conditions under which something may be added to a network.

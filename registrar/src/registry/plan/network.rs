@@ -8,7 +8,12 @@ use uuid::Uuid;
 use super::{AdminError, Outcome, Plan, check_version, claim, find, immutable, masked, new_meta};
 use crate::{
     allocation::{NetworkPools, PoolError, check_overlaps},
-    registry::{field::FieldError, index::{Index, NetworkState}, keys, network::Network},
+    registry::{
+        field::FieldError,
+        index::{Index, NetworkState},
+        keys,
+        network::Network,
+    },
     store::{Condition, MAX_TXN_OPS, Revision, Txn},
 };
 
@@ -55,7 +60,8 @@ pub fn create(
         return Err(AdminError::Exists { kind: KIND, name });
     }
     if let Some(found) = index.network_by_domain(network.domain.as_str()) {
-        let reason = format!("{} is the domain of network {:?}; choose another", network.domain, found.network.name);
+        let reason =
+            format!("{} is the domain of network {:?}; choose another", network.domain, found.network.name);
         return Err(FieldError::new("spec.domain", reason).into());
     }
     check_apart(index, &network)?;
@@ -147,8 +153,7 @@ pub fn update(
         return Ok(Outcome::Done(NeedsLock::No));
     }
     let key = keys::network(&old.name);
-    let mut txn =
-        Txn::new().when(Condition::ModRevision(key.clone(), old.revision)).put(key, new.encode());
+    let mut txn = Txn::new().when(Condition::ModRevision(key.clone(), old.revision)).put(key, new.encode());
     if new.pools != old.pools {
         check_empty(state)?;
         check_apart(index, &new)?;

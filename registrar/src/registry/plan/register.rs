@@ -35,13 +35,17 @@ pub struct Registration<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// There is no such device any more.
-    #[error("this device is no longer registered: it was deleted or has left; join again with a new token: muster-agent join")]
+    #[error(
+        "this device is no longer registered: it was deleted or has left; join again with a new token: muster-agent join"
+    )]
     Gone,
     /// An operator has revoked the device.
     #[error("this device has been revoked; ask the operator of the network")]
     Revoked,
     /// Another device has the key.
-    #[error("another device of the network has this public key already; make a new key (muster-agent leave, then join)")]
+    #[error(
+        "another device of the network has this public key already; make a new key (muster-agent leave, then join)"
+    )]
     KeyTaken,
     /// No address is left.
     #[error(transparent)]
@@ -84,7 +88,9 @@ pub fn register(
     }
     let mut reservations: Vec<Held> = Vec::new();
     let owner = uid.to_string();
-    for (kind, missing) in [(PoolKind::DeviceV4, old.ipv4.is_none()), (PoolKind::DeviceV6, old.ipv6.is_none())] {
+    for (kind, missing) in
+        [(PoolKind::DeviceV4, old.ipv4.is_none()), (PoolKind::DeviceV6, old.ipv6.is_none())]
+    {
         let Some(pool) = state.pool(kind).filter(|_| missing) else { continue };
         match pool.reserve(&owner, request.attempt, request.now) {
             Ok(reservation) => {
@@ -139,12 +145,7 @@ pub fn endpoints(
 ///
 /// # Errors
 /// [`DeviceError::Gone`] and [`DeviceError::Revoked`].
-pub fn renew(
-    index: &Index,
-    network: &str,
-    uid: Uuid,
-    expiry: Timestamp,
-) -> Result<Outcome<()>, DeviceError> {
+pub fn renew(index: &Index, network: &str, uid: Uuid, expiry: Timestamp) -> Result<Outcome<()>, DeviceError> {
     let old = find(index, network, uid)?;
     if old.certificate_expiry == Some(expiry) {
         return Ok(Outcome::Done(()));

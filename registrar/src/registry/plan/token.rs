@@ -48,7 +48,8 @@ pub fn create(
     if spec.device_namespace.is_empty() {
         DEFAULT_NAMESPACE.clone_into(&mut spec.device_namespace);
     }
-    spec.device_namespace = field::parse::<Label>("spec.device_namespace", &spec.device_namespace)?.to_string();
+    spec.device_namespace =
+        field::parse::<Label>("spec.device_namespace", &spec.device_namespace)?.to_string();
     field::labels("spec.device_labels", &spec.device_labels)?;
     let uid_text = uid.to_string();
     if let Some(found) = state.tokens.get(name) {
@@ -74,19 +75,24 @@ pub fn create(
         ..StoredToken::default()
     };
     let key = keys::token(network, name);
-    let txn = when_open(Txn::new(), network)
-        .when(Condition::Absent(key.clone()))
-        .put(key, stored.encode_to_vec());
+    let txn =
+        when_open(Txn::new(), network).when(Condition::Absent(key.clone())).put(key, stored.encode_to_vec());
     Ok(Outcome::Write(Plan::new(txn, name.into())))
 }
 
 fn check_expiry(at: Timestamp, now: Timestamp) -> Result<(), FieldError> {
     let path = "spec.expires_at";
     if at <= now {
-        return Err(FieldError::new(path, format!("{at} is in the past: it is {now} here; choose a later time")));
+        return Err(FieldError::new(
+            path,
+            format!("{at} is in the past: it is {now} here; choose a later time"),
+        ));
     }
     if at > now + TTL_MAX {
-        return Err(FieldError::new(path, format!("{at} is more than ten years away; choose an earlier time")));
+        return Err(FieldError::new(
+            path,
+            format!("{at} is more than ten years away; choose an earlier time"),
+        ));
     }
     Ok(())
 }
@@ -108,7 +114,8 @@ pub fn update(
     field::metadata(&meta)?;
     let found = old.spec().cloned().unwrap_or_default();
     if mask.is_none_or(|mask| mask.paths.is_empty()) {
-        let same_namespace = spec.device_namespace.is_empty() || spec.device_namespace == found.device_namespace;
+        let same_namespace =
+            spec.device_namespace.is_empty() || spec.device_namespace == found.device_namespace;
         let same_labels = spec.device_labels.is_empty() || spec.device_labels == found.device_labels;
         for (path, same) in [
             ("spec.reusable", spec.reusable == found.reusable),
@@ -165,12 +172,7 @@ pub fn delete(
 ///
 /// # Errors
 /// [`AdminError::NotFound`].
-pub fn count(
-    index: &Index,
-    network: &str,
-    name: &str,
-    uses: u64,
-) -> Result<Outcome<Box<str>>, AdminError> {
+pub fn count(index: &Index, network: &str, name: &str, uses: u64) -> Result<Outcome<Box<str>>, AdminError> {
     let old = get(index, network, name)?;
     let mut stored = old.stored.clone();
     let status = stored.token.get_or_insert_default().status.get_or_insert_default();

@@ -1,0 +1,227 @@
+//! Tests of the registry's core against the memory store, and a world to run them in.
+
+mod admin;
+mod devices;
+mod random;
+mod shell;
+
+use std::time::Duration;
+
+use muster_common::{time::Timestamp, tls::SpkiHash};
+use muster_proto::{admin as proto, storage::Claim};
+use prost::Message as _;
+use uuid::Uuid;
+
+use super::{
+    Device, Index, keys,
+    plan::{
+        self, AdminError, Outcome,
+        enroll::{EnrollError, Enrolled, Enrollment},
+        register::{DeviceError, Registration},
+    },
+};
+use crate::{
+    store::{KeyRange, TxnOutcome, memory::MemoryStore},
+    token::JoinToken,
+};
+
+/// A store with registrars on it, each of which sees changes only when it is told to catch up or runs into them.
+pub(super) struct World {
+    pub(super) store: MemoryStore,
+    pub(super) indexes: Vec<Index>,
+    pub(super) now: Timestamp,
+    next_uid: u128,
+}
+
+impl World {
+    pub(super) fn new(registrars: usize) -> Self {
+        let store = MemoryStore::new();
+        let now = Timestamp::from_epoch(Duration::from_secs(1_800_000_000));
+        let mut world = Self { store, indexes: Vec::new(), now, next_uid: 1 };
+        world.indexes = (0..registrars).map(|_| world.load()).collect();
+        world
+    }
+
+    /// With a network `n` of few addresses.
+    pub(super) fn with_network(registrars: usize, pool_v4: &str) -> Self {
+        let mut world = Self::new(registrars);
+        world.create_network(&network("n", "n.example", pool_v4)).unwrap();
+        (0..registrars).for_each(|registrar| world.catch_up(registrar));
+        world
+    }
+
+    pub(super) fn load(&self) -> Index {
+        let mut index = Index::new();
+        let revision = self.store.range_sync(&KeyRange::all(), None, 1).unwrap().revision;
+        for range in keys::loaded() {
+            let page = self.store.range_sync(&range, Some(revision), usize::MAX).unwrap();
+            assert!(index.load(&page.kvs, self.now).is_empty());
+        }
+        index.loaded(revision);
+        index
+    }
+
+    pub(super) fn restart(&mut self, registrar: usize) {
+        self.indexes[registrar] = self.load();
+    }
+
+    pub(super) fn catch_up(&mut self, registrar: usize) {
+        let index = &mut self.indexes[registrar];
+        let changes = self.store.changes_sync(&KeyRange::all(), index.revision() + 1).unwrap();
+        for batch in &changes.batches {
+            assert!(index.apply(batch, self.now).bad.is_empty());
+        }
+    }
+
+    pub(super) fn uid(&mut self) -> Uuid {
+        self.next_uid += 1;
+        Uuid::from_u128(self.next_uid)
+    }
+
+    /// What the shell does, in one thread.
+    pub(super) fn commit<R, E>(
+        &mut self,
+        registrar: usize,
+        mut plan: impl FnMut(&mut Index, u32) -> Result<Outcome<R>, E>,
+    ) -> Result<R, E> {
+        let mut fresh = false;
+        for attempt in 0..100 {
+            let plan = match plan(&mut self.indexes[registrar], attempt) {
+                Ok(Outcome::Done(reply)) => return Ok(reply),
+                Ok(Outcome::Write(plan)) => plan,
+                Err(refusal) if fresh => return Err(refusal),
+                Err(_) => {
+                    self.catch_up(registrar);
+                    fresh = true;
+                    continue;
+                }
+            };
+            let outcome = self.store.apply_txn(&plan.txn).unwrap();
+            let committed = matches!(outcome, TxnOutcome::Committed(_));
+            // What is committed takes the place of its reservations when the index catches up.
+            if !committed {
+                plan.reservations.iter().for_each(|held| self.indexes[registrar].cancel(held));
+            }
+            self.catch_up(registrar);
+            if committed {
+                return Ok(plan.reply);
+            }
+        }
+        panic!("no plan was ever accepted");
+    }
+
+    pub(super) fn create_network(&mut self, network: &proto::Network) -> Result<String, AdminError> {
+        let (uid, now) = (self.uid(), self.now);
+        self.commit(0, |index, _| plan::network::create(index, network, uid, [1, 2, 3, 4, 5], now))
+    }
+
+    pub(super) fn create_token(&mut self, name: &str, spec: proto::TokenSpec) -> JoinToken {
+        let secret = JoinToken::with_id(name.parse().unwrap(), &mut rand::rng());
+        let token = proto::Token { metadata: Some(meta("n", "")), spec: Some(spec), status: None };
+        let (uid, now) = (self.uid(), self.now);
+        self.commit(0, |index, _| plan::token::create(index, &token, &secret, uid, now)).unwrap();
+        secret
+    }
+
+    pub(super) fn reusable_token(&mut self) -> JoinToken {
+        self.create_token("reusable", proto::TokenSpec { reusable: true, ..Default::default() })
+    }
+
+    pub(super) fn enroll(
+        &mut self,
+        registrar: usize,
+        token: &JoinToken,
+        name: &str,
+        key: &SpkiHash,
+    ) -> Result<Enrolled, EnrollError> {
+        let (uid, now, mut claim) = (self.uid(), self.now, None::<Claim>);
+        loop {
+            let enrolled = self.commit(registrar, |index, _| {
+                let claim = claim.as_ref();
+                let certificate_expiry = now + Duration::from_secs(1000);
+                plan::enroll::plan(
+                    index,
+                    &Enrollment { token, key, name, uid, certificate_expiry, now, claim },
+                )
+            });
+            match enrolled {
+                Err(EnrollError::NameTaken { network, name }) if claim.is_none() => {
+                    let range = KeyRange::key(keys::device_name(&network, &name));
+                    let kvs = self.store.range_sync(&range, None, 1).unwrap().kvs;
+                    claim =
+                        Some(kvs.first().map(|kv| Claim::decode(&*kv.value).unwrap()).unwrap_or_default());
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Enrolls with a key of its own.
+    pub(super) fn join(&mut self, token: &JoinToken, name: &str) -> Uuid {
+        self.enroll(0, token, name, &key_hash(name)).unwrap().uid
+    }
+
+    pub(super) fn register(&mut self, registrar: usize, uid: Uuid, key: u8) -> Result<(), DeviceError> {
+        let endpoints = [([192, 0, 2, 1], 1000 + u16::from(key)).into()];
+        let now = self.now;
+        self.commit(registrar, |index, attempt| {
+            let registration =
+                Registration { key: [key; 32], endpoints: &endpoints, agent_version: "1", attempt, now };
+            plan::register::register(index, "n", uid, &registration)
+        })
+    }
+
+    pub(super) fn device(&self, registrar: usize, uid: Uuid) -> Option<&Device> {
+        self.indexes[registrar].device("n", uid).map(|device| &**device)
+    }
+
+    pub(super) fn create_device(&mut self, name: &str, v4: &str) -> Result<Uuid, AdminError> {
+        let device = device(name, v4);
+        let (uid, now) = (self.uid(), self.now);
+        self.commit(0, |index, _| plan::device::create(index, &device, uid, now))
+    }
+
+    pub(super) fn delete_device(&mut self, registrar: usize, name: &str) -> Result<(), AdminError> {
+        let now = self.now;
+        self.commit(registrar, |index, _| plan::device::delete(index, "n", name, 0, now))
+    }
+
+    pub(super) fn revoke(&mut self, registrar: usize, name: &str, revoked: bool) -> Result<Uuid, AdminError> {
+        let mut wanted = device(name, "");
+        wanted.spec.as_mut().unwrap().revoked = revoked;
+        let mask = mask(&["spec.revoked"]);
+        self.commit(registrar, |index, _| plan::device::update(index, &wanted, Some(&mask)))
+    }
+}
+
+pub(super) fn meta(network: &str, name: &str) -> proto::ObjectMeta {
+    proto::ObjectMeta { network: network.into(), name: name.into(), ..Default::default() }
+}
+
+pub(super) fn network(name: &str, domain: &str, pool_v4: &str) -> proto::Network {
+    proto::Network {
+        metadata: Some(proto::ObjectMeta { name: name.into(), ..Default::default() }),
+        spec: Some(proto::NetworkSpec {
+            domain: domain.into(),
+            device_pool_v4: pool_v4.into(),
+            ..Default::default()
+        }),
+        status: None,
+    }
+}
+
+pub(super) fn device(name: &str, v4: &str) -> proto::Device {
+    proto::Device {
+        metadata: Some(meta("n", name)),
+        spec: Some(proto::DeviceSpec { virtual_ipv4: v4.into(), ..Default::default() }),
+        status: None,
+    }
+}
+
+pub(super) fn key_hash(text: &str) -> SpkiHash {
+    SpkiHash::of_spki(text.as_bytes())
+}
+
+pub(super) fn mask(paths: &[&str]) -> pbjson_types::FieldMask {
+    pbjson_types::FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() }
+}

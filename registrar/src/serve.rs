@@ -109,11 +109,11 @@ pub enum ServeError {
 pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
-    let store = open_store(&config)?;
+    let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
+    let store = open_store(&config, &metrics)?;
     let format = read_format(&*store, &place(&config)).await?;
     let mut trust = Trust::open(&config, store.clone(), &format.trust_domain, Timestamp::now()).await?;
 
-    let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
     let mut tasks = JoinSet::new();
     {
         let (metrics, readiness) = (metrics.clone(), readiness.clone());
@@ -258,9 +258,13 @@ async fn bind_grpc(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|error| BindError::new("gRPC", address, error))
 }
 
-fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+fn open_store(config: &Config, metrics: &Metrics) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match config.store.kind {
-        StoreKind::Sqlite => Arc::new(SqliteStore::open(config.sqlite_path())?),
+        StoreKind::Sqlite => {
+            let store = SqliteStore::open(config.sqlite_path())?;
+            store.register_metrics(metrics);
+            Arc::new(store)
+        }
         StoreKind::Etcd => Arc::new(EtcdStore::open(&config.etcd())?),
     })
 }

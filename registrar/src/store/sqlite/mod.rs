@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
+use muster_common::telemetry::Metrics;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::file::Lock;
@@ -43,8 +45,8 @@ pub struct SqliteStore {
 #[derive(Debug, Default)]
 struct Shared {
     revision: AtomicU64,
-    txns: AtomicU64,
-    commits: AtomicU64,
+    txns: Counter,
+    commits: Counter,
 }
 
 /// Counters since the store was opened.
@@ -93,10 +95,17 @@ impl SqliteStore {
 
     /// Counts of transactions and of commits to disk.
     pub fn stats(&self) -> Stats {
-        Stats {
-            txns: self.shared.txns.load(Ordering::Relaxed),
-            commits: self.shared.commits.load(Ordering::Relaxed),
-        }
+        Stats { txns: self.shared.txns.get(), commits: self.shared.commits.get() }
+    }
+
+    /// Has [`Stats`] told at `/metrics`.
+    pub fn register_metrics(&self, metrics: &Metrics) {
+        metrics.register(|registry| {
+            let help = "Transactions that changed the store";
+            registry.register("store_txns", help, self.shared.txns.clone());
+            let help = "Commits of the store to disk, each with one fsync";
+            registry.register("store_commits", help, self.shared.commits.clone());
+        });
     }
 
     async fn send<T>(

@@ -185,13 +185,13 @@ impl Writer {
             Some(ErrorCode::SystemIoFailure) => Failure::Unknown(error),
             _ => Failure::RolledBack(error),
         })?;
-        self.shared.commits.fetch_add(1, Ordering::Relaxed);
+        self.shared.commits.inc();
         Ok(done)
     }
 
     fn announce(&self, batches: Vec<WatchBatch>) {
         self.shared.revision.store(self.position.revision, Ordering::Release);
-        self.shared.txns.fetch_add(batches.len() as u64, Ordering::Relaxed);
+        self.shared.txns.inc_by(batches.len() as u64);
         if !batches.is_empty() {
             // No receivers is fine: nobody watches.
             drop(self.live.send(batches.into()));

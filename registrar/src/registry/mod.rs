@@ -23,4 +23,4 @@ pub use shell::{CommitError, Registry};
 pub use token::Token;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,389 @@
+//! Sessions as streams, without a transport.
 
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt as _};
+use muster_common::time::{Instant, Timestamp};
+use muster_proto::{
+    admin::Endpoint,
+    registration::{
+        EndpointsChanged, HeldPeers, SessionHello, SessionRequest, SessionResponse, session_request,
+        session_response::Message,
+    },
+};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use super::{Hub, run};
+use crate::{
+    registry::{
+        Registry,
+        plan::{self, register::Registration},
+        tests::{World, device, mask},
+        view::Advertised,
+    },
+    store::memory::MemoryStore,
+};
+
+struct Fixture {
+    registry: Arc<Registry>,
+    hub: Arc<Hub>,
+    roots: watch::Sender<Vec<CertificateDer<'static>>>,
+}
+
+/// A registrar with devices `a`, `b`, … of the network `n`.
+async fn fixture(devices: usize) -> (Fixture, Vec<Uuid>) {
+    let mut world = World::with_network(1, "10.0.0.0/16");
+    let token = world.reusable_token();
+    let mut uids = Vec::new();
+    for n in 0..devices {
+        let uid = world.join(&token, &name(n));
+        world.register(0, uid, u8::try_from(n).unwrap() + 1).unwrap();
+        uids.push(uid);
+    }
+    (registrar(world.store).await, uids)
+}
+
+async fn registrar(store: MemoryStore) -> Fixture {
+    let registry = Registry::load(Arc::new(store)).await.unwrap();
+    let roots = watch::Sender::new(vec![CertificateDer::from(vec![1])]);
+    let hub = Hub::new(&registry, Advertised::default(), roots.subscribe());
+    Fixture { registry, hub, roots }
+}
+
+fn name(n: usize) -> String {
+    char::from(b'a' + u8::try_from(n).unwrap()).to_string()
+}
+
+impl Fixture {
+    fn open(&self, uid: Uuid, revision: u64, held: &[Uuid]) -> Session {
+        let (sender, receiver) = mpsc::channel(64);
+        let stream = run(self.hub.clone(), "n".into(), uid, ReceiverStream::new(receiver));
+        let session = Session { sender, stream: Box::pin(stream) };
+        session.send(session_request::Message::Hello(SessionHello {
+            revision,
+            held_peer_uids: held.iter().map(Uuid::to_string).collect(),
+        }));
+        session
+    }
+
+    /// Opens a session, and reads all that comes in answer to the hello.
+    async fn opened(&self, uid: Uuid, held: &[Uuid]) -> (Session, u64) {
+        let mut session = self.open(uid, 0, held);
+        assert!(matches!(session.next().await, Message::Config(_)));
+        for _ in held {
+            assert!(matches!(session.next().await, Message::PeerChanged(_)));
+        }
+        let Message::Bookmark(bookmark) = session.next().await else { panic!("expected a bookmark") };
+        (session, bookmark.revision)
+    }
+
+    async fn set_endpoints(&self, uid: Uuid, port: u16) {
+        let endpoints: [SocketAddr; 1] = [([192, 0, 2, 77], port).into()];
+        let write = |index: &mut crate::registry::Index, _| {
+            plan::register::endpoints(index, "n", uid, &endpoints)
+        };
+        self.registry.commit(write).await.unwrap();
+    }
+
+    async fn revoke(&self, name: &str) {
+        let mut wanted = device(name, "");
+        wanted.spec.as_mut().unwrap().revoked = true;
+        let mask = mask(&["spec.revoked"]);
+        self.registry.commit(|index, _| plan::device::update(index, &wanted, Some(&mask))).await.unwrap();
+    }
+
+    async fn delete(&self, name: &str) {
+        let now = Timestamp::now();
+        self.registry.commit(|index, _| plan::device::delete(index, "n", name, 0, now)).await.unwrap();
+    }
+}
+
+struct Session {
+    sender: mpsc::Sender<Result<SessionRequest, Status>>,
+    stream: Pin<Box<dyn Stream<Item = Result<SessionResponse, Status>> + Send>>,
+}
+
+impl Session {
+    fn send(&self, message: session_request::Message) {
+        self.sender.try_send(Ok(SessionRequest { message: Some(message) })).unwrap();
+    }
+
+    async fn poll(&mut self) -> Option<Result<Message, Status>> {
+        let next = tokio::time::timeout(Duration::from_secs(20), self.stream.next()).await;
+        let next = next.expect("nothing came within 20 seconds");
+        next.map(|response| response.map(|response| response.message.unwrap()))
+    }
+
+    async fn next(&mut self) -> Message {
+        self.poll().await.expect("the session has ended").unwrap()
+    }
+
+    async fn end(&mut self) -> Status {
+        let status = self.poll().await.expect("the session ended without a status").unwrap_err();
+        assert!(self.poll().await.is_none());
+        status
+    }
+
+    /// Nothing else waits to be sent.
+    async fn is_quiet(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(50), self.stream.next()).await.is_err()
+    }
+}
+
+fn port(message: &Message) -> u32 {
+    match message {
+        Message::PeerChanged(changed) => changed.peer.as_ref().unwrap().private_endpoints[0].port,
+        other => panic!("expected PeerChanged, not {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn holders_learn_of_changes_and_revocation() {
+    let (registrar, uids) = fixture(3).await;
+    let (mut a, _) = registrar.opened(uids[0], &[uids[1]]).await;
+    let (mut b, _) = registrar.opened(uids[1], &[]).await;
+    let (mut c, _) = registrar.opened(uids[2], &[]).await;
+    assert!(registrar.hub.is_online(uids[0]) && registrar.hub.len() == 3);
+
+    registrar.set_endpoints(uids[1], 7).await;
+    assert_eq!(port(&a.next().await), 7);
+    let Message::Bookmark(bookmark) = a.next().await else { panic!("expected a bookmark") };
+    assert_eq!(bookmark.revision, registrar.registry.read().revision());
+
+    registrar.revoke("b").await;
+    let Message::PeerRemoved(removed) = a.next().await else { panic!("expected PeerRemoved") };
+    assert_eq!(removed.device_uid, uids[1].to_string());
+    assert!(matches!(a.next().await, Message::Bookmark(_)));
+    let status = b.end().await;
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(status.message().contains("revoked"));
+    assert!(a.is_quiet().await && c.is_quiet().await, "only holders are told");
+
+    registrar.delete("c").await;
+    assert_eq!(c.end().await.code(), Code::PermissionDenied);
+    drop((a, b, c));
+    assert!(registrar.hub.is_empty());
+    assert!(super::lock(&registrar.hub.open).holders.is_empty());
+}
+
+#[tokio::test]
+async fn a_session_resumes_from_its_bookmark() {
+    let (registrar, uids) = fixture(5).await;
+    let held = [uids[1], uids[2], uids[3], uids[4]];
+    let (session, revision) = registrar.opened(uids[0], &held).await;
+    drop(session);
+    registrar.set_endpoints(uids[2], 9).await;
+    registrar.delete("d").await;
+    registrar.revoke("e").await;
+
+    let mut session = registrar.open(uids[0], revision, &held);
+    assert!(matches!(session.next().await, Message::Config(_)));
+    assert_eq!(port(&session.next().await), 9);
+    for gone in [uids[3], uids[4]] {
+        let Message::PeerRemoved(removed) = session.next().await else { panic!("expected PeerRemoved") };
+        assert_eq!(removed.device_uid, gone.to_string());
+    }
+    let Message::Bookmark(bookmark) = session.next().await else { panic!("expected a bookmark") };
+    assert_eq!(bookmark.revision, registrar.registry.read().revision());
+    assert!(session.is_quiet().await);
+}
+
+#[tokio::test]
+async fn unknown_peers_are_removed_and_peers_newly_held_are_sent() {
+    let (registrar, uids) = fixture(2).await;
+    let stranger = Uuid::from_u128(1 << 100);
+    let mut session = registrar.open(uids[0], 0, &[stranger]);
+    assert!(matches!(session.next().await, Message::Config(_)));
+    assert!(matches!(session.next().await, Message::PeerRemoved(_)));
+    assert!(matches!(session.next().await, Message::Bookmark(_)));
+    let held = |added: &[Uuid], removed: &[Uuid]| {
+        session_request::Message::HeldPeers(HeldPeers {
+            added_uids: added.iter().map(Uuid::to_string).collect(),
+            removed_uids: removed.iter().map(Uuid::to_string).collect(),
+        })
+    };
+    session.send(held(&[uids[1]], &[]));
+    assert_eq!(port(&session.next().await), 1002);
+    session.send(held(&[], &[uids[1]]));
+    assert!(session.is_quiet().await);
+    registrar.set_endpoints(uids[1], 3).await;
+    assert!(session.is_quiet().await, "it is not held any more");
+}
+
+#[tokio::test]
+async fn a_newer_session_takes_the_place_of_an_older_one() {
+    let (registrar, uids) = fixture(2).await;
+    let (mut old, _) = registrar.opened(uids[0], &[uids[1]]).await;
+    let (mut new, _) = registrar.opened(uids[0], &[uids[1]]).await;
+    assert_eq!(old.end().await.code(), Code::Aborted);
+    drop(old);
+    assert!(registrar.hub.is_online(uids[0]));
+    registrar.set_endpoints(uids[1], 8).await;
+    assert_eq!(port(&new.next().await), 8);
+}
+
+#[tokio::test]
+async fn introductions_show_the_peer() {
+    let (registrar, uids) = fixture(3).await;
+    let (mut b, _) = registrar.opened(uids[1], &[]).await;
+    let now = Instant::now();
+    registrar.hub.introduce(uids[1], uids[0], now);
+    registrar.hub.introduce(uids[1], uids[0], now);
+    // Nobody is told of a peer that is hidden by then.
+    registrar.revoke("c").await;
+    registrar.hub.introduce(uids[1], uids[2], now);
+    let Message::Introduction(introduction) = b.next().await else { panic!("expected an introduction") };
+    assert_eq!(introduction.peer.unwrap().device_uid, uids[0].to_string());
+    assert!(b.is_quiet().await);
+}
+
+#[tokio::test]
+async fn endpoints_are_written_and_coalesced() {
+    let (registrar, uids) = fixture(1).await;
+    let (mut session, before) = registrar.opened(uids[0], &[]).await;
+    for port in 1..=40 {
+        let endpoint = Endpoint { address: "192.0.2.5".into(), port };
+        session.send(session_request::Message::EndpointsChanged(EndpointsChanged {
+            private_endpoints: vec![endpoint],
+        }));
+    }
+    let mut revisions = registrar.registry.revisions();
+    let is_last = |registrar: &Fixture| {
+        registrar.registry.read().device("n", uids[0]).unwrap().endpoints[0].port() == 40
+    };
+    while !is_last(&registrar) {
+        tokio::select! {
+            message = session.poll() => panic!("unexpected {message:?}"),
+            changed = revisions.changed() => changed.unwrap(),
+        }
+    }
+    let written = registrar.registry.read().revision() - before;
+    assert!(written <= 3, "40 changes came to {written} writes");
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_read_is_ended_and_holds_nobody_up() {
+    let (registrar, uids) = fixture(2).await;
+    let (mut slow, _) = registrar.opened(uids[0], &[uids[1]]).await;
+    let (mut other, _) = registrar.opened(uids[1], &[]).await;
+    let now = Instant::now();
+    for n in 0..1000 {
+        registrar.hub.introduce(uids[0], Uuid::from_u128(n), now);
+        registrar.set_endpoints(uids[1], 1 + u16::try_from(n).unwrap()).await;
+    }
+    registrar.hub.introduce(uids[1], uids[0], now);
+    assert!(matches!(other.next().await, Message::Introduction(_)));
+    assert_eq!(slow.end().await.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn configuration_and_roots_are_sent_again_when_they_change() {
+    let (registrar, uids) = fixture(2).await;
+    let (mut session, _) = registrar.opened(uids[0], &[uids[1]]).await;
+    registrar.roots.send_replace(vec![CertificateDer::from(vec![1]), CertificateDer::from(vec![2])]);
+    let Message::RootsChanged(roots) = session.next().await else { panic!("expected roots") };
+    assert_eq!(roots.roots, [vec![1], vec![2]]);
+    // Other directors are other ways to every peer.
+    let mut network = registrar.registry.read().network("n").unwrap().network.stored.clone();
+    network.spec.as_mut().unwrap().directors =
+        vec![muster_proto::admin::DirectorAddress { name: "d".into(), address: "192.0.2.9".into(), port: 5 }];
+    let mask = mask(&["spec.directors"]);
+    registrar
+        .registry
+        .commit(|index, _| plan::network::update(index, &network, Some(&mask), None))
+        .await
+        .unwrap();
+    let Message::Config(config) = session.next().await else { panic!("expected a configuration") };
+    assert_eq!(config.directors.len(), 1);
+    let Message::PeerChanged(changed) = session.next().await else { panic!("expected PeerChanged") };
+    assert_eq!(changed.peer.unwrap().home_director.unwrap().address.unwrap().port, 5);
+}
+
+#[tokio::test]
+async fn a_registrar_that_stops_sends_its_agents_away() {
+    let (registrar, uids) = fixture(2).await;
+    let (mut session, _) = registrar.opened(uids[0], &[]).await;
+    registrar.hub.drain(Duration::from_secs(7));
+    let Message::Drain(drain) = session.next().await else { panic!("expected a drain") };
+    assert_eq!(drain.within.unwrap().seconds, 7);
+    let mut late = registrar.open(uids[1], 0, &[]);
+    assert_eq!(late.end().await.code(), Code::Unavailable);
+    registrar.hub.shutdown();
+    assert_eq!(session.end().await.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn bad_beginnings_are_refused() {
+    let (registrar, uids) = fixture(1).await;
+    let start = |message: session_request::Message| {
+        let (sender, receiver) = mpsc::channel(4);
+        let stream = run(registrar.hub.clone(), "n".into(), uids[0], ReceiverStream::new(receiver));
+        let session = Session { sender, stream: Box::pin(stream) };
+        session.send(message);
+        session
+    };
+    let no_hello = session_request::Message::HeldPeers(HeldPeers::default());
+    assert_eq!(start(no_hello).end().await.code(), Code::InvalidArgument);
+    let no_uid = SessionHello { revision: 0, held_peer_uids: vec!["x".into()] };
+    assert_eq!(start(session_request::Message::Hello(no_uid)).end().await.code(), Code::InvalidArgument);
+    let mut gone = registrar.open(Uuid::from_u128(99 << 90), 0, &[]);
+    assert_eq!(gone.end().await.code(), Code::PermissionDenied);
+    assert!(registrar.hub.is_empty());
+}
+
+/// What the registrar tells a device that has a session, whatever happens in between: at the end the device knows
+/// exactly what it would be told if it asked.
+#[tokio::test]
+async fn nothing_is_missed_while_everything_changes() {
+    let (registrar, uids) = fixture(20).await;
+    let held = uids[1..].to_vec();
+    let writer = {
+        let (registry, uids) = (registrar.registry.clone(), uids.clone());
+        tokio::spawn(async move {
+            for n in 0..200_usize {
+                let uid = uids[1 + n % 19];
+                let endpoints: [SocketAddr; 1] = [([192, 0, 2, 1], 5000 + u16::try_from(n).unwrap()).into()];
+                let key = [u8::try_from(n % 250).unwrap() + 1; 32];
+                let registration = Registration {
+                    key,
+                    endpoints: &endpoints,
+                    agent_version: "2",
+                    attempt: 0,
+                    now: Timestamp::now(),
+                };
+                // Some keys are taken: not every write succeeds, and none needs to.
+                let _ = registry
+                    .commit(|index, _| plan::register::register(index, "n", uid, &registration))
+                    .await;
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    let mut known = std::collections::BTreeMap::new();
+    let mut revision = 0;
+    // Reconnects all the time, and goes on from where it was.
+    while !writer.is_finished() || revision < registrar.registry.read().revision() {
+        let mut session = registrar.open(uids[0], revision, &held);
+        for _ in 0..30 {
+            match tokio::time::timeout(Duration::from_millis(20), session.next()).await {
+                Ok(Message::PeerChanged(changed)) => {
+                    let peer = changed.peer.unwrap();
+                    known.insert(peer.device_uid.clone(), (peer.public_key, peer.private_endpoints));
+                }
+                Ok(Message::Bookmark(bookmark)) => revision = bookmark.revision,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+    }
+    writer.await.unwrap();
+    let index = registrar.registry.read();
+    for uid in &held {
+        let peer = index.peer("n", uids[0], *uid).unwrap();
+        assert_eq!(known[&uid.to_string()], (peer.public_key, peer.private_endpoints));
+    }
+}

@@ -26,15 +26,15 @@ use crate::{
 };
 
 /// A store with registrars on it, each of which sees changes only when it is told to catch up or runs into them.
-pub(super) struct World {
-    pub(super) store: MemoryStore,
-    pub(super) indexes: Vec<Index>,
-    pub(super) now: Timestamp,
+pub(crate) struct World {
+    pub(crate) store: MemoryStore,
+    pub(crate) indexes: Vec<Index>,
+    pub(crate) now: Timestamp,
     next_uid: u128,
 }
 
 impl World {
-    pub(super) fn new(registrars: usize) -> Self {
+    pub(crate) fn new(registrars: usize) -> Self {
         let store = MemoryStore::new();
         let now = Timestamp::from_epoch(Duration::from_secs(1_800_000_000));
         let mut world = Self { store, indexes: Vec::new(), now, next_uid: 1 };
@@ -43,14 +43,14 @@ impl World {
     }
 
     /// With a network `n` of few addresses.
-    pub(super) fn with_network(registrars: usize, pool_v4: &str) -> Self {
+    pub(crate) fn with_network(registrars: usize, pool_v4: &str) -> Self {
         let mut world = Self::new(registrars);
         world.create_network(&network("n", "n.example", pool_v4)).unwrap();
         (0..registrars).for_each(|registrar| world.catch_up(registrar));
         world
     }
 
-    pub(super) fn load(&self) -> Index {
+    pub(crate) fn load(&self) -> Index {
         let mut index = Index::new();
         let revision = self.store.range_sync(&KeyRange::all(), None, 1).unwrap().revision;
         for range in keys::loaded() {
@@ -61,11 +61,11 @@ impl World {
         index
     }
 
-    pub(super) fn restart(&mut self, registrar: usize) {
+    pub(crate) fn restart(&mut self, registrar: usize) {
         self.indexes[registrar] = self.load();
     }
 
-    pub(super) fn catch_up(&mut self, registrar: usize) {
+    pub(crate) fn catch_up(&mut self, registrar: usize) {
         let index = &mut self.indexes[registrar];
         let changes = self.store.changes_sync(&KeyRange::all(), index.revision() + 1).unwrap();
         for batch in &changes.batches {
@@ -73,13 +73,13 @@ impl World {
         }
     }
 
-    pub(super) fn uid(&mut self) -> Uuid {
+    pub(crate) fn uid(&mut self) -> Uuid {
         self.next_uid += 1;
         Uuid::from_u128(self.next_uid)
     }
 
     /// What the shell does, in one thread.
-    pub(super) fn commit<R, E>(
+    pub(crate) fn commit<R, E>(
         &mut self,
         registrar: usize,
         mut plan: impl FnMut(&mut Index, u32) -> Result<Outcome<R>, E>,
@@ -110,12 +110,12 @@ impl World {
         panic!("no plan was ever accepted");
     }
 
-    pub(super) fn create_network(&mut self, network: &proto::Network) -> Result<String, AdminError> {
+    pub(crate) fn create_network(&mut self, network: &proto::Network) -> Result<String, AdminError> {
         let (uid, now) = (self.uid(), self.now);
         self.commit(0, |index, _| plan::network::create(index, network, uid, [1, 2, 3, 4, 5], now))
     }
 
-    pub(super) fn create_token(&mut self, name: &str, spec: proto::TokenSpec) -> JoinToken {
+    pub(crate) fn create_token(&mut self, name: &str, spec: proto::TokenSpec) -> JoinToken {
         let secret = JoinToken::with_id(name.parse().unwrap(), &mut rand::rng());
         let token = proto::Token { metadata: Some(meta("n", "")), spec: Some(spec), status: None };
         let (uid, now) = (self.uid(), self.now);
@@ -123,11 +123,11 @@ impl World {
         secret
     }
 
-    pub(super) fn reusable_token(&mut self) -> JoinToken {
+    pub(crate) fn reusable_token(&mut self) -> JoinToken {
         self.create_token("reusable", proto::TokenSpec { reusable: true, ..Default::default() })
     }
 
-    pub(super) fn enroll(
+    pub(crate) fn enroll(
         &mut self,
         registrar: usize,
         token: &JoinToken,
@@ -157,11 +157,11 @@ impl World {
     }
 
     /// Enrolls with a key of its own.
-    pub(super) fn join(&mut self, token: &JoinToken, name: &str) -> Uuid {
+    pub(crate) fn join(&mut self, token: &JoinToken, name: &str) -> Uuid {
         self.enroll(0, token, name, &key_hash(name)).unwrap().uid
     }
 
-    pub(super) fn register(&mut self, registrar: usize, uid: Uuid, key: u8) -> Result<(), DeviceError> {
+    pub(crate) fn register(&mut self, registrar: usize, uid: Uuid, key: u8) -> Result<(), DeviceError> {
         let endpoints = [([192, 0, 2, 1], 1000 + u16::from(key)).into()];
         let now = self.now;
         self.commit(registrar, |index, attempt| {
@@ -171,22 +171,22 @@ impl World {
         })
     }
 
-    pub(super) fn device(&self, registrar: usize, uid: Uuid) -> Option<&Device> {
+    pub(crate) fn device(&self, registrar: usize, uid: Uuid) -> Option<&Device> {
         self.indexes[registrar].device("n", uid).map(|device| &**device)
     }
 
-    pub(super) fn create_device(&mut self, name: &str, v4: &str) -> Result<Uuid, AdminError> {
+    pub(crate) fn create_device(&mut self, name: &str, v4: &str) -> Result<Uuid, AdminError> {
         let device = device(name, v4);
         let (uid, now) = (self.uid(), self.now);
         self.commit(0, |index, _| plan::device::create(index, &device, uid, now))
     }
 
-    pub(super) fn delete_device(&mut self, registrar: usize, name: &str) -> Result<(), AdminError> {
+    pub(crate) fn delete_device(&mut self, registrar: usize, name: &str) -> Result<(), AdminError> {
         let now = self.now;
         self.commit(registrar, |index, _| plan::device::delete(index, "n", name, 0, now))
     }
 
-    pub(super) fn revoke(&mut self, registrar: usize, name: &str, revoked: bool) -> Result<Uuid, AdminError> {
+    pub(crate) fn revoke(&mut self, registrar: usize, name: &str, revoked: bool) -> Result<Uuid, AdminError> {
         let mut wanted = device(name, "");
         wanted.spec.as_mut().unwrap().revoked = revoked;
         let mask = mask(&["spec.revoked"]);
@@ -194,11 +194,11 @@ impl World {
     }
 }
 
-pub(super) fn meta(network: &str, name: &str) -> proto::ObjectMeta {
+pub(crate) fn meta(network: &str, name: &str) -> proto::ObjectMeta {
     proto::ObjectMeta { network: network.into(), name: name.into(), ..Default::default() }
 }
 
-pub(super) fn network(name: &str, domain: &str, pool_v4: &str) -> proto::Network {
+pub(crate) fn network(name: &str, domain: &str, pool_v4: &str) -> proto::Network {
     proto::Network {
         metadata: Some(proto::ObjectMeta { name: name.into(), ..Default::default() }),
         spec: Some(proto::NetworkSpec {
@@ -210,7 +210,7 @@ pub(super) fn network(name: &str, domain: &str, pool_v4: &str) -> proto::Network
     }
 }
 
-pub(super) fn device(name: &str, v4: &str) -> proto::Device {
+pub(crate) fn device(name: &str, v4: &str) -> proto::Device {
     proto::Device {
         metadata: Some(meta("n", name)),
         spec: Some(proto::DeviceSpec { virtual_ipv4: v4.into(), ..Default::default() }),
@@ -218,10 +218,10 @@ pub(super) fn device(name: &str, v4: &str) -> proto::Device {
     }
 }
 
-pub(super) fn key_hash(text: &str) -> SpkiHash {
+pub(crate) fn key_hash(text: &str) -> SpkiHash {
     SpkiHash::of_spki(text.as_bytes())
 }
 
-pub(super) fn mask(paths: &[&str]) -> pbjson_types::FieldMask {
+pub(crate) fn mask(paths: &[&str]) -> pbjson_types::FieldMask {
     pbjson_types::FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() }
 }

@@ -3,6 +3,7 @@
 //! registrars without it.
 
 mod cache;
+mod local;
 mod metrics;
 mod pool;
 mod registrars;
@@ -208,9 +209,8 @@ impl Resolver {
             Cache::new(settings.cache),
             metrics::Metrics::register(registry),
             sender,
+            settings.allow.clone(),
         ));
-        let own = listen.iter().map(|address| IpNet::from(address.ip()));
-        service.allowed.store(Arc::new(settings.allow.iter().copied().chain(own).collect()));
 
         let server_metrics = ServerMetrics::register(registry);
         let mut tasks = JoinSet::new();
@@ -363,6 +363,61 @@ fn host_servers(path: &std::path::Path, own: &[SocketAddr]) -> Vec<SocketAddr> {
         Err(error) => {
             tracing::debug!(path = %path.display(), %error, "cannot read the host's DNS servers");
             Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Message, ResponseCode};
+    use muster_common::tls::KeyPair;
+    use muster_dns::{
+        message::Transport,
+        server::{Handler, Handling, Source},
+    };
+
+    use super::*;
+
+    /// A device whose certificate only itself vouches for: enough to start with.
+    fn credentials() -> Arc<Credentials> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        let id = "spiffe://muster.test/network/net/device/d1".try_into().unwrap();
+        params.subject_alt_names = vec![rcgen::SanType::URI(id)];
+        let certificate = params.self_signed(&key).unwrap();
+        let pair =
+            KeyPair { chain: vec![certificate.der().clone()], key: key.serialize_der().try_into().unwrap() };
+        Credentials::new(&pair, &[certificate.der().clone()]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn other_hosts_are_refused() {
+        let settings = Settings {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            allow: vec!["198.51.100.0/24".parse().unwrap()],
+            ..Settings::default()
+        };
+        let network = Network { domain: "net.example".parse().unwrap(), routes: Vec::new() };
+        let (_servers, watch) = watch::channel(Vec::new());
+        let started = Resolver::start(&settings, network, &credentials(), watch, &mut Registry::default());
+        let (resolver, _resolved) = started.unwrap();
+        let handler = ServiceHandler(Arc::clone(&resolver.service));
+        let mut query = Message::query();
+        let name = Name::from_ascii("web.net.example.").unwrap();
+        query.add_query(hickory_proto::op::Query::query(name, RecordType::A));
+        let query = query.to_vec().unwrap();
+        let refused = |address: &str| {
+            let address = address.parse().unwrap();
+            let source = Source { address, transport: Transport::Udp, identity: None };
+            let mut out = Vec::new();
+            let done = matches!(handler.handle(&query, &source, &mut out), Handling::Done(_));
+            done && Message::from_vec(&out).unwrap().metadata.response_code == ResponseCode::Refused
+        };
+        for stranger in ["192.0.2.1:5353", "[2001:db8::1]:5353", "100.64.0.9:5353"] {
+            assert!(refused(stranger), "{stranger}");
+        }
+        for known in ["127.0.0.1:5353", "198.51.100.7:5353", "[::1]:5353"] {
+            assert!(!refused(known), "{known}");
         }
     }
 }

@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 
 use super::{
     cache::{Cache, Hit, Key, Origin},
+    local::LocalAddresses,
     metrics::Metrics,
     pool::{Pool, PoolError},
     stored::{Age, Stored},
@@ -87,8 +88,9 @@ pub(super) struct Service {
     pub(super) registrars: Pool,
     pub(super) upstream: Pool,
     pub(super) metrics: Metrics,
-    /// Addresses that queries may come from, beside loopback: the host's own.
-    pub(super) allowed: ArcSwap<Vec<IpNet>>,
+    /// Who may ask beside this host itself.
+    allowed: Vec<IpNet>,
+    local: LocalAddresses,
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
     resolved: mpsc::Sender<IpAddr>,
@@ -101,13 +103,15 @@ impl Service {
         cache: Cache,
         metrics: Metrics,
         resolved: mpsc::Sender<IpAddr>,
+        allowed: Vec<IpNet>,
     ) -> Self {
         Self {
             route: ArcSwap::from_pointee(route),
             registrars,
             upstream,
             metrics,
-            allowed: ArcSwap::default(),
+            allowed,
+            local: LocalAddresses::default(),
             cache: Mutex::new(cache),
             flights: Mutex::default(),
             resolved,
@@ -125,7 +129,8 @@ impl Service {
     }
 
     fn may_ask(&self, source: SocketAddr) -> bool {
-        source.ip().is_loopback() || self.allowed.load().iter().any(|net| net.contains(&source.ip()))
+        self.allowed.iter().any(|net| net.contains(&source.ip()))
+            || self.local.contains(source, Instant::now())
     }
 
     /// The cache's answer, if that is to be given, with what else there is to do.

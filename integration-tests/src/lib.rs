@@ -6,8 +6,11 @@ pub mod device;
 pub mod figures;
 pub mod lab;
 pub mod muster;
+pub mod population;
 pub mod process;
 pub mod router;
+pub mod sim;
+mod usage;
 
 pub use lab::{Host, Lab, Switch};
 pub use process::{Output, Process};

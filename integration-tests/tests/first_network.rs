@@ -241,7 +241,7 @@ fn bad_joins_are_refused_with_cause_and_remedy() {
         site.bob.join(&good, "bob")?;
         refused(&site, &good, "alice", &["used"])?;
         let another = site.registrar.new_join_command(&["--reusable"])?;
-        refused(&site, &another, "bob", &["bob", "taken"])?;
+        refused(&site, &another, "bob", &["bob", "exists already"])?;
         site.alice.join(&another, "alice")?;
         let twice = site.alice.try_join(&another, "alice2")?;
         expect(

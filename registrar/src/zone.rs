@@ -18,6 +18,8 @@ use crate::{
     store::Revision,
 };
 
+type Made = BTreeMap<Arc<str>, (Revision, Arc<Zone>)>;
+
 /// The zones of all networks.
 #[derive(Debug)]
 pub struct Zones {
@@ -26,7 +28,7 @@ pub struct Zones {
     /// Addresses that the registrars answer DNS on.
     name_servers: Vec<IpAddr>,
     /// Zones as they were last made, with the network's revision, by network.
-    made: RwLock<BTreeMap<Arc<str>, (Revision, Arc<Zone>)>>,
+    made: RwLock<Made>,
 }
 
 impl Zones {
@@ -134,4 +136,127 @@ fn visible<'a>(
         }
     };
     may.then_some(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{
+        plan,
+        tests::{World, network},
+    };
+
+    async fn zones() -> (Zones, Arc<Registry>, World, Vec<Label>) {
+        let mut world = World::with_network(1, "10.0.0.0/24");
+        let mut other = network("o", "sub.n.example", "10.1.0.0/24");
+        let spec = other.spec.as_mut().unwrap();
+        spec.public_addresses = vec!["192.0.2.80".into()];
+        spec.directors = vec![muster_proto::admin::DirectorAddress {
+            name: "d".into(),
+            address: "192.0.2.9".into(),
+            port: 9,
+        }];
+        world.create_network(&other).unwrap();
+        let token = world.reusable_token();
+        let mut uids = Vec::new();
+        for (name, key) in [("a", 1), ("b", 2), ("c", 3)] {
+            let uid = world.join(&token, name);
+            world.register(0, uid, key).unwrap();
+            uids.push(uid.to_string().parse().unwrap());
+        }
+        world.join(&token, "pending");
+        world.revoke(0, "c", true).unwrap();
+        let registry = Registry::load(Arc::new(world.store.clone())).await.unwrap();
+        let readiness = Readiness::default();
+        readiness.set(true);
+        let zones = Zones::new(registry.clone(), readiness, vec!["192.0.2.53".parse().unwrap()]);
+        (zones, registry, world, uids)
+    }
+
+    fn member(network: &str, uid: &Label) -> Viewer {
+        Viewer::Member { network: network.parse().unwrap(), uid: uid.clone() }
+    }
+
+    #[tokio::test]
+    async fn the_longest_domain_wins() {
+        let (zones, ..) = zones().await;
+        let domain = |name: &str| zones.zone(name).map(|zone| zone.domain.to_string());
+        assert_eq!(domain("n.example").as_deref(), Some("n.example"));
+        assert_eq!(domain("a.b.n.example").as_deref(), Some("n.example"));
+        assert_eq!(domain("a.sub.n.example").as_deref(), Some("sub.n.example"));
+        assert_eq!((domain("example"), domain("xn.example"), domain("")), (None, None, None));
+        let zone = zones.zone("sub.n.example").unwrap();
+        assert_eq!(zone.public_addresses, ["192.0.2.80".parse::<IpAddr>().unwrap()]);
+        assert_eq!((zone.ttl, zone.name_server_addresses.len(), zone.pools.len()), (5, 1, 1));
+        assert!(zones.is_loaded());
+    }
+
+    #[tokio::test]
+    async fn members_see_their_own_network_and_strangers_nothing() {
+        let (zones, _, _, uids) = zones().await;
+        let zone = zones.zone("n.example").unwrap();
+        let names = ["a", "b", "c", "pending", "nobody"];
+        let seen = |viewer: &Viewer| names.map(|name| zones.device(&zone, viewer, name).is_some());
+        assert_eq!(seen(&member("n", &uids[0])), [true, true, false, false, false]);
+        assert_eq!(seen(&Viewer::Open), [true, true, false, false, false]);
+        for nobody in [
+            Viewer::Stranger,
+            member("n", &uids[2]),
+            member("o", &uids[0]),
+            member("n", &"00000000-0000-0000-0000-000000000001".parse().unwrap()),
+            member("n", &"junk".parse().unwrap()),
+        ] {
+            assert_eq!(seen(&nobody), [false; 5], "{nobody:?}");
+        }
+        let device = zones.device(&zone, &member("n", &uids[0]), "b").unwrap();
+        assert_eq!(device.private_addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        let address = device.virtual_addresses[0];
+        let name = |viewer: &Viewer| zones.device_at(&zone, viewer, address).map(|label| label.to_string());
+        assert_eq!(name(&member("n", &uids[0])).as_deref(), Some("b"));
+        assert_eq!(name(&member("n", &uids[2])), None);
+        let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+        let reverse = |viewer: &Viewer, text: &str| {
+            zones.reverse_zone(viewer, prefix(text)).map(|zone| zone.network.to_string())
+        };
+        assert_eq!(reverse(&member("n", &uids[0]), "10.0.0.7/32").as_deref(), Some("n"));
+        assert_eq!(reverse(&member("n", &uids[0]), "10.1.0.7/32"), None);
+        assert_eq!(reverse(&Viewer::Open, "10.1.0.7/32").as_deref(), Some("o"));
+        assert_eq!(reverse(&Viewer::Open, "10.0.0.0/8"), None);
+    }
+
+    #[tokio::test]
+    async fn the_serial_moves_when_a_record_does() {
+        let (zones, registry, _, uids) = zones().await;
+        let before = zones.zone("n.example").unwrap();
+        assert!(Arc::ptr_eq(&before, &zones.zone("n.example").unwrap()), "made once");
+        let uid = uids[0].as_str().parse().unwrap();
+        let expiry = muster_common::time::Timestamp::now();
+        registry.commit(|index, _| plan::register::renew(index, "n", uid, expiry)).await.unwrap();
+        assert_eq!(zones.zone("n.example").unwrap().serial, before.serial, "no record has changed");
+        // The clock of the test's world is ahead, so that the time of a change shows in the index alone.
+        let mut index = registry.read().clone();
+        let mut device = (**index.device("n", uid).unwrap()).clone();
+        device.endpoints = Box::default();
+        let kv = crate::store::KeyValue {
+            key: crate::registry::keys::device("n", uid),
+            value: device.encode().into(),
+            create_revision: 1,
+            mod_revision: 1000,
+        };
+        let batch = crate::store::WatchBatch { revision: 1000, events: vec![crate::store::Event::Put(kv)] };
+        let later = muster_common::time::Timestamp::from_epoch(std::time::Duration::from_secs(4_000_000_000));
+        index.apply(&batch, later);
+        assert_eq!(index.network("n").unwrap().serial, 4_000_000_000);
+        let earlier = muster_common::time::Timestamp::from_epoch(std::time::Duration::from_secs(1));
+        device.endpoints = Box::new([([192, 0, 2, 9], 9).into()]);
+        let kv = crate::store::KeyValue {
+            key: crate::registry::keys::device("n", uid),
+            value: device.encode().into(),
+            create_revision: 1,
+            mod_revision: 1001,
+        };
+        let batch = crate::store::WatchBatch { revision: 1001, events: vec![crate::store::Event::Put(kv)] };
+        index.apply(&batch, earlier);
+        assert_eq!(index.network("n").unwrap().serial, 4_000_000_000, "it never goes back");
+    }
 }

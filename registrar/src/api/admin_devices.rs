@@ -17,7 +17,7 @@ use super::{
     list::{Page, selector},
     random_uid,
     status::status,
-    watch::{self, Kind},
+    watch::{self, Kind, Versions},
 };
 use crate::{
     registry::{
@@ -164,7 +164,7 @@ impl Kind for Watched {
         devices.take(limit).cloned().collect()
     }
 
-    fn of(change: &Change) -> Option<(Option<&Arc<registry::Device>>, Option<&Arc<registry::Device>>)> {
+    fn of(change: &Change) -> Option<Versions<'_, registry::Device>> {
         let Change::Device { old, new } = change else { return None };
         Some((old.as_ref(), new.as_ref()))
     }

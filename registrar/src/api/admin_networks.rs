@@ -17,7 +17,7 @@ use super::{
     list::{Page, selector},
     random_uid,
     status::status,
-    watch::{self, Kind},
+    watch::{self, Kind, Versions},
 };
 use crate::{
     registry::{
@@ -177,7 +177,7 @@ impl Kind for Watched {
         all.filter(|network| &*network.name > after).take(limit).cloned().collect()
     }
 
-    fn of(change: &Change) -> Option<(Option<&Arc<registry::Network>>, Option<&Arc<registry::Network>>)> {
+    fn of(change: &Change) -> Option<Versions<'_, registry::Network>> {
         let Change::Network { old, new } = change else { return None };
         Some((old.as_ref(), new.as_ref()))
     }

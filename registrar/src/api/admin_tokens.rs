@@ -16,7 +16,7 @@ use super::{
     list::{Page, selector},
     random_uid,
     status::status,
-    watch::{self, Kind},
+    watch::{self, Kind, Versions},
 };
 use crate::{
     init,
@@ -177,7 +177,7 @@ impl Kind for Watched {
         tokens_after(index, &self.network, after, limit)
     }
 
-    fn of(change: &Change) -> Option<(Option<&Arc<registry::Token>>, Option<&Arc<registry::Token>>)> {
+    fn of(change: &Change) -> Option<Versions<'_, registry::Token>> {
         let Change::Token { old, new } = change else { return None };
         Some((old.as_ref(), new.as_ref()))
     }

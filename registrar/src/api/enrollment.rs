@@ -49,6 +49,14 @@ impl EnrollmentService for Enrollment {
     }
 }
 
+/// A certificate, DER.
+pub(super) struct Issued {
+    /// With what is needed to verify it.
+    pub(super) chain: Vec<Vec<u8>>,
+    /// The roots to trust.
+    pub(super) roots: Vec<Vec<u8>>,
+}
+
 /// A refusal; those of the token are counted.
 enum Refused {
     Token(Status),
@@ -115,7 +123,8 @@ impl Api {
             };
             (response, state.network.label.clone())
         };
-        (response.certificate_chain, response.roots) = self.issue(&key, label, uid, now)?;
+        let issued = self.issue(&key, label, uid, now)?;
+        (response.certificate_chain, response.roots) = (issued.chain, issued.roots);
         if let Some(token) = counts_for {
             self.registry.count_use(network.clone(), token);
         }
@@ -140,14 +149,14 @@ impl Api {
         Ok(found.and_then(|kv| Claim::decode(&*kv.value).ok()).unwrap_or_default())
     }
 
-    /// A certificate chain for a device, and the roots to trust, DER.
+    /// Issues a certificate to a device.
     pub(super) fn issue(
         &self,
         key: &csr::CheckedRequest,
         network: Label,
         uid: uuid::Uuid,
         now: Timestamp,
-    ) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), Status> {
+    ) -> Result<Issued, Status> {
         let uid = uid.to_string().parse().map_err(|_| Status::internal("a uid is not a label"))?;
         let identity = SpiffeId::new(&*self.settings.trust_domain, Party::Device { network, uid });
         let ca = self.ca.current();
@@ -155,6 +164,6 @@ impl Api {
         let der = |certificates: &[rustls::pki_types::CertificateDer<'_>]| {
             certificates.iter().map(|certificate| certificate.to_vec()).collect()
         };
-        Ok((der(&chain), der(ca.roots())))
+        Ok(Issued { chain: der(&chain), roots: der(ca.roots()) })
     }
 }

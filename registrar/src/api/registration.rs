@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Api, DeviceCaller,
+    enrollment::Issued,
     status::{Refusal as _, status},
 };
 use crate::{
@@ -86,8 +87,8 @@ impl RegistrationService for Registration {
             .commit(|index, _| register::renew(index, network.as_str(), uid, expiry))
             .await
             .map_err(status)?;
-        let (certificate_chain, roots) = self.0.issue(&key, network, uid, now)?;
-        Ok(Response::new(RenewResponse { certificate_chain, roots }))
+        let Issued { chain, roots } = self.0.issue(&key, network, uid, now)?;
+        Ok(Response::new(RenewResponse { certificate_chain: chain, roots }))
     }
 
     async fn deregister(

@@ -84,7 +84,7 @@ fn request_for(key: &KeyPair) -> Vec<u8> {
 
 fn registration(key: u8) -> RegisterRequest {
     RegisterRequest {
-        public_key: vec![key; 32].into(),
+        public_key: vec![key; 32],
         private_endpoints: vec![proto::Endpoint { address: "192.0.2.10".into(), port: 51820 }],
         agent_version: "1".into(),
     }
@@ -103,11 +103,8 @@ impl Fixture {
     }
 
     async fn enroll(&self, token: &str, name: &str, key: &KeyPair) -> Result<EnrollResponse, Status> {
-        let request = EnrollRequest {
-            token: token.into(),
-            certificate_request: request_for(key).into(),
-            name: name.into(),
-        };
+        let request =
+            EnrollRequest { token: token.into(), certificate_request: request_for(key), name: name.into() };
         let enrolled = enrollment::Enrollment(self.api.clone()).enroll(stranger(request)).await;
         enrolled.map(Response::into_inner)
     }
@@ -216,7 +213,7 @@ async fn a_device_joins_registers_renews_and_leaves() {
     let again = register().register(by_device(registration(1), uid)).await.unwrap().into_inner();
     assert_eq!(first, again);
     assert!(first.config.unwrap().virtual_ipv4.starts_with("10.0."));
-    let renew = RenewRequest { certificate_request: request_for(&other).into() };
+    let renew = RenewRequest { certificate_request: request_for(&other) };
     let renewed = register().renew(by_device(renew, uid)).await.unwrap().into_inner();
     let identity = certificate_identity(&renewed.certificate_chain[0].to_vec().into()).unwrap();
     assert_eq!(identity.to_string(), format!("spiffe://{TRUST_DOMAIN}/network/n/device/{uid}"));
@@ -248,8 +245,7 @@ async fn bad_requests_to_join_are_refused_each_with_its_reason() {
         ("nonsense", "a", request_for(&key), Code::InvalidArgument, "muster."),
         (&secret[..secret.len() - 1], "a", request_for(&key), Code::InvalidArgument, "too short"),
     ] {
-        let request =
-            EnrollRequest { token: token.into(), certificate_request: csr.into(), name: name.into() };
+        let request = EnrollRequest { token: token.into(), certificate_request: csr, name: name.into() };
         let service = enrollment::Enrollment(registrar.api.clone());
         let status = service.enroll(stranger(request)).await.unwrap_err();
         assert_eq!(status.code(), code, "{status}");
@@ -276,8 +272,7 @@ async fn guessing_tokens_is_stopped() {
     assert!((20..=22).contains(&refused), "{refused}");
     assert_eq!(codes.last(), Some(&Code::ResourceExhausted));
     // Others are not held up.
-    let request =
-        EnrollRequest { token: secret, certificate_request: request_for(&key).into(), name: "a".into() };
+    let request = EnrollRequest { token: secret, certificate_request: request_for(&key), name: "a".into() };
     let service = enrollment::Enrollment(registrar.api.clone());
     service.enroll(call(request, "192.0.2.99", None)).await.unwrap();
 }
@@ -290,8 +285,8 @@ async fn bad_registrations_are_refused() {
     let endpoint = |address: &str, port| proto::Endpoint { address: address.into(), port };
     type Break = Box<dyn Fn(&mut RegisterRequest)>;
     let cases: Vec<(&str, Break)> = vec![
-        ("public_key", Box::new(|r| r.public_key = vec![1; 31].into())),
-        ("public_key", Box::new(|r| r.public_key = vec![0; 32].into())),
+        ("public_key", Box::new(|r| r.public_key = vec![1; 31])),
+        ("public_key", Box::new(|r| r.public_key = vec![0; 32])),
         ("private_endpoints:", Box::new(move |r| r.private_endpoints = vec![endpoint("192.0.2.1", 1); 17])),
         (
             "private_endpoints[0].port",
@@ -327,7 +322,7 @@ async fn lookups_find_peers_and_tell_nothing_of_what_is_hidden() {
         By::Name("B.N.example.".into()),
         By::Name("b.n.example".into()),
         By::VirtualAddress(address),
-        By::PublicKey(vec![2; 32].into()),
+        By::PublicKey(vec![2; 32]),
     ] {
         assert_eq!(registrar.look_up(&a, by).await.unwrap().device_uid, b);
     }
@@ -339,8 +334,8 @@ async fn lookups_find_peers_and_tell_nothing_of_what_is_hidden() {
         By::Name("nobody".into()),
         By::Name("n.example".into()),
         By::Name("x.b.n.example".into()),
-        By::PublicKey(vec![3; 32].into()),
-        By::PublicKey(vec![9; 32].into()),
+        By::PublicKey(vec![3; 32]),
+        By::PublicKey(vec![9; 32]),
         By::VirtualAddress("10.0.255.1".into()),
         By::VirtualAddress("fd00::1".into()),
     ] {
@@ -350,7 +345,7 @@ async fn lookups_find_peers_and_tell_nothing_of_what_is_hidden() {
     told.dedup();
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].0, Code::NotFound);
-    for by in [By::Name("x".repeat(300)), By::VirtualAddress("b".into()), By::PublicKey(vec![1].into())] {
+    for by in [By::Name("x".repeat(300)), By::VirtualAddress("b".into()), By::PublicKey(vec![1])] {
         assert_eq!(registrar.look_up(&a, by).await.unwrap_err().code(), Code::InvalidArgument);
     }
     // A device of another network is a stranger here.

@@ -24,6 +24,9 @@ const CHUNK: usize = 256;
 /// How old a bookmark gets while nothing that is watched changes.
 const BOOKMARK: Duration = Duration::from_secs(5);
 
+/// An object before and after a change.
+pub(super) type Versions<'a, T> = (Option<&'a Arc<T>>, Option<&'a Arc<T>>);
+
 /// A kind of object that can be watched.
 pub(super) trait Kind: Send + 'static {
     type Object: Send + Sync + 'static;
@@ -32,7 +35,7 @@ pub(super) trait Kind: Send + 'static {
     /// At most `limit` objects after the one called `after`, in order.
     fn after(&self, index: &Index, after: &str, limit: usize) -> Vec<Arc<Self::Object>>;
     /// The object that a change is about, before and after it.
-    fn of(change: &Change) -> Option<(Option<&Arc<Self::Object>>, Option<&Arc<Self::Object>>)>;
+    fn of(change: &Change) -> Option<Versions<'_, Self::Object>>;
     /// Whether the object is among those that are watched, labels aside.
     fn includes(&self, object: &Self::Object) -> bool;
     fn name(object: &Self::Object) -> &str;

@@ -149,7 +149,7 @@ impl Device {
                 virtual_ipv6: ipv6,
                 private_endpoints: self.endpoints.iter().map(field::to_endpoint).collect(),
                 reflexive_endpoint: self.reflexive.as_deref().map(field::to_endpoint),
-                public_key: self.key.map(|key| key.to_vec().into()).unwrap_or_default(),
+                public_key: self.key.map(|key| key.to_vec()).unwrap_or_default(),
                 agent_version: self.agent_version.to_string(),
                 online: false,
                 certificate_expiry: self.certificate_expiry.map(field::to_timestamp),

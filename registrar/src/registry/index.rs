@@ -147,6 +147,11 @@ impl NetworkState {
         }
     }
 
+    /// The pools that there are.
+    pub fn pools(&self) -> impl Iterator<Item = (PoolKind, &Pool)> {
+        self.pools.iter().map(|(kind, pool)| (*kind, pool))
+    }
+
     /// The pool of a kind.
     pub fn pool(&mut self, kind: PoolKind) -> Option<&mut Pool> {
         self.pools.get_mut(&kind)

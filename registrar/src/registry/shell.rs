@@ -59,6 +59,9 @@ pub enum CommitError<E> {
 /// Called with every change, after the index shows it.
 type Observer = Box<dyn Fn(&Applied) + Send + Sync>;
 
+/// Uses by network and token.
+type Uses = BTreeMap<(Arc<str>, Box<str>), u64>;
+
 /// The registry of a deployment, shared by all that serve it.
 pub struct Registry {
     store: Arc<dyn Store>,
@@ -67,8 +70,8 @@ pub struct Registry {
     progress: Mutex<Progress>,
     revision: watch::Sender<Revision>,
     observer: OnceLock<Observer>,
-    /// Uses of reusable tokens that are not written yet, by network and token.
-    uses: Mutex<BTreeMap<(Arc<str>, Box<str>), u64>>,
+    /// Uses of reusable tokens that are not written yet.
+    uses: Mutex<Uses>,
     metrics: RegistryMetrics,
     tasks: Mutex<Vec<AbortHandle>>,
 }

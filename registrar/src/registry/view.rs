@@ -59,7 +59,7 @@ impl NetworkState {
         registration::Peer {
             device_uid: device.uid.to_string(),
             name: device.name.to_string(),
-            public_key: device.key.map(|key| key.to_vec().into()).unwrap_or_default(),
+            public_key: device.key.map(|key| key.to_vec()).unwrap_or_default(),
             virtual_addresses: device.addresses().map(|address| address.to_string()).collect(),
             private_endpoints: device.endpoints.iter().map(field::to_endpoint).collect(),
             reflexive_endpoint: device.reflexive.as_deref().map(field::to_endpoint),

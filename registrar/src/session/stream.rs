@@ -186,7 +186,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Item::Roots => {
                 let roots = self.roots.borrow();
                 Message::RootsChanged(RootsChanged {
-                    roots: roots.iter().map(|root| root.to_vec().into()).collect(),
+                    roots: roots.iter().map(|root| root.to_vec()).collect(),
                 })
             }
             Item::Drain(within) => {

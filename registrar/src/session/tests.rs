@@ -83,9 +83,8 @@ impl Fixture {
 
     async fn set_endpoints(&self, uid: Uuid, port: u16) {
         let endpoints: [SocketAddr; 1] = [([192, 0, 2, 77], port).into()];
-        let write = |index: &mut crate::registry::Index, _| {
-            plan::register::endpoints(index, "n", uid, &endpoints)
-        };
+        let write =
+            |index: &mut crate::registry::Index, _| plan::register::endpoints(index, "n", uid, &endpoints);
         self.registry.commit(write).await.unwrap();
     }
 

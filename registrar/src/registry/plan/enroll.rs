@@ -212,7 +212,7 @@ fn join(
     };
     let claim = Claim {
         owner_uid: uid.to_string(),
-        key_hash: request.key.as_bytes().to_vec().into(),
+        key_hash: request.key.as_bytes().to_vec(),
         token: token.name.to_string(),
     };
     let token_key = keys::token(network, &token.name);
@@ -221,7 +221,7 @@ fn join(
         .put(name_key, claim.encode_to_vec());
     if !spec.reusable {
         let mut stored = token.stored.clone();
-        stored.used_by_key_hash = request.key.as_bytes().to_vec().into();
+        stored.used_by_key_hash = request.key.as_bytes().to_vec();
         stored.used_by_device_uid = uid.to_string();
         stored.token.get_or_insert_default().status.get_or_insert_default().uses = 1;
         txn = txn.put(token_key, stored.encode_to_vec());

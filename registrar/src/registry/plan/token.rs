@@ -71,7 +71,7 @@ pub fn create(
             spec: Some(spec),
             status: Some(admin::TokenStatus::default()),
         }),
-        secret_hash: secret.secret_hash().to_vec().into(),
+        secret_hash: secret.secret_hash().to_vec(),
         ..StoredToken::default()
     };
     let key = keys::token(network, name);

@@ -15,11 +15,17 @@ const JITTER: f64 = 0.05;
 /// A renewal that gets no answer counts as failed after this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between a renewal and the next, however short-lived certificates are.
+const SHORTEST: Duration = Duration::from_secs(5);
+
 #[derive(Debug)]
 pub(super) struct Renewal {
     validity: Option<Validity>,
     /// Share of the life at which this certificate is renewed.
     share: f64,
+    /// When its life began.
+    begin: Timestamp,
+    earliest: Instant,
     due: Option<Instant>,
     in_flight: Option<Instant>,
     backoff: Backoff,
@@ -28,7 +34,13 @@ pub(super) struct Renewal {
 impl Renewal {
     pub(super) fn new() -> Self {
         let backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
-        Self { validity: None, share: SHARE, due: None, in_flight: None, backoff }
+        Self {
+            validity: None,
+            share: SHARE,
+            begin: Timestamp::default(),
+            earliest: Instant::default(),
+            due: None,
+            in_flight: None, backoff }
     }
 
     /// The certificate in use, and what time it is; to be called again from time to time, since clocks get set.
@@ -37,13 +49,16 @@ impl Renewal {
             self.validity = Some(validity);
             self.share = SHARE + rng.random_range(-JITTER..=JITTER);
             self.backoff.reset();
-            self.in_flight = None;
+            // One that has just been issued begins its life now, whatever it is back-dated to.
+            let just_issued = self.in_flight.take().is_some();
+            self.begin = if just_issued { civil } else { validity.not_before };
+            self.earliest = if just_issued { now + SHORTEST } else { now };
         } else if self.in_flight.is_some() || self.backing_off(now) {
             return;
         }
-        let life = validity.not_after.saturating_duration_since(validity.not_before);
-        let at = validity.not_before + life.mul_f64(self.share);
-        self.due = Some(now + at.saturating_duration_since(civil));
+        let life = validity.not_after.saturating_duration_since(self.begin);
+        let at = self.begin + life.mul_f64(self.share);
+        self.due = Some((now + at.saturating_duration_since(civil)).max(self.earliest));
     }
 
     fn backing_off(&self, now: Instant) -> bool {
@@ -68,8 +83,30 @@ impl Renewal {
         self.due = Some(now + self.backoff.fail(rng));
     }
 
-    /// When to look again. A renewal that is due, but for which there is no connection, waits for that.
+    /// When to look again. A renewal that is due, or has got no answer, waits for a connection.
     pub(super) fn timeout(&self, connected: bool) -> Option<Instant> {
-        self.in_flight.or(self.due.filter(|_| connected))
+        self.in_flight.or(self.due).filter(|_| connected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_due_without_a_connection() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let civil = |seconds| Timestamp::from_epoch(Duration::from_secs(seconds));
+        let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+        let mut renewal = Renewal::new();
+        renewal.set(Validity { not_before: civil(0), not_after: civil(300) }, civil(250), at(10), &mut rng);
+        assert!(renewal.start(at(10), &mut rng));
+        // The connection breaks, and the answer never comes.
+        assert_eq!((renewal.timeout(true), renewal.timeout(false)), (Some(at(70)), None));
+        // It counts as failed once there is a connection again.
+        assert!(!renewal.start(at(100), &mut rng));
+        assert!(renewal.timeout(true).is_some_and(|due| due > at(100)));
     }
 }

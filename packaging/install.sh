@@ -4,11 +4,11 @@
 #
 #   PREFIX     where programs go          [/usr/local]
 #   SYSCONFDIR where configuration goes   [/etc]
-#   BUILD_DIR  where the binaries are     [target/release]
+#   BUILD_DIR  where the binaries are     [target/release, of the project]
 set -eu
 
+DESTDIR=${DESTDIR:+$(realpath -m "$DESTDIR")}
 cd "$(dirname "$0")/.."
-DESTDIR=${DESTDIR:-}
 PREFIX=${PREFIX:-/usr/local}
 SYSCONFDIR=${SYSCONFDIR:-/etc}
 BUILD_DIR=${BUILD_DIR:-target/release}

@@ -3,7 +3,7 @@
 # and has test-systemd-guest.sh check the units. Needs debootstrap and QEMU, and root to make the image, which is
 # then kept in target/systemd.
 #
-#   BUILD_DIR  where the binaries are  [target/release]
+#   BUILD_DIR  where the binaries are  [target/release, of the project]
 #   TIMEOUT    seconds for the machine [420]
 #   ACCEL      how the machine is emulated; kvm is fast where it works  [tcg,thread=multi]
 set -eu
@@ -61,7 +61,12 @@ UNIT
     rm -rf "$root"
 }
 
+for program in muster muster-registrar muster-agent; do
+    [ -x "$BUILD_DIR/$program" ] || { say "$BUILD_DIR/$program is missing; build it first" >&2; exit 1; }
+done
 [ -f "$image" ] && [ -f "$work/initrd" ] && [ -f "$work/vmlinuz" ] || make_image
+
+packaging/check-config.sh "$BUILD_DIR"
 
 run=$(mktemp -d "$work/run.XXXXXX")
 qemu=
@@ -75,7 +80,6 @@ trap 'exit 130' INT TERM
 mkdir -p "$run/payload/target/release"
 cp -a packaging "$run/payload/"
 for program in muster muster-registrar muster-agent; do
-    [ -x "$BUILD_DIR/$program" ] || { say "$BUILD_DIR/$program is missing; build it first" >&2; exit 1; }
     # Debugging information would only take time to copy.
     strip -o "$run/payload/target/release/$program" "$BUILD_DIR/$program"
 done

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use muster_common::{
     config as toml_config,
     credential::SYSTEM_PATH,
@@ -31,14 +31,16 @@ use muster_registrar::{
 const EXAMPLES: &str = "Examples:
   muster-registrar init --domain net.example --public-address 198.51.100.10
   muster-registrar serve
-  muster-registrar ca status";
+  muster-registrar ca status
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 const INIT_EXAMPLES: &str = "Examples:
   muster-registrar init
   muster-registrar init --config /srv/muster/registrar.toml --domain net.example \\
       --public-address 198.51.100.10 --credential ~/.config/muster/operator.toml
 
-Set the environment variable MUSTER_DATA_DIR, or data_dir in the configuration file, to keep the CA and the store
+Set data_dir in the configuration file, or MUSTER_DATA_DIR in the environment, to keep the CA and the store
 elsewhere than in /var/lib/muster/registrar.";
 
 const ROTATE_EXAMPLES: &str = "Examples:
@@ -96,7 +98,7 @@ enum Command {
         print_config: bool,
     },
     /// Look at the CA, or replace its root.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  muster-registrar ca status\n  muster-registrar ca rotate prepare")]
     Ca(CaCommand),
     /// Make a credential for an operator, on the registrar's host.
     #[command(after_help = "Example:\n  muster-registrar credential --name alice --output alice.toml")]
@@ -113,11 +115,25 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Print the completion script of a shell.
+    #[command(after_help = "Example:\n  muster-registrar completion bash > /etc/bash_completion.d/muster-registrar")]
+    Completion {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages.
+    #[command(hide = true, after_help = "Example:\n  muster-registrar man --dir /usr/local/share/man/man1")]
+    Man {
+        /// Directory to write to; made if it is missing.
+        #[arg(long)]
+        dir: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
 enum CaCommand {
     /// Tell which root issues, which are trusted, and what the next step of a rotation is.
+    #[command(after_help = "Example:\n  muster-registrar ca status")]
     Status {
         #[command(flatten)]
         config: ConfigArg,
@@ -202,6 +218,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             credential.save(&output)?;
             print(&format!("{} is a credential of operator {name}; keep it private.\n", output.display()))
         }
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "muster-registrar", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Man { dir } => std::fs::create_dir_all(&dir)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &dir))
+            .with_context(|| format!("cannot write man pages to {}", dir.display())),
     }
 }
 
@@ -262,4 +286,21 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        Cli::command().debug_assert();
+        check(&Cli::command());
+    }
 }

@@ -9,7 +9,7 @@ mod status;
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
@@ -21,9 +21,17 @@ use crate::config::Config;
 /// What a failed command returns to the shell. (2, for wrong usage, comes from the parser.)
 pub const FAILED: u8 = 1;
 
+const EXAMPLES: &str = "Examples:
+  muster-agent join --registrar registrar.example:7500 --token … --ca-hash sha256:…
+  muster-agent run
+  muster-agent status
+  muster-agent ping bob
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
 /// The agent of a Muster network: gives this host a virtual address, and reaches other devices by name.
 #[derive(Debug, Parser)]
-#[command(name = "muster-agent", version, arg_required_else_help = true)]
+#[command(name = "muster-agent", version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
     /// Configuration file [default: /etc/muster/agent.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
@@ -64,6 +72,19 @@ enum Command {
     Resolve(resolve::Arguments),
     /// Leave the network: give name and addresses back, and take everything off this host
     Leave(leave::Arguments),
+    /// Print the completion script of a shell
+    #[command(after_help = "Example:\n  muster-agent completion bash > /etc/bash_completion.d/muster-agent")]
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages
+    #[command(hide = true, after_help = "Example:\n  muster-agent man --dir /usr/local/share/man/man1")]
+    Man {
+        /// Directory to write to; made if it is missing
+        #[arg(long)]
+        dir: PathBuf,
+    },
 }
 
 /// The whole command, for completions and man pages.
@@ -73,6 +94,12 @@ pub fn command() -> clap::Command {
 
 /// Does what the command line says.
 pub async fn main(cli: Cli) -> anyhow::Result<()> {
+    // These two are about the command itself, whatever the configuration.
+    match cli.command {
+        Some(Command::Completion { shell }) => return completion(shell),
+        Some(Command::Man { dir }) => return man_pages(&dir),
+        _ => {}
+    }
     let config = Config::load(cli.config.as_deref())?;
     if cli.print_config {
         return print(&muster_common::config::print(&config));
@@ -96,10 +123,22 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
                 Command::Ping(arguments) => ping::ping(&config, arguments, cli.output).await,
                 Command::Resolve(arguments) => resolve::resolve(&config, arguments, cli.output).await,
                 Command::Leave(arguments) => leave::leave(&config, arguments, cli.output).await,
-                Command::Run => Ok(()),
+                Command::Run | Command::Completion { .. } | Command::Man { .. } => Ok(()),
             }
         }
     }
+}
+
+fn completion(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "muster-agent", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+fn man_pages(directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory)
+        .and_then(|()| clap_mangen::generate_to(command(), directory))
+        .with_context(|| format!("cannot write man pages to {}", directory.display()))
 }
 
 /// Prints `text`. A reader that has gone, as `head` does, is no error.
@@ -130,6 +169,16 @@ mod tests {
             let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "{}", sub.get_name());
         }
+    }
+
+    #[test]
+    fn completions_and_man_pages_need_no_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        man_pages(&directory.path().join("man1")).unwrap();
+        let page = std::fs::read_to_string(directory.path().join("man1/muster-agent-join.1")).unwrap();
+        assert!(page.contains("ca\\-hash"), "{page}");
+        assert!(Cli::try_parse_from(["muster-agent", "completion", "bash"]).is_ok());
+        assert_eq!(Cli::try_parse_from(["muster-agent", "completion", "tcsh"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //!
 //! The protocol is the one of "WireGuard: Next Generation Kernel Network Tunnel" (Donenfeld, NDSS 2017; "the paper"
 //! below), unchanged. What Muster adds around it stays on this side of the wire: peers on demand ([`Event`]), several
-//! candidate endpoints for a peer, and one rule for handshakes that both sides start at once (see `peer`).
+//! candidate endpoints for a peer, and one rule for handshakes that both sides start at once (see `peer::handshake`).
 #![forbid(unsafe_code)]
 
+mod config;
 mod cookie;
 mod event;
 mod icmp;
@@ -30,12 +31,13 @@ mod tai64n;
 mod timers;
 mod tunnel;
 
+pub use config::{Config, PeerConfig};
 pub use event::{Event, Reason, Received, Sent, Transmit};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use limits::*;
 pub use outgoing::{Datagram, Outgoing};
 pub use stats::{Dropped, Drops, PeerSnapshot};
-pub use tunnel::{Config, PeerConfig, Tunnel};
+pub use tunnel::Tunnel;
 
 #[cfg(test)]
 mod tests;

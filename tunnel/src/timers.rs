@@ -54,15 +54,10 @@ impl Timers {
         self.passed(now);
     }
 
-    /// A packet was sent. `jitter` spreads new handshakes.
-    pub(crate) fn sent_data(&mut self, now: Instant, jitter: Duration) {
+    /// A packet was sent. `jitter`, which spreads new handshakes, is asked for only if an answer is now waited for.
+    pub(crate) fn sent_data(&mut self, now: Instant, jitter: impl FnOnce() -> Duration) {
         self.data(now);
-        self.no_answer.get_or_insert(now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter);
-    }
-
-    /// Whether the next data sent starts the wait for an answer, so that only then jitter need be drawn.
-    pub(crate) fn waits_for_answer(&self) -> bool {
-        self.no_answer.is_some()
+        self.no_answer.get_or_insert_with(|| now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter());
     }
 
     /// An authentic message of any kind was received.

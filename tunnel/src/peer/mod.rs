@@ -1,13 +1,4 @@
 //! One peer: its sessions, handshakes, timers, queue and endpoint.
-//!
-//! **Handshakes that both sides start at once.** A standard peer holds one handshake per peer, so it forgets its own
-//! initiation when it answers ours. We answer *and* keep ours, so against a standard peer whichever handshake it
-//! finishes is the session. Between two of us both handshakes may finish; then the one that the side with the lower
-//! public key started wins: that side only receives through the other from then on, and the side with the higher key
-//! changes over with the first message that comes through the winner. An initiation that comes within
-//! [`SIMULTANEOUS`] after the lower side's own was finished has crossed it on the way, and is met with an empty
-//! message through the finished session. Nothing of this shows on the wire, and no handshake is waited for longer
-//! than a lost one.
 
 use std::{
     collections::VecDeque,
@@ -16,42 +7,24 @@ use std::{
 
 use muster_common::time::Instant;
 
+use self::handshake::Attempt;
 use crate::{
+    config::PeerConfig,
     cookie::CookieJar,
     event::{Event, Reason, Sent},
     key::{PresharedKey, PublicKey},
-    limits::{
-        INITIATION_INTERVAL, MAX_CANDIDATES, OVERHEAD, PEER_QUEUE, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT,
-        SIMULTANEOUS,
-    },
-    message::{CookieReply, DataHeader, INITIATION_LEN, Initiation, Response},
-    noise::{ReceivedInitiation, SentInitiation},
+    limits::{MAX_CANDIDATES, OVERHEAD, PEER_QUEUE},
+    message::DataHeader,
     outgoing::Outgoing,
     packet::padded_len,
-    session::Session,
     sessions::Sessions,
     shared::{PeerId, Shared},
     stats::{Dropped, Drops, PeerSnapshot},
     tai64n::Tai64n,
     timers::Timers,
-    tunnel::PeerConfig,
 };
 
-/// A handshake that we want, from the first initiation until it is finished or given up.
-struct Attempt {
-    started: Instant,
-    /// When the first or next initiation is due.
-    due: Instant,
-    tries: usize,
-    pending: Option<Pending>,
-}
-
-/// The initiation that was sent last.
-struct Pending {
-    local_index: u32,
-    state: SentInitiation,
-    message: [u8; INITIATION_LEN],
-}
+mod handshake;
 
 #[derive(Default)]
 struct Counters {
@@ -137,24 +110,8 @@ impl Peer {
         let candidates = usable(config.endpoints);
         let news: Vec<_> = candidates.iter().copied().filter(|c| !self.candidates.contains(c)).collect();
         self.candidates = candidates;
-        if news.is_empty() {
-            return;
-        }
-        self.probes_candidates = true;
-        match &mut self.attempt {
-            Some(Attempt { pending: Some(pending), .. }) => {
-                let message = pending.message;
-                for destination in news {
-                    self.send_handshake(destination, &message, shared, now);
-                }
-            }
-            // There was nowhere to send to.
-            Some(Attempt { tries: 0, due, .. }) => {
-                *due = self.initiation_sent.map_or(now, |sent| now.max(sent + REKEY_TIMEOUT));
-            }
-            Some(_) => {}
-            None if self.is_up => self.start_handshake(shared, now),
-            None => {}
+        if !news.is_empty() {
+            self.try_candidates(&news, shared, now);
         }
     }
 
@@ -197,12 +154,7 @@ impl Peer {
         self.had_data = true;
         self.count_sent(len);
         self.timers.sent(now);
-        if !self.timers.waits_for_answer() {
-            let jitter = shared.jitter();
-            self.timers.sent_data(now, jitter);
-        } else {
-            self.timers.sent_data(now, Default::default());
-        }
+        self.timers.sent_data(now, || shared.jitter());
     }
 
     fn count_sent(&mut self, len: usize) {
@@ -276,188 +228,12 @@ impl Peer {
         }
     }
 
-    // Handshakes
-
-    /// Starts a handshake unless one is under way. It waits where the protocol's pace demands it, or where the peer
-    /// has started one whose confirmation must be about to come.
-    pub(crate) fn start_handshake(&mut self, shared: &mut Shared, now: Instant) {
-        if self.attempt.is_some() {
-            return;
-        }
-        let paced = self.initiation_sent.map_or(now, |sent| sent + REKEY_TIMEOUT);
-        let peers = self.sessions.next().map_or(now, |next| next.created + SIMULTANEOUS);
-        let due = now.max(paced).max(peers);
-        self.attempt = Some(Attempt { started: now, due, tries: 0, pending: None });
-        if due <= now {
-            self.initiate(shared, now);
-        }
-    }
-
-    /// Where to send an initiation: the endpoint, and all candidates while it is unknown or does not answer. The
-    /// order changes from try to try, because the peer answers the copy that comes first.
-    fn destinations(&self, tries: usize) -> Vec<SocketAddr> {
-        let mut all: Vec<_> = self.endpoint.into_iter().collect();
-        if all.is_empty() || tries > 0 || self.probes_candidates {
-            all.extend(self.candidates.iter().copied().filter(|c| Some(*c) != self.endpoint));
-        }
-        if !all.is_empty() {
-            let first = tries % all.len();
-            all.rotate_left(first);
-        }
-        all
-    }
-
-    /// Makes an initiation and sends it everywhere.
-    fn initiate(&mut self, shared: &mut Shared, now: Instant) {
-        self.drop_pending(shared);
-        let Some(attempt) = &mut self.attempt else { return };
-        attempt.due = now + REKEY_TIMEOUT + shared.jitter();
-        let tries = attempt.tries;
-        let destinations = self.destinations(tries);
-        if destinations.is_empty() {
-            return;
-        }
-        // What the peer started before this initiation does not cross it.
-        self.sessions.end_contest();
-        let (timestamp, ephemeral) = (shared.labels.label(now), shared.ephemeral());
-        let Ok((state, noise)) = shared.identity.initiate(&self.public_key, &self.psk, timestamp, ephemeral)
-        else {
-            tracing::debug!(peer = %self.public_key, "cannot make a handshake with this key");
-            return;
-        };
-        let local_index = shared.new_index(self.id);
-        let mut message = Initiation::build(local_index, &noise);
-        self.cookies.put_macs(&mut message, now);
-        self.initiation_sent = Some(now);
-        for destination in destinations {
-            self.send_handshake(destination, &message, shared, now);
-        }
-        if let Some(attempt) = &mut self.attempt {
-            attempt.tries += 1;
-            attempt.pending = Some(Pending { local_index, state, message });
-        }
-    }
-
-    fn send_handshake(&mut self, destination: SocketAddr, message: &[u8], shared: &mut Shared, now: Instant) {
-        self.count_sent(message.len());
-        self.timers.sent(now);
-        shared.transmit(destination, message.to_vec());
-    }
-
-    fn drop_pending(&mut self, shared: &mut Shared) {
-        if let Some(pending) = self.attempt.as_mut().and_then(|attempt| attempt.pending.take()) {
-            shared.indices.remove(&pending.local_index);
-        }
-    }
-
-    fn end_attempt(&mut self, shared: &mut Shared) {
-        self.drop_pending(shared);
-        self.attempt = None;
-        self.probes_candidates = false;
-    }
-
-    fn give_up(&mut self, shared: &mut Shared, now: Instant) {
-        self.end_attempt(shared);
-        self.drop(Dropped::NoSession, self.queue.len(), shared);
-        self.queue.clear();
-        self.timers.given_up(now);
-        self.is_up = false;
-        tracing::debug!(peer = %self.public_key, "peer does not answer");
-        shared.event(Event::PeerDown(self.public_key));
-    }
-
-    /// Answers an authentic initiation.
-    pub(crate) fn receive_initiation(
-        &mut self,
-        received: ReceivedInitiation,
-        message: Initiation<'_>,
-        source: SocketAddr,
-        shared: &mut Shared,
-        now: Instant,
-    ) -> Result<(), Dropped> {
-        if self.last_timestamp.is_some_and(|last| received.timestamp <= last) {
-            return self.refuse(Dropped::OldTimestamp);
-        }
-        if self.initiation_received.is_some_and(|at| now - at < INITIATION_INTERVAL) {
-            return self.refuse(Dropped::RateLimited);
-        }
-        self.last_timestamp = Some(received.timestamp);
-        self.initiation_received = Some(now);
-        let ours_wins = shared.identity.public < self.public_key;
-        let has_won = self
-            .sessions
-            .current()
-            .is_some_and(|current| ours_wins && current.is_initiator && now - current.created < SIMULTANEOUS);
-        if has_won {
-            self.send_keepalive(shared, now);
-            return self.refuse(Dropped::Simultaneous);
-        }
-        let (keys, noise) = received.respond(&self.psk).map_err(|_| Dropped::NotAuthentic)?;
-        let local_index = shared.new_index(self.id);
-        let Some(mut session) = Session::new(&keys, local_index, message.sender(), false, now) else {
-            shared.indices.remove(&local_index);
-            return self.refuse(Dropped::SealFailed);
-        };
-        session.is_contested = self.attempt.as_ref().is_some_and(|attempt| attempt.pending.is_some());
-        shared.release(self.sessions.put_next(session));
-        let mut response = Response::build(local_index, message.sender(), &noise);
-        self.cookies.put_macs(&mut response, now);
-        self.received(message.0.len(), source, shared, now);
-        self.timers.session_made(now);
-        self.send_handshake(source, &response, shared, now);
-        Ok(())
-    }
-
-    /// Finishes our handshake.
-    pub(crate) fn receive_response(
-        &mut self,
-        message: Response<'_>,
-        source: SocketAddr,
-        shared: &mut Shared,
-        now: Instant,
-    ) -> Result<(), Dropped> {
-        let pending = self.attempt.as_mut().and_then(|attempt| attempt.pending.as_mut());
-        let Some(pending) = pending.filter(|pending| pending.local_index == message.receiver()) else {
-            return self.refuse(Dropped::UnknownIndex);
-        };
-        let Ok(keys) = pending.state.complete(message.noise()) else {
-            return self.refuse(Dropped::NotAuthentic);
-        };
-        let local_index = pending.local_index;
-        let Some(session) = Session::new(&keys, local_index, message.sender(), true, now) else {
-            return self.refuse(Dropped::SealFailed);
-        };
-        // The index lives on as the session's.
-        self.attempt = None;
-        self.probes_candidates = false;
-        let ours_wins = shared.identity.public < self.public_key;
-        shared.release(self.sessions.put_current(session, ours_wins));
-        self.received(message.0.len(), source, shared, now);
-        self.session_made(shared, now);
-        self.flush(shared, now, true);
-        Ok(())
-    }
-
-    /// Keeps a cookie for the next handshake message.
-    pub(crate) fn receive_cookie(&mut self, reply: CookieReply<'_>, now: Instant) -> Result<(), Dropped> {
-        if self.cookies.receive(reply, now) { Ok(()) } else { self.refuse(Dropped::NotAuthentic) }
-    }
-
-    fn session_made(&mut self, shared: &mut Shared, now: Instant) {
-        self.last_handshake = Some(now);
-        self.timers.session_made(now);
-        if let Some(endpoint) = self.endpoint.filter(|_| !self.is_up) {
-            self.is_up = true;
-            shared.event(Event::PeerUp { public_key: self.public_key, endpoint });
-        }
-    }
+    // Receiving
 
     fn refuse<T>(&mut self, reason: Dropped) -> Result<T, Dropped> {
         self.counters.drops.count(reason);
         Err(reason)
     }
-
-    // Receiving
 
     /// Opens a message in place and does all that its arrival means.
     pub(crate) fn receive_data<'a>(
@@ -515,21 +291,13 @@ impl Peer {
 
     /// What is due next, and when.
     pub(crate) fn next_timeout(&self) -> Option<(Instant, Reason)> {
-        let handshake = self.attempt.as_ref().map(|attempt| (attempt.due, Reason::Handshake));
+        let handshake = self.attempt.as_ref().map(|attempt| (attempt.due(), Reason::Handshake));
         handshake.into_iter().chain(self.timers.next()).min()
     }
 
     /// Does everything that is due.
     pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, now: Instant) {
-        if let Some(attempt) = &self.attempt
-            && attempt.due <= now
-        {
-            if now - attempt.started >= REKEY_ATTEMPT_TIME {
-                self.give_up(shared, now);
-            } else {
-                self.initiate(shared, now);
-            }
-        }
+        self.handshake_timeout(shared, now);
         while let Some(reason) = self.timers.take_due(now) {
             match reason {
                 Reason::NoAnswer => self.start_handshake(shared, now),

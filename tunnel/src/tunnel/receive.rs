@@ -1,0 +1,154 @@
+//! Datagrams from UDP. Their peer is found by session index or by key, never by source address.
+
+use std::net::SocketAddr;
+
+use muster_common::time::Instant;
+
+use super::Tunnel;
+use crate::{
+    cookie::Verdict,
+    event::{Event, Received},
+    message::{CookieReply, DATA_HEADER_LEN, Initiation, Message, Response},
+    packet::Header,
+    stats::Dropped,
+};
+
+impl Tunnel {
+    /// Takes a datagram that came from `source`. Data is opened in place.
+    pub fn handle_datagram<'a>(
+        &mut self,
+        source: SocketAddr,
+        datagram: &'a mut [u8],
+        now: Instant,
+    ) -> Result<Received<'a>, Dropped> {
+        self.receive(source, datagram, now).inspect_err(|reason| {
+            self.shared.drops.count(*reason);
+            tracing::trace!(%source, %reason, "datagram dropped");
+        })
+    }
+
+    /// Takes a batch of datagrams that arrived together, and hands each one's outcome to `each`, in order.
+    pub fn handle_datagrams<'a>(
+        &mut self,
+        datagrams: impl IntoIterator<Item = (SocketAddr, &'a mut [u8])>,
+        now: Instant,
+        mut each: impl FnMut(Result<Received<'a>, Dropped>),
+    ) {
+        for (source, datagram) in datagrams {
+            each(self.handle_datagram(source, datagram, now));
+        }
+    }
+
+    fn receive<'a>(
+        &mut self,
+        source: SocketAddr,
+        datagram: &'a mut [u8],
+        now: Instant,
+    ) -> Result<Received<'a>, Dropped> {
+        let header = match Message::parse(datagram).ok_or(Dropped::Malformed)? {
+            Message::Initiation(m) => {
+                return self.receive_initiation(m, source, now).map(|()| Received::Handshake);
+            }
+            Message::Response(m) => {
+                return self.receive_response(m, source, now).map(|()| Received::Handshake);
+            }
+            Message::CookieReply(m) => return self.receive_cookie(m, now).map(|()| Received::Handshake),
+            Message::Data(header) => header,
+        };
+        let id = *self.shared.indices.get(&header.receiver).ok_or(Dropped::UnknownIndex)?;
+        let sealed = datagram.get_mut(DATA_HEADER_LEN..).ok_or(Dropped::Malformed)?;
+        let opened = self
+            .with_peer(id, |peer, shared| peer.receive_data(header, sealed, source, shared, now))
+            .ok_or(Dropped::UnknownIndex)??;
+        if opened.is_empty() {
+            return Ok(Received::Keepalive);
+        }
+        let Some(peer) = self.peers.get_mut(id as usize).and_then(Option::as_mut) else {
+            return Err(Dropped::UnknownIndex);
+        };
+        let opened: &'a [u8] = opened;
+        let refused = match Header::parse(opened) {
+            Some(inner) if self.by_address.get(&inner.source) == Some(&id) => {
+                return Ok(Received::Packet {
+                    from: peer.public_key,
+                    packet: opened.get(..inner.total_len).unwrap_or_default(),
+                });
+            }
+            Some(_) => Dropped::WrongSource,
+            None => Dropped::InvalidPacket,
+        };
+        peer.count_drop(refused);
+        Err(refused)
+    }
+
+    fn receive_initiation(
+        &mut self,
+        message: Initiation<'_>,
+        source: SocketAddr,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        if !self.guard.verify_mac1(message.0) {
+            return Err(Dropped::InvalidMac);
+        }
+        let rng = &mut self.shared.rng;
+        match self.guard.admit(message.0, source, rng, now) {
+            Verdict::Pass => self.answer_initiation(message, source, now),
+            Verdict::DemandCookie => {
+                if let Some(reply) = self.guard.reply(message.0, message.sender(), source, rng, now) {
+                    self.shared.transmit(source, reply.to_vec());
+                }
+                Err(Dropped::CookieDemanded)
+            }
+            Verdict::RateLimited => Err(Dropped::RateLimited),
+        }
+    }
+
+    pub(super) fn answer_initiation(
+        &mut self,
+        message: Initiation<'_>,
+        source: SocketAddr,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let ephemeral = self.shared.ephemeral();
+        let received =
+            self.shared.identity.receive(message.noise(), ephemeral).map_err(|_| Dropped::NotAuthentic)?;
+        let key = received.remote;
+        if let Some(id) = self.by_key.get(&key) {
+            return self
+                .with_peer(*id, |peer, shared| {
+                    peer.receive_initiation(received, message, source, shared, now)
+                })
+                .unwrap_or(Err(Dropped::UnknownKey));
+        }
+        if key == self.public_key() {
+            return Err(Dropped::UnknownKey);
+        }
+        if self.timestamps.get(&key).is_some_and(|last| received.timestamp <= *last) {
+            return Err(Dropped::OldTimestamp);
+        }
+        if self.keys.initiation(key, message.0, source, now)? {
+            self.shared.event(Event::LookupKey(key));
+        }
+        Ok(())
+    }
+
+    fn receive_response(
+        &mut self,
+        message: Response<'_>,
+        source: SocketAddr,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        // Cheapest first: a stranger cannot know the index.
+        let id = *self.shared.indices.get(&message.receiver()).ok_or(Dropped::UnknownIndex)?;
+        if !self.guard.verify_mac1(message.0) {
+            return Err(Dropped::InvalidMac);
+        }
+        self.with_peer(id, |peer, shared| peer.receive_response(message, source, shared, now))
+            .unwrap_or(Err(Dropped::UnknownIndex))
+    }
+
+    fn receive_cookie(&mut self, reply: CookieReply<'_>, now: Instant) -> Result<(), Dropped> {
+        let id = *self.shared.indices.get(&reply.receiver()).ok_or(Dropped::UnknownIndex)?;
+        self.with_peer(id, |peer, _| peer.receive_cookie(reply, now)).unwrap_or(Err(Dropped::UnknownIndex))
+    }
+}

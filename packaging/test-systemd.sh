@@ -75,7 +75,7 @@ cleanup() {
     rm -rf "$run"
 }
 trap cleanup EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP PIPE
 
 mkdir -p "$run/payload/target/release"
 cp -a packaging "$run/payload/"

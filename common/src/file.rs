@@ -137,10 +137,11 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says why")]
     fn what_root_makes_belongs_to_the_owner_of_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         if let Err(error) = chown(dir.path(), Some(1), Some(1)) {
-            println!("skipped: needs a root that can give files away ({error})");
+            eprintln!("skipped: needs a root that can give files away ({error})");
             return;
         }
         let path = dir.path().join("new/state");

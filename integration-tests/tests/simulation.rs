@@ -1,14 +1,16 @@
 //! The simulator's runs: a corpus of seeds, each of them reproducible. `MUSTER_SIM_SEED=n` replays one,
-//! `MUSTER_SIM_RUNS=n` plays that many new ones, from a seed that is printed.
+//! `MUSTER_SIM_RUNS=n` plays that many, from that seed or from one that is made up and printed.
 
 use std::collections::BTreeMap;
 
-use muster_integration_tests::sim::{self, Summary};
+use muster_integration_tests::sim::{self, Counts, Summary};
+
+/// Played in every test run: seeds that found something, and those beside them.
+const CORPUS: std::ops::RangeInclusive<u64> = 1..=24;
 
 fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable)
-        .ok()
-        .map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}: no number")))
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number")))
 }
 
 fn run(seed: u64) -> Summary {
@@ -18,8 +20,47 @@ fn run(seed: u64) -> Summary {
 
 #[test]
 fn what_must_hold_holds() {
-    let first = number("MUSTER_SIM_SEED").unwrap_or(1);
-    for seed in first..first + number("MUSTER_SIM_RUNS").unwrap_or(1) {
-        println!("{:?}", run(seed));
+    let (seed, runs) = (number("MUSTER_SIM_SEED"), number("MUSTER_SIM_RUNS"));
+    let seeds: Vec<u64> = match (seed, runs) {
+        (None, None) => CORPUS.collect(),
+        (Some(seed), runs) => (seed..).take(runs.unwrap_or(1).try_into().unwrap()).collect(),
+        (None, Some(runs)) => {
+            let since = muster_common::time::Timestamp::now().since_epoch().as_nanos();
+            let first = u64::try_from(since % 1_000_000_007).unwrap() * 1_000_000;
+            (first..).take(runs.try_into().unwrap()).collect()
+        }
+    };
+    let all = seeds.len();
+    let mut failed = BTreeMap::new();
+    for seed in seeds {
+        let echo = std::env::var_os("MUSTER_SIM_TRACE").is_some();
+        match sim::run(seed, echo) {
+            Ok(summary) if all < 100 => println!("{summary:?}"),
+            Ok(_) => {}
+            Err(failure) => drop(failed.insert(seed, failure)),
+        }
     }
+    for failure in failed.values() {
+        println!("seed {}: {}", failure.seed, failure.violation);
+    }
+    if let Some((_, first)) = failed.first_key_value() {
+        panic!("{} of {all} runs failed; the first:\n{first}", failed.len());
+    }
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    let (one, again, other) = (run(1), run(1), run(2));
+    assert_eq!(one, again);
+    assert_ne!(one.hash, other.hash);
+}
+
+/// A simulation in which nothing happens proves nothing.
+#[test]
+fn much_happens() {
+    let counts: Vec<Counts> = (1..=6).map(|seed| run(seed).counts).collect();
+    let sum = |count: fn(&Counts) -> u64| counts.iter().map(count).sum::<u64>();
+    assert!(sum(|c| c.joined) > 20 && sum(|c| c.sessions) > 60 && sum(|c| c.lookups) > 100, "{counts:?}");
+    assert!(sum(|c| c.delivered) > 200 && sum(|c| c.unreachable) > 50, "{counts:?}");
+    assert!(sum(|c| c.conflicts) > 0 && sum(|c| c.renewed) > 0 && sum(|c| c.seconds) > 86_400, "{counts:?}");
 }

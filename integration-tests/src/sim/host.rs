@@ -22,6 +22,7 @@ use super::{
     links::Node,
     model::packet_id,
     must,
+    registrar::BACKDATE,
     requests::{Enroll, Refusal},
     trace::digest,
     world::{Answer, Call, Down, Event, Purpose, Up, World},
@@ -33,6 +34,8 @@ const MAX_TURNS: u32 = 500;
 const MAX_CALLS: u32 = 300;
 /// The same while no registrar can be reached.
 const MAX_CALLS_AWAY: u32 = 60;
+/// How long the revocation of a token takes to be known everywhere: longer than a registrar hears nothing of its store.
+const TOKEN_NEWS: Duration = Duration::from_secs(30);
 /// Between looks at the certificate.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -376,7 +379,11 @@ impl World {
                 let Some(token) = joining.token.and_then(|n| self.tokens.get_mut(n)) else {
                     return Err(Violation(format!("{uid} joined with a token that nobody has made")));
                 };
-                token.joined.insert(uid);
+                // Unless the answer is a repetition, the token must have been good when the request was taken.
+                let is_new = token.joined.insert(uid);
+                let asked = validity.not_before + BACKDATE;
+                let good = token.expires > asked && token.revoked.is_none_or(|at| asked <= at + TOKEN_NEWS);
+                must(!is_new || good, || format!("{uid} joined at {asked} with {token:?}"))?;
                 let once = token.reusable || token.joined.len() == 1;
                 must(once, || format!("a one-off token let in {:?}", token.joined))?;
                 self.hosts[h].disk = Some(Disk {
@@ -454,7 +461,10 @@ impl World {
         loop {
             let Some(running) = &mut self.hosts[h].running else { return Ok(()) };
             running.turns = if running.turns.0 == at { (at, running.turns.1 + 1) } else { (at, 0) };
-            must(running.turns.1 < MAX_TURNS, || format!("h{h} spins"))?;
+            must(running.turns.1 < MAX_TURNS, || {
+                let due = (running.control.poll_timeout(), running.tunnel.poll_timeout());
+                format!("h{h} spins at {now:?}, with timeouts at {due:?}")
+            })?;
             let mut is_busy = false;
             while let Some(event) = running.tunnel.poll_event() {
                 is_busy = true;

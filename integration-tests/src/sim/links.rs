@@ -23,6 +23,8 @@ pub(super) struct Links {
     pub(super) loss: f64,
     /// Share of datagrams that arrive twice.
     pub(super) duplicates: f64,
+    /// Share of calls whose answer is lost, since the connection breaks.
+    pub(super) broken: f64,
 }
 
 impl Links {

@@ -48,7 +48,7 @@ impl World {
         let (now, uid) = (self.civil(), self.uid());
         let expires =
             muster_common::time::Timestamp::from_epoch(Duration::from_secs((now + ttl).unix_seconds() + 1));
-        let token = Token { secret: secret.clone(), reusable, expires, revoked: false, joined: [].into() };
+        let token = Token { secret: secret.clone(), reusable, expires, revoked: None, joined: [].into() };
         self.tokens.push(token);
         let r = self.rng.random_range(0..self.registrars.len());
         self.administer(r, Request::CreateToken { secret, reusable, expires, uid, now })
@@ -60,8 +60,9 @@ impl World {
             return Ok(());
         }
         let n = self.rng.random_range(1..self.tokens.len());
-        self.tokens[n].revoked = true;
-        let (name, now) = (self.tokens[n].secret.id().to_string(), self.civil());
+        let now = self.civil();
+        self.tokens[n].revoked.get_or_insert(now);
+        let name = self.tokens[n].secret.id().to_string();
         self.administer(r, Request::RevokeToken { name, now })
     }
 
@@ -192,6 +193,7 @@ impl World {
             4 => {
                 self.links.loss = [0.0, 0.02, 0.2, 0.6][self.rng.random_range(0..4)];
                 self.links.duplicates = [0.0, 0.05, 0.3][self.rng.random_range(0..3)];
+                self.links.broken = [0.0, 0.01, 0.1][self.rng.random_range(0..3)];
                 let (loss, duplicates) = (self.links.loss, self.links.duplicates);
                 self.note(format_args!("{loss} of datagrams are lost, {duplicates} arrive twice"));
             }

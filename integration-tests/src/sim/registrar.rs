@@ -40,7 +40,7 @@ const CATCH_UP: Duration = Duration::from_secs(10);
 /// Between searches for what can be forgotten.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How far a certificate is back-dated.
-const BACKDATE: Duration = Duration::from_secs(900);
+pub(super) const BACKDATE: Duration = Duration::from_secs(900);
 /// Keys read at a time.
 const PAGE: usize = 7;
 

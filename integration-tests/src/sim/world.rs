@@ -28,7 +28,7 @@ use super::{
     must,
     queue::Queue,
     registrar::Registrar,
-    requests::{DOMAIN, NETWORK, Request},
+    requests::{DOMAIN, NETWORK},
     trace::Trace,
 };
 
@@ -144,8 +144,9 @@ pub(super) struct Token {
     pub(super) secret: JoinToken,
     pub(super) reusable: bool,
     pub(super) expires: Timestamp,
-    pub(super) revoked: bool,
-    /// The device that a one-off token was used for.
+    /// When an operator revoked it.
+    pub(super) revoked: Option<Timestamp>,
+    /// The devices that have joined with it.
     pub(super) joined: BTreeSet<Uuid>,
 }
 
@@ -363,9 +364,10 @@ impl World {
         let caller = self.hosts[host].disk.as_ref().map(|disk| (disk.uid, disk.validity));
         let (life, registrar_life) = (self.hosts[host].life, self.registrars[registrar].life);
         let id = self.number();
+        let is_lookup = matches!(purpose, Purpose::Lookup { .. });
         self.calls.insert(id, Call { host, life, registrar, registrar_life, purpose, caller });
-        let timeout = Event::Answer(id, Answer::Unavailable("no answer".into()));
-        self.after(Duration::from_secs(20), timeout);
+        let timeout = Duration::from_secs(if is_lookup { 5 } else { 20 });
+        self.after(timeout, Event::Answer(id, Answer::Unavailable("no answer".into())));
         if !self.links.is_open(Node::Host(host), Node::Registrar(registrar)) {
             return;
         }
@@ -381,8 +383,7 @@ impl World {
     pub(super) fn answer(&mut self, id: u64, answer: Answer) {
         let Some(call) = self.calls.get(&id) else { return };
         let (host, registrar) = (Node::Host(call.host), Node::Registrar(call.registrar));
-        // Now and then, an answer is lost.
-        if self.links.is_open(host, registrar) && !self.rng.random_bool(0.01) {
+        if self.links.is_open(host, registrar) && !self.rng.random_bool(self.links.broken) {
             let delay = self.links.delay(&mut self.rng);
             self.after(delay, Event::Answer(id, answer));
         }

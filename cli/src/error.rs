@@ -43,6 +43,9 @@ pub enum Error {
     /// A manifest is wrong.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// A manifest is wrong, which was seen before any of them was acted upon.
+    #[error("{0}; nothing has been changed")]
+    Manifests(ManifestError),
     /// A label is in the way, or not a label.
     #[error("{0}")]
     Label(String),

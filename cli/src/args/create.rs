@@ -17,7 +17,7 @@ use crate::duration;
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   muster create token --reusable --ttl 1h -l role=web
-  muster create network lab --domain lab.example --public-address 198.51.100.10
+  muster create network lab --domain lab.example --device-pool-v4 10.64.0.0/16
   muster create device web --virtual-ipv4 100.64.0.10
   muster create -f device.yaml")]
 pub struct Create {
@@ -48,7 +48,9 @@ Examples:
     #[command(visible_aliases = ["networks", "net"])]
     #[command(after_help = "Example:
   muster create network lab --domain lab.example --public-address 198.51.100.10 \\
-      --device-pool-v4 100.64.0.0/11 --director d1=198.51.100.10:7570")]
+      --device-pool-v4 10.64.0.0/16 --device-pool-v6 fd12:3456:789a::/64
+
+Blocks of different networks must not overlap.")]
     Network(CreateNetwork),
     /// Reserve name and addresses for a device that has yet to join
     #[command(visible_aliases = ["devices", "dev"])]
@@ -94,16 +96,16 @@ pub struct CreateNetwork {
     /// Address that the domain itself resolves to; may be repeated
     #[arg(long = "public-address", value_name = "ADDRESS")]
     pub public_addresses: Vec<IpAddr>,
-    /// Block that devices' IPv4 addresses come from [default: 100.64.0.0/11]
+    /// Block that devices' IPv4 addresses come from [default: 100.64.0.0/11 if no block is given, else none]
     #[arg(long, value_name = "CIDR")]
     pub device_pool_v4: Option<Ipv4Net>,
-    /// Block that devices' IPv6 addresses come from [default: a random ULA block]
+    /// Block that devices' IPv6 addresses come from [default: a random one if no block is given, else none]
     #[arg(long, value_name = "CIDR")]
     pub device_pool_v6: Option<Ipv6Net>,
-    /// Block that ClusterIPs come from [default: 100.96.0.0/12]
+    /// Block kept for ClusterIPs [default: 100.96.0.0/12 if no block is given, else none]
     #[arg(long, value_name = "CIDR")]
     pub service_pool_v4: Option<Ipv4Net>,
-    /// Block that IPv6 ClusterIPs come from [default: a random ULA block]
+    /// Block kept for IPv6 ClusterIPs [default: a random one if no block is given, else none]
     #[arg(long, value_name = "CIDR")]
     pub service_pool_v6: Option<Ipv6Net>,
     /// Director, best first; may be repeated

@@ -17,7 +17,7 @@ pub(super) const ATTEMPTS: u32 = 5;
 
 pub(super) async fn run(ctx: &mut Context<'_>, args: Apply) -> Result {
     // Everything is read and checked before anything is changed.
-    let mut manifests = manifest::load(&args.filename)?;
+    let mut manifests = manifest::load(&args.filename).map_err(Error::Manifests)?;
     // Networks first: the others live in them.
     manifests.sort_by_key(|manifest| manifest.kind != Kind::Network);
     for manifest in &manifests {

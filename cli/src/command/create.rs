@@ -42,7 +42,7 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Create) -> Result {
 }
 
 async fn from_files(ctx: &mut Context<'_>, args: &Create) -> Result {
-    for manifest in manifest::load(&args.filename)? {
+    for manifest in manifest::load(&args.filename).map_err(Error::Manifests)? {
         with_resource!(manifest.kind, R => {
             let object = complete::<R>(ctx, manifest.object()?).await?;
             if let Err(error) = one(ctx, object, &args.printing).await {

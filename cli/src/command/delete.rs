@@ -4,7 +4,7 @@ use super::{Context, create, targets_to_change};
 use crate::{
     args::Delete,
     client::{Client, Failure},
-    error::Result,
+    error::{Error, Result},
     manifest,
     resource::Resource,
     with_resource,
@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) async fn run(ctx: &mut Context<'_>, args: Delete) -> Result {
     if !args.filename.is_empty() {
-        let manifests = manifest::load(&args.filename)?;
+        let manifests = manifest::load(&args.filename).map_err(Error::Manifests)?;
         let client = ctx.client().await?;
         // In reverse, so that networks go after what is in them.
         for manifest in manifests.iter().rev() {

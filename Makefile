@@ -10,7 +10,7 @@ BUILD_PACKAGES := cc=gcc
 LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=python3
 TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime
-SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs
+SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
 
 .PHONY: help demo test test-systemd lint build release install fmt bench clean
 
@@ -27,19 +27,20 @@ demo: build ## Make a network of three hosts in namespaces, and show it at work
 
 test: build ## Run every test (as root, or in a user namespace)
 	@$(PREPARE) $(TEST_PACKAGES)
+	packaging/check-config.sh target/debug
 	$(CARGO) test --workspace --locked --no-run
 	MAKE_TARGET=test MUSTER_REQUIRE_ROOT=1 $(AS_ROOT) $(CARGO) test --workspace --locked --no-fail-fast
 
 release: ## Build everything, for use
 	@$(PREPARE) $(BUILD_PACKAGES)
-	$(CARGO) build --workspace --locked --release
+	$(CARGO) build --locked --release -p muster-cli -p muster-registrar -p muster-agent
 
 install: release ## Install binaries, units, configuration, completions, man pages (DESTDIR, PREFIX)
-	packaging/install.sh
+	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/install.sh
 
-test-systemd: release ## Boot a small Debian in an emulator, and see the units at work there
+test-systemd: build ## Boot a small Debian in an emulator, and see the units at work there
 	@$(PREPARE) $(SYSTEMD_PACKAGES)
-	packaging/test-systemd.sh
+	BUILD_DIR=target/debug packaging/test-systemd.sh
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 BUILD_DIR=${BUILD_DIR:-target/release}
 TIMEOUT=${TIMEOUT:-420}
 ACCEL=${ACCEL:-tcg,thread=multi}
-MIRROR=${MIRROR:-http://deb.debian.org/debian}
+
 work=target/systemd
 image=$work/base-1.ext4
 PATH=$PATH:/usr/sbin:/sbin
@@ -27,7 +27,7 @@ make_image() {
     rm -rf "$root"
     mkdir -p "$work"
     packages=systemd-sysv,dbus,udev,kmod,iproute2,iputils-ping,curl,linux-image-cloud-amd64
-    debootstrap --variant=minbase --include="$packages" bookworm "$root" "$MIRROR" >"$work/debootstrap.log" 2>&1 || {
+    debootstrap --variant=minbase --include="$packages" bookworm "$root" >"$work/debootstrap.log" 2>&1 || {
         tail -n 20 "$work/debootstrap.log" >&2
         exit 1
     }

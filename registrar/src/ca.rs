@@ -208,6 +208,11 @@ impl Ca {
         &self.roots
     }
 
+    /// When the issuing root expires.
+    pub fn expiry(&self) -> Timestamp {
+        self.validity.1
+    }
+
     /// Former roots, which are not to be trusted any more.
     pub fn retired(&self) -> &[CertificateDer<'static>] {
         &self.retired

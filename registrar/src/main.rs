@@ -98,7 +98,10 @@ enum Command {
         print_config: bool,
     },
     /// Look at the CA, or replace its root.
-    #[command(subcommand, after_help = "Examples:\n  muster-registrar ca status\n  muster-registrar ca rotate prepare")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  muster-registrar ca status\n  muster-registrar ca rotate prepare"
+    )]
     Ca(CaCommand),
     /// Make a credential for an operator, on the registrar's host.
     #[command(after_help = "Example:\n  muster-registrar credential --name alice --output alice.toml")]
@@ -116,7 +119,9 @@ enum Command {
         output: PathBuf,
     },
     /// Print the completion script of a shell.
-    #[command(after_help = "Example:\n  muster-registrar completion bash > /etc/bash_completion.d/muster-registrar")]
+    #[command(
+        after_help = "Example:\n  muster-registrar completion bash > /etc/bash_completion.d/muster-registrar"
+    )]
     Completion {
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,

@@ -3,6 +3,7 @@
 
 mod dns;
 mod drain;
+mod metrics;
 mod systemd;
 mod trust;
 
@@ -129,6 +130,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
 
     let registry = Registry::load(store.clone()).await?;
     registry.metrics().register(&metrics);
+    metrics::register(&metrics, &registry, trust.ca(), trust.expiry());
     advertise(&mut config, &registry)?;
     let advertised = Advertised {
         registrars: config.advertise.registrars.clone(),

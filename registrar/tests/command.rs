@@ -224,7 +224,17 @@ fn it_serves_takes_up_a_rotation_and_stops_when_told() {
         site.wait_ready(&mut running);
         assert!(site.get("/healthz").unwrap().starts_with("HTTP/1.1 200"));
         let metrics = site.get("/metrics").unwrap();
-        assert!(metrics.contains("muster_registrar_devices 0"), "{metrics}");
+        let pool = "network=\"default\",pool=\"device_pool_v4\"";
+        for line in [
+            "muster_registrar_devices 0".to_owned(),
+            // 2^21 less network and broadcast.
+            format!("muster_registrar_pool_addresses{{{pool},state=\"free\"}} 2097150"),
+            format!("muster_registrar_pool_addresses{{{pool},state=\"used\"}} 0"),
+            "muster_registrar_certificate_expiry_seconds{certificate=\"ca\"}".to_owned(),
+            "muster_registrar_certificate_expiry_seconds{certificate=\"registrar\"}".to_owned(),
+        ] {
+            assert!(metrics.contains(&line), "{line}: {metrics}");
+        }
         // A second registrar on the same files finds its ports taken, and changes nothing.
         only_line(&site.command(&["serve"]).output().unwrap());
 

@@ -237,13 +237,15 @@ impl Pool {
     }
 
     /// How many addresses are in which state.
-    pub fn counts(&mut self, now: Timestamp) -> Counts {
-        self.end_quarantines(now);
+    pub fn counts(&self, now: Timestamp) -> Counts {
         let size = self.dynamic.end - self.band.start;
         let (used, reserved) = (self.used, self.reserved.len() as u64);
-        // An address can be both while the store catches up.
+        // What nobody has needed since its quarantine ended is still in the tables.
+        let over = self.by_release.iter().take_while(|(at, _)| *at + self.quarantine <= now).map(|(_, o)| o);
+        let over = over.filter(|offset| !self.reserved.contains_key(offset)).count();
+        // While the store catches up, an address can be both in quarantine and reserved.
         let both = self.reserved.keys().filter(|offset| self.released.contains_key(offset)).count();
-        let quarantined = (self.released.len() - both) as u64;
+        let quarantined = (self.released.len() - both - over) as u64;
         let free = size.saturating_sub(u128::from(used + reserved + quarantined));
         Counts { size, free, reserved, used, quarantined }
     }

@@ -1,11 +1,18 @@
 //! Keeps what this registrar trusts, and what it proves itself with, up to date: the CA's files, the roots that the
 //! registrars of a deployment share through the store, and the registrar's own certificate.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use muster_common::{
     time::Timestamp,
-    tls::{Credentials, KeyPair, TlsError},
+    tls::{Credentials, KeyPair, TlsError, certificate_validity},
 };
 use muster_proto::storage::StoredRoot;
 use prost::Message as _;
@@ -58,6 +65,8 @@ pub(super) struct Trust {
     path: PathBuf,
     lifetime: Duration,
     trust_domain: String,
+    /// When the own certificate expires, in Unix time.
+    expiry: Arc<AtomicI64>,
 }
 
 impl Trust {
@@ -83,7 +92,8 @@ impl Trust {
         }
         let credentials = Credentials::new(&own, &ca.roots().borrow().clone())?;
         let trust_domain = trust_domain.to_owned();
-        let mut trust = Self { ca, store, credentials, own, path, lifetime, trust_domain };
+        let expiry = Arc::default();
+        let mut trust = Self { ca, store, credentials, own, path, lifetime, trust_domain, expiry };
         trust.refresh(now).await?;
         Ok(trust)
     }
@@ -94,6 +104,11 @@ impl Trust {
 
     pub(super) fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
+    }
+
+    /// When the own certificate expires, in Unix time, now and later.
+    pub(super) fn expiry(&self) -> Arc<AtomicI64> {
+        self.expiry.clone()
     }
 
     /// Brings everything up to date.
@@ -114,6 +129,10 @@ impl Trust {
             self.own = own_certificate::issue(&self.path, &ca, domain, old, self.lifetime, now)?;
             self.credentials.replace_key(&self.own)?;
             tracing::info!("renewed the registrar's own certificate");
+        }
+        if let Some(own) = self.own.chain.first() {
+            let (_, to) = certificate_validity(own)?;
+            self.expiry.store(i64::try_from(to.unix_seconds()).unwrap_or(i64::MAX), Ordering::Relaxed);
         }
         Ok(())
     }

@@ -25,12 +25,6 @@ pub(crate) trait Refusal: std::fmt::Display {
     }
 }
 
-impl Refusal for std::convert::Infallible {
-    fn code(&self) -> Code {
-        match *self {}
-    }
-}
-
 impl Refusal for FieldError {
     fn code(&self) -> Code {
         Code::InvalidArgument

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
     time::Duration,
 };
@@ -27,7 +26,10 @@ use crate::store::{KeyRange, Op, Revision, Store, StoreError, Txn, TxnOutcome, W
 /// How often a request is planned before it is given up.
 const ATTEMPTS: u32 = 32;
 /// How long a request waits for the index to show what was written.
-const CATCH_UP: Duration = Duration::from_secs(10);
+const APPLY: Duration = Duration::from_secs(10);
+/// How long one waits for the index to show what others have written. On an etcd that others than registrars write to,
+/// a revision may be theirs, and is shown only with the next of ours: one goes on then with what is there.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// Keys read at a time when the index is loaded.
 const PAGE: usize = 1000;
 /// Batches applied under one lock.
@@ -167,17 +169,20 @@ impl Registry {
         *lock(&self.uses).entry((network, token)).or_default() += 1;
     }
 
-    /// Catches up with the store: what anybody was told before this call is shown by the index after it.
+    /// Catches up with the store: what anybody was told before this call is shown by the index after it, unless it
+    /// takes longer than a second.
     ///
     /// # Errors
-    /// If the store cannot be reached, or that takes too long.
-    pub async fn refresh(&self) -> Result<(), CommitError<Infallible>> {
-        self.catch_up().await
+    /// If the store cannot be reached.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        // Whoever plans again finds out whether it was enough.
+        let _ = self.reached(self.store.revision().await?).await;
+        Ok(())
     }
 
     /// Writes what `plan` comes to, and waits until the index shows it. `plan` is called again, with a higher number
-    /// of the attempt, each time that the store knows better, and once more before it may refuse: what it has not
-    /// seen may be what another registrar has just acknowledged.
+    /// of the attempt, each time that the store knows better, and once more before it may refuse or leave all as it
+    /// is: what it has not seen may be what another registrar has just acknowledged.
     ///
     /// # Errors
     /// See [`CommitError`].
@@ -189,11 +194,11 @@ impl Registry {
         for attempt in 0..ATTEMPTS {
             let outcome = plan(&mut self.write(), attempt);
             let plan = match outcome {
-                Ok(Outcome::Done(reply)) => return Ok(reply),
                 Ok(Outcome::Write(plan)) => plan,
+                Ok(Outcome::Done(reply)) if fresh => return Ok(reply),
                 Err(refusal) if fresh => return Err(CommitError::Refused(refusal)),
-                Err(_) => {
-                    self.catch_up().await?;
+                Ok(Outcome::Done(_)) | Err(_) => {
+                    self.refresh().await?;
                     fresh = true;
                     continue;
                 }
@@ -204,7 +209,7 @@ impl Registry {
             match self.store.txn(plan.txn).await {
                 Ok(TxnOutcome::Committed(revision)) => {
                     self.metrics.commits.inc();
-                    self.reached(revision).await.map_err(|Behind| CommitError::Behind)?;
+                    self.applied(revision, APPLY).await.map_err(|Behind| CommitError::Behind)?;
                     // What was written has taken the reservations' place.
                     held.held.clear();
                     return Ok(plan.reply);
@@ -219,14 +224,9 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
             self.metrics.conflicts.inc();
-            self.catch_up().await?;
+            self.refresh().await?;
         }
         Err(CommitError::Contended)
-    }
-
-    async fn catch_up<E>(&self) -> Result<(), CommitError<E>> {
-        let revision = self.store.revision().await?;
-        self.reached(revision).await.map_err(|Behind| CommitError::Behind)
     }
 
     /// Whether the transaction that begins with `witness` is in the store. If it comes later, its conditions do not
@@ -241,7 +241,7 @@ impl Registry {
         };
         if happened {
             // A timeout does no harm: what was asked for is done.
-            let _ = self.reached(page.revision).await;
+            let _ = self.reached(found.map_or(page.revision, |kv| kv.mod_revision)).await;
         }
         Ok(happened)
     }
@@ -249,8 +249,12 @@ impl Registry {
     /// Waits until the index shows `revision`.
     ///
     /// # Errors
-    /// [`Behind`] if that takes too long.
+    /// [`Behind`] if that takes longer than a second.
     pub async fn reached(&self, revision: Revision) -> Result<(), Behind> {
+        self.applied(revision, CATCH_UP).await
+    }
+
+    async fn applied(&self, revision: Revision, within: Duration) -> Result<(), Behind> {
         let waiting = {
             let mut progress = lock(&self.progress);
             if progress.revision >= revision {
@@ -260,7 +264,7 @@ impl Registry {
             progress.waiting.entry(revision).or_default().push(sender);
             receiver
         };
-        match tokio::time::timeout(CATCH_UP, waiting).await {
+        match tokio::time::timeout(within, waiting).await {
             Ok(Ok(())) => Ok(()),
             _ => Err(Behind),
         }

@@ -87,10 +87,10 @@ impl World {
         let mut fresh = false;
         for attempt in 0..100 {
             let plan = match plan(&mut self.indexes[registrar], attempt) {
-                Ok(Outcome::Done(reply)) => return Ok(reply),
                 Ok(Outcome::Write(plan)) => plan,
+                Ok(Outcome::Done(reply)) if fresh => return Ok(reply),
                 Err(refusal) if fresh => return Err(refusal),
-                Err(_) => {
+                Ok(Outcome::Done(_)) | Err(_) => {
                     self.catch_up(registrar);
                     fresh = true;
                     continue;

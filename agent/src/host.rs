@@ -161,8 +161,7 @@ impl Host {
             upstream: self.config.upstream()?,
             ..resolver::Settings::default()
         };
-        let network =
-            resolver::Network { domain: settings.domain.clone(), routes: settings.routes.clone() };
+        let network = resolver::Network { domain: settings.domain.clone(), routes: settings.routes.clone() };
         self.dns_servers.send_replace(settings.dns_servers.clone());
         let servers = self.dns_servers.subscribe();
         let mut started = None;

@@ -12,13 +12,16 @@ use muster_common::{
     time::Timestamp,
     tls::{Credentials, SpkiHash, TlsError, certificate_validity, pinned_client_config},
 };
-use muster_proto::enrollment::{EnrollRequest, EnrollResponse, enrollment_service_client::EnrollmentServiceClient};
+use muster_proto::enrollment::{
+    EnrollRequest, EnrollResponse, enrollment_service_client::EnrollmentServiceClient,
+};
 use rustls::pki_types::CertificateDer;
 use tonic::Code;
 use zeroize::Zeroize;
 
 use crate::{
     keys::{self, KeyError},
+    session::words,
     state::{Identity, Journal, State, StateError, hex, pem},
 };
 
@@ -50,7 +53,7 @@ pub enum JoinError {
     #[error("cannot use this host's name as the device's: {0}\nremedy: give a name with --name")]
     HostName(NameError),
     /// No connection, or one to somebody else.
-    #[error("cannot join: {0}")]
+    #[error("cannot join: {0}{remedy}", remedy = unreachable(.0))]
     Connect(ChannelError),
     /// The registrar said no.
     #[error("registrar {registrar} refused the join: {reason}")]
@@ -100,6 +103,19 @@ pub enum JoinError {
     Tls(#[from] TlsError),
 }
 
+/// What to do about a registrar that cannot be reached. Other failures say that themselves.
+fn unreachable(error: &ChannelError) -> &'static str {
+    match error {
+        // What TLS finds wrong comes with its remedy.
+        ChannelError::Connect { reason, .. }
+            if !reason.contains("certificate") && !reason.contains("CA hash") =>
+        {
+            "\nremedy: check --registrar, that muster-registrar runs there, and that no firewall is between"
+        }
+        _ => "",
+    }
+}
+
 /// Joins, and returns the identity, which is on disk by then.
 pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
     state.check_not_joined()?;
@@ -126,7 +142,7 @@ pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
             return Err(JoinError::Refused { registrar: registrar(), reason: status.message().to_owned() });
         }
         Ok(Err(status)) => {
-            return Err(JoinError::Lost { registrar: registrar(), reason: grpc::chain(&status) });
+            return Err(JoinError::Lost { registrar: registrar(), reason: words(&status) });
         }
         Err(_) => {
             let reason = format!("nothing came within {} s", ENROLL_TIMEOUT.as_secs());
@@ -190,10 +206,8 @@ fn journal(state: &State, join: &Join, name: &Label) -> Result<Journal, JoinErro
 
 /// What the registrar answered, checked.
 fn identity(join: &Join, journal: &Journal, answer: EnrollResponse) -> Result<Identity, JoinError> {
-    let wrong = |reason: &str| JoinError::Answer {
-        registrar: join.registrar.clone(),
-        reason: reason.to_owned(),
-    };
+    let wrong =
+        |reason: &str| JoinError::Answer { registrar: join.registrar.clone(), reason: reason.to_owned() };
     let identity = Identity {
         network: answer.network,
         domain: answer.domain,
@@ -236,7 +250,8 @@ mod tests {
 
     #[test]
     fn names_are_checked_before_anything_is_sent() {
-        for (name, part) in [("svc", "reserved"), ("-bad-", "not a valid name"), ("a.b", "not a valid name")] {
+        for (name, part) in [("svc", "reserved"), ("-bad-", "not a valid name"), ("a.b", "not a valid name")]
+        {
             let error = device_name(name).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("--name"), "{error}");
         }
@@ -273,7 +288,10 @@ mod tests {
             name: "web".into(),
         };
         let error = join(&state, &request).await.unwrap_err().to_string();
-        assert!(error.contains("127.0.0.1:1") && error.contains("refused"), "{error}");
+        assert!(
+            error.contains("127.0.0.1:1") && error.contains("refused") && error.contains("remedy"),
+            "{error}"
+        );
         assert!(state.journal().is_none());
         state.check_not_joined().unwrap();
     }

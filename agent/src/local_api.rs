@@ -168,10 +168,7 @@ fn explain(error: &ResolveError) -> Status {
 
 #[tonic::async_trait]
 impl AgentService for Api {
-    async fn get_status(
-        &self,
-        _: Request<GetStatusRequest>,
-    ) -> Result<Response<GetStatusResponse>, Status> {
+    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         let mut status = self.ask(Query::Status).await?;
         if let Some(snapshot) = self.shared.snapshot().await {
             complete_peers(&mut status, &snapshot, Instant::now(), Timestamp::now());
@@ -234,10 +231,7 @@ impl AgentService for Api {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
-    async fn resolve(
-        &self,
-        request: Request<ResolveRequest>,
-    ) -> Result<Response<ResolveResponse>, Status> {
+    async fn resolve(&self, request: Request<ResolveRequest>) -> Result<Response<ResolveResponse>, Status> {
         let name = request.into_inner().name;
         let answer = resolver(&self.shared)?.resolve(&name).await.map_err(|e| explain(&e))?;
         let texts = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect();

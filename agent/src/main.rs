@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use muster_agent::commands::{self, Cli, FAILED};
+use muster_common::grpc;
 
 #[expect(clippy::print_stderr, reason = "errors go to the terminal")]
 fn main() -> ExitCode {
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", grpc::chain(error.as_ref()));
             ExitCode::from(FAILED)
         }
     }

@@ -51,7 +51,11 @@ impl Metrics {
             registry.register("registrar_connected", "1 while a session is open", m.connected.clone());
             registry.register("registrar_attempts", "Attempts to connect to a registrar", m.attempts.clone());
             registry.register("peers", "Peers held", m.peers.clone());
-            registry.register("lookups_pending", "Lookups wanted and not answered", m.lookups_pending.clone());
+            registry.register(
+                "lookups_pending",
+                "Lookups wanted and not answered",
+                m.lookups_pending.clone(),
+            );
             registry.register("lookups", "Lookups answered, by result", m.lookups.clone());
             let expiry = "When the certificate expires, in seconds since the epoch";
             registry.register("certificate_expiry_seconds", expiry, m.certificate_expiry.clone());

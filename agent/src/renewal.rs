@@ -1,7 +1,6 @@
 //! Renewal: the next certificate, with a new key, for a device that has one.
 
 use muster_common::{
-    grpc,
     identity::Party,
     time::Timestamp,
     tls::{Credentials, KeyPair, TlsError, certificate_validity, certificates_from_pem},
@@ -13,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::{
     control::Validity,
     keys::{self, KeyError},
+    session::words,
     state::{Identity, pem},
 };
 
@@ -32,7 +32,9 @@ pub enum RenewalError {
     #[error("cannot use the new certificate: it is for {0}")]
     Party(Party),
     /// It is not valid at this host's time.
-    #[error("cannot use the new certificate: it is valid from {0} to {1}, but it is {2} by this host's clock")]
+    #[error(
+        "cannot use the new certificate: it is valid from {0} to {1}, but it is {2} by this host's clock"
+    )]
     Clock(Timestamp, Timestamp, Timestamp),
 }
 
@@ -51,7 +53,7 @@ pub async fn renew(channel: Channel, device_uid: &str) -> Result<Renewed, Renewa
     let answer = RegistrationServiceClient::new(channel)
         .renew(request)
         .await
-        .map_err(|status| RenewalError::Call(grpc::chain(&status)))?
+        .map_err(|status| RenewalError::Call(words(&status)))?
         .into_inner();
     let renewed = Renewed { chain: answer.certificate_chain, roots: answer.roots, tls_key };
     let (pair, validity) = renewed.checked()?;

@@ -13,7 +13,7 @@ use muster_common::{
     time::{Instant, Timestamp},
     tls::{ALPN_H2, Credentials, certificates_from_pem},
 };
-use muster_proto::agent::{GetStatusResponse, LeaveResponse, PeerStatus, RegistrarStatus};
+use muster_proto::agent::LeaveResponse;
 use rustls::{ClientConfig, pki_types::CertificateDer};
 use sd_notify::NotifyState;
 use tokio::{
@@ -23,13 +23,16 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+mod ending;
+mod status;
+
 use crate::{
     config::Config,
     control::{Action, Control, Persist, Start, Validity},
     datapath::Event,
     host::{Host, Started},
     keys,
-    local_api::{Query, Shared, Socket, endpoint, timestamp},
+    local_api::{Query, Shared, Socket},
     metrics::Metrics,
     private_addresses::{self, Exclusions},
     renewal::{self, Renewed},
@@ -350,7 +353,9 @@ impl Agent {
         let now = Instant::now();
         let before = self.control.registrar();
         match event {
-            session::Event::Registered { attempt, result } => self.control.handle_registered(attempt, result, now),
+            session::Event::Registered { attempt, result } => {
+                self.control.handle_registered(attempt, result, now)
+            }
             session::Event::Opened { attempt } => self.control.handle_session_opened(attempt, now),
             session::Event::Message { attempt, message } => {
                 self.control.handle_session_message(attempt, message, now);
@@ -372,7 +377,12 @@ impl Agent {
         if after.connected && !before.connected {
             tracing::info!(registrar = after.address, "connected");
         } else if after.last_error != before.last_error && !after.last_error.is_empty() {
-            tracing::warn!(registrar = before.address, error = after.last_error, refused = after.refused, "no registrar");
+            tracing::warn!(
+                registrar = before.address,
+                error = after.last_error,
+                refused = after.refused,
+                "no registrar"
+            );
         }
         self.metrics.control(&self.control);
     }
@@ -452,15 +462,17 @@ impl Agent {
     /// When the agent counts as ready although no registrar has answered for its names.
     fn ready_at(&self) -> Option<Instant> {
         let waits = !self.names_resolve && self.control.settings().is_some() && !self.control.is_connected();
-        waits.then(|| self.control.registrar().since + READY_WITHOUT_REGISTRAR).filter(|at| *at > Instant::now())
+        waits
+            .then(|| self.control.registrar().since + READY_WITHOUT_REGISTRAR)
+            .filter(|at| *at > Instant::now())
     }
 
     fn update_readiness(&mut self) {
         let registrar = self.control.registrar();
-        let patience_over = !registrar.connected && Instant::now() - registrar.since >= READY_WITHOUT_REGISTRAR;
-        let ready = self.control.settings().is_some()
-            && (self.names_resolve || patience_over)
-            && !registrar.refused;
+        let patience_over =
+            !registrar.connected && Instant::now() - registrar.since >= READY_WITHOUT_REGISTRAR;
+        let ready =
+            self.control.settings().is_some() && (self.names_resolve || patience_over) && !registrar.refused;
         if ready != self.readiness.get() {
             self.readiness.set(ready);
             tracing::info!(ready, "readiness");
@@ -476,121 +488,6 @@ impl Agent {
         if let Some(resolver) = self.shared.resolver.load_full() {
             self.writer.write(Write::Names(resolver.snapshot()));
         }
-    }
-
-    fn answer(&mut self, query: Query, inputs: &mut Inputs) {
-        match query {
-            // Whoever asked may have gone.
-            Query::Status(answer) => drop(answer.send(self.status())),
-            Query::Leave { answer, .. } if self.leave.is_some() => {
-                let _ = answer.send(Err("the device is leaving already".into()));
-            }
-            Query::Leave { force, answer } => {
-                tracing::info!(force, "leaving the network");
-                self.leave = Some((force, answer));
-                let (done, leaving) = oneshot::channel();
-                inputs.leaving = Some(leaving);
-                let (channel, tls) = (inputs.session.channel(), Arc::clone(&self.tls));
-                let registrars = self.registrars();
-                self.tasks.spawn(async move {
-                    let _ = done.send(session::deregister(channel, &registrars, &tls).await);
-                });
-            }
-        }
-    }
-
-    fn registrars(&self) -> Vec<String> {
-        let known = self.control.settings().map(|s| s.registrars.clone()).unwrap_or_default();
-        known.into_iter().chain([self.identity.registrar.clone()]).collect()
-    }
-
-    /// The registrar has been told, or not. `None` if the device stays.
-    fn left(&mut self, result: Result<(), DeregisterError>) -> Option<End> {
-        let force = self.leave.as_ref().is_some_and(|(force, _)| *force);
-        match result {
-            Ok(()) => Some(End::Left { deregistered: true }),
-            Err(error) if force => {
-                tracing::warn!(%error, "leaving although the registrar could not be told");
-                Some(End::Left { deregistered: false })
-            }
-            Err(error) => {
-                if let Some((_, answer)) = self.leave.take() {
-                    let remedy = "try again later, or leave all the same with --force; the operator then deletes the device";
-                    let _ = answer.send(Err(format!("cannot leave: {error}\nremedy: {remedy}")));
-                }
-                None
-            }
-        }
-    }
-
-    fn status(&self) -> GetStatusResponse {
-        let registrar = self.control.registrar();
-        let since = Timestamp::now().saturating_sub(Instant::now() - registrar.since);
-        let mut status = GetStatusResponse {
-            version: VERSION.to_owned(),
-            network: self.identity.network.clone(),
-            domain: self.identity.domain.clone(),
-            device_uid: self.identity.device_uid.clone(),
-            name: self.identity.name.clone(),
-            namespace: self.identity.namespace.clone(),
-            interface: self.config.interface.name.clone(),
-            public_key: self.control.public_key().to_vec(),
-            private_endpoints: self.control.private_endpoints().iter().copied().map(endpoint).collect(),
-            registrar: Some(RegistrarStatus {
-                address: registrar.address,
-                connected: registrar.connected,
-                since: Some(timestamp(since)),
-                last_error: registrar.last_error,
-            }),
-            certificate_expiry: Some(timestamp(self.validity.not_after)),
-            ready: self.readiness.get(),
-            ..GetStatusResponse::default()
-        };
-        if let Some(settings) = self.control.settings() {
-            status.name.clone_from(&settings.name);
-            status.namespace.clone_from(&settings.namespace);
-            status.domain = settings.domain.to_string();
-            status.virtual_ipv4 = settings.virtual_ipv4.map(|a| a.to_string()).unwrap_or_default();
-            status.virtual_ipv6 = settings.virtual_ipv6.map(|a| a.to_string()).unwrap_or_default();
-        }
-        let peer = |info: &crate::control::PeerInfo| PeerStatus {
-            device_uid: info.message.device_uid.clone(),
-            name: info.message.name.clone(),
-            virtual_addresses: info.message.virtual_addresses.clone(),
-            public_key: info.message.public_key.clone(),
-            path: "none".to_owned(),
-            ..PeerStatus::default()
-        };
-        status.peers = self.control.peers().map(peer).collect();
-        status
-    }
-
-    /// Takes everything down in order, and tells whoever asked for it.
-    async fn finish(mut self, end: anyhow::Result<End>) -> anyhow::Result<()> {
-        let left = match &end {
-            Ok(End::Left { deregistered }) => Some(*deregistered),
-            _ => None,
-        };
-        if left.is_none() {
-            self.save_names();
-            let (revision, peers) = self.control.held_peers();
-            self.writer.write(Write::Peers(Peers { revision, peers }));
-        }
-        self.host.remove().await;
-        let writer = self.writer;
-        let _ = tokio::task::spawn_blocking(move || drop(writer)).await;
-        let removed = if left.is_some() { self.state.remove().map_err(anyhow::Error::from) } else { Ok(()) };
-        if let Some((_, answer)) = self.leave {
-            let _ = answer.send(match (left, &removed) {
-                (Some(deregistered), Ok(())) => Ok(LeaveResponse { deregistered }),
-                (Some(_), Err(error)) => Err(error.to_string()),
-                (None, _) => Err("the agent was stopped before the registrar answered".into()),
-            });
-        }
-        drop(self.stop_api);
-        let _ = tokio::time::timeout(API_GRACE, self.api).await;
-        tracing::info!("stopped");
-        end.map(drop).and(removed)
     }
 }
 

@@ -6,7 +6,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 use muster_common::grpc;
 use muster_proto::registration::{
     DeregisterRequest, LookupRequest, RegisterRequest, RegisterResponse, SessionHello, SessionRequest,
-    SessionResponse, lookup_request::By, registration_service_client::RegistrationServiceClient, session_request,
+    SessionResponse, lookup_request::By, registration_service_client::RegistrationServiceClient,
+    session_request,
 };
 use rustls::ClientConfig;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -126,7 +127,9 @@ impl Session {
         self.spawn(async move {
             let result = match tokio::time::timeout(REGISTER_TIMEOUT, registering).await {
                 Ok(result) => result,
-                Err(_) => Err(Failure::Unavailable(format!("no answer within {} s", REGISTER_TIMEOUT.as_secs()))),
+                Err(_) => {
+                    Err(Failure::Unavailable(format!("no answer within {} s", REGISTER_TIMEOUT.as_secs())))
+                }
             };
             match result {
                 Ok((channel, response)) => Internal::Connected { attempt, channel, response },
@@ -178,7 +181,7 @@ impl Session {
                     LookupResult::NotFound
                 }
                 Ok(Err(status)) => {
-                    tracing::debug!(status = %grpc::chain(&status), "lookup failed");
+                    tracing::debug!(status = words(&status), "lookup failed");
                     LookupResult::Unavailable
                 }
                 Err(_) => LookupResult::Unavailable,
@@ -258,10 +261,17 @@ fn failure(registrar: &str, status: &Status) -> Failure {
         Code::PermissionDenied | Code::Unauthenticated | Code::NotFound => {
             Failure::Refused(status.message().to_owned())
         }
-        _ if status.message().is_empty() => {
-            Failure::Unavailable(format!("{registrar}: {}", grpc::chain(status)))
-        }
-        _ => Failure::Unavailable(format!("{registrar}: {}", status.message())),
+        _ => Failure::Unavailable(format!("{registrar}: {}", words(status))),
+    }
+}
+
+/// What a status says, without tonic's own wrapping.
+pub(crate) fn words(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        // The connection broke: the cause says more than the message.
+        Some(cause) => format!("the connection broke: {}", grpc::chain(cause)),
+        None if status.message().is_empty() => status.code().to_string(),
+        None => status.message().to_owned(),
     }
 }
 
@@ -284,7 +294,8 @@ pub async fn deregister(
 ) -> Result<(), DeregisterError> {
     let mut last = "none is known".to_owned();
     let addresses = registrars.iter().map(Some);
-    let candidates = channel.map(|channel| (Some(channel), None)).into_iter().chain(addresses.map(|a| (None, a)));
+    let candidates =
+        channel.map(|channel| (Some(channel), None)).into_iter().chain(addresses.map(|a| (None, a)));
     for (channel, address) in candidates {
         let calling = async {
             let channel = match (channel, address) {

@@ -313,10 +313,21 @@ impl State {
         self.write(Kind::Names, &BASE64_STANDARD.encode(names))
     }
 
-    /// Removes everything: the host has left.
+    /// Removes everything, also what had been set aside: the host has left.
     pub fn remove(&self) -> Result<(), StateError> {
         for kind in Kind::ALL {
             remove(&self.path(kind))?;
+        }
+        let error = |source| FileError::new("list", &self.directory, source);
+        let entries = match fs::read_dir(&self.directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(error)?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(error)?;
+            if entry.file_name().to_string_lossy().contains(".corrupt-") {
+                remove(&entry.path())?;
+            }
         }
         Ok(())
     }
@@ -477,6 +488,8 @@ mod tests {
         }
         let aside = fs::read_dir(&state.directory).unwrap().filter_map(Result::ok);
         assert!(aside.map(|e| e.file_name().into_string().unwrap()).all(|n| n.starts_with("peers.corrupt-")));
+        state.remove().unwrap();
+        assert_eq!(fs::read_dir(&state.directory).unwrap().count(), 0);
     }
 
     #[test]

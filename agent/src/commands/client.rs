@@ -14,7 +14,9 @@ use tonic::{
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// Nobody listens.
-    #[error("the agent is not running: nobody answers at {0}\nremedy: start it with `systemctl start muster-agent` or `muster-agent run`, or name its configuration with --config")]
+    #[error(
+        "the agent is not running: nobody answers at {0}\nremedy: start it with `systemctl start muster-agent` or `muster-agent run`, or name its configuration with --config"
+    )]
     NotRunning(String),
     /// Not for everybody.
     #[error("cannot open the agent's socket {0}: permission denied\nremedy: run this command as root")]
@@ -37,7 +39,9 @@ pub(super) async fn connect(path: &Path) -> Result<AgentServiceClient<Channel>, 
         let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
         // One connection is all that a command needs.
         std::future::ready(
-            stream.map(hyper_util::rt::TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)),
+            stream
+                .map(hyper_util::rt::TokioIo::new)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)),
         )
     });
     let channel = Endpoint::from_static("http://agent").connect_with_connector(connector).await;

@@ -16,16 +16,16 @@ use crate::{config::Config, join, renewal, state::State};
 The whole command, with token and hash, is printed by `muster create token`.")]
 pub(super) struct Arguments {
     /// Address of a registrar
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", allow_hyphen_values = true)]
     registrar: String,
     /// Join token, as `muster create token` printed it
-    #[arg(long, env = "MUSTER_TOKEN", hide_env_values = true)]
+    #[arg(long, env = "MUSTER_TOKEN", hide_env_values = true, allow_hyphen_values = true)]
     token: String,
     /// Hash of the CA's public key: sha256: and 64 hexadecimal digits
-    #[arg(long, value_name = "HASH")]
+    #[arg(long, value_name = "HASH", allow_hyphen_values = true)]
     ca_hash: String,
     /// Name of the device, a DNS label [default: the first label of this host's name]
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     name: String,
 }
 

@@ -118,7 +118,9 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
             let quiet = telemetry::LogConfig { level: "warn".into(), ..config.log.clone() };
             telemetry::init_logs(&quiet)?;
             match command {
-                Command::Join(arguments) => join::join(&config, cli.config.as_deref(), arguments, cli.output).await,
+                Command::Join(arguments) => {
+                    join::join(&config, cli.config.as_deref(), arguments, cli.output).await
+                }
                 Command::Status => status::status(&config, cli.output).await,
                 Command::Ping(arguments) => ping::ping(&config, arguments, cli.output).await,
                 Command::Resolve(arguments) => resolve::resolve(&config, arguments, cli.output).await,

@@ -65,15 +65,12 @@ pub(super) async fn ping(config: &Config, arguments: Arguments, output: Output) 
 
 fn line(response: &PingResponse, target: &str) -> String {
     let PingResponse { sequence, address, round_trip, path, endpoint, name } = response;
-    let name = if name.is_empty() { target } else { name };
+    let who = if name.is_empty() { target.to_owned() } else { format!("{name} ({address})") };
     match round_trip {
-        None => format!("no reply from {name} ({address}): seq={sequence}\n"),
+        None => format!("no reply from {who}: seq={sequence}\n"),
         Some(time) => {
             let via = endpoint.as_ref().map(|e| format!(" via {}", show(e))).unwrap_or_default();
-            format!(
-                "reply from {name} ({address}): seq={sequence} time={} path={path}{via}\n",
-                milliseconds(to_std(time))
-            )
+            format!("reply from {who}: seq={sequence} time={} path={path}{via}\n", milliseconds(to_std(time)))
         }
     }
 }

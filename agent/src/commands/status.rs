@@ -29,21 +29,27 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     row("Network", format!("{} ({})", status.network, status.domain));
     let addresses = [&status.virtual_ipv4, &status.virtual_ipv6].map(String::as_str);
     let addresses: Vec<&str> = addresses.into_iter().filter(|a| !a.is_empty()).collect();
-    row("Address", match &addresses[..] {
-        [] => "none yet".to_owned(),
-        addresses => format!("{} on {}", addresses.join(", "), status.interface),
-    });
+    row(
+        "Address",
+        match &addresses[..] {
+            [] => "none yet".to_owned(),
+            addresses => format!("{} on {}", addresses.join(", "), status.interface),
+        },
+    );
     row("Ready", if status.ready { "yes" } else { "no" }.to_owned());
     if let Some(registrar) = &status.registrar {
         let since = registrar.since.as_ref().map(timestamp);
         let since = since.map(|at| format!(" for {}", ago(now, at))).unwrap_or_default();
-        row("Registrar", if registrar.connected {
-            format!("{}, connected{since}", registrar.address)
-        } else {
-            let error = &registrar.last_error;
-            let error = if error.is_empty() { String::new() } else { format!(": {error}") };
-            format!("{}, not connected{since}{error}", registrar.address)
-        });
+        row(
+            "Registrar",
+            if registrar.connected {
+                format!("{}, connected{since}", registrar.address)
+            } else {
+                let error = &registrar.last_error;
+                let error = if error.is_empty() { String::new() } else { format!(": {error}") };
+                format!("{}, not connected{since}{error}", registrar.address)
+            },
+        );
     }
     if let Some(expiry) = status.certificate_expiry.as_ref().map(timestamp) {
         let state = if expiry < now { "expired at" } else { "valid until" };
@@ -53,13 +59,16 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     row("Private", private.join(", "));
     if let Some(resolver) = &status.resolver {
         let upstream = resolver.upstream.join(", ");
-        row("Resolver", format!(
-            "{} (other names: {}), {} queries, {} from cache",
-            resolver.listen.join(", "),
-            if upstream.is_empty() { "no server" } else { &upstream },
-            resolver.queries,
-            resolver.cache_hits
-        ));
+        row(
+            "Resolver",
+            format!(
+                "{} (other names: {}), {} queries, {} from cache",
+                resolver.listen.join(", "),
+                if upstream.is_empty() { "no server" } else { &upstream },
+                resolver.queries,
+                resolver.cache_hits
+            ),
+        );
     }
     row("Peers", status.peers.len().to_string());
     if !status.peers.is_empty() {
@@ -133,7 +142,10 @@ mod tests {
         assert_eq!([0, 1023, 1024, 1_600_000].map(octets), ["0 B", "1023 B", "1.0 KiB", "1.5 MiB"]);
         assert_eq!(octets(u64::MAX), "16777215.9 TiB");
         let at = |s| Timestamp::from_epoch(Duration::from_secs(s));
-        assert_eq!([0, 119, 120, 7_200, 999_999].map(|s| ago(at(s), at(0))), ["0s", "119s", "2m", "2h", "11d"]);
+        assert_eq!(
+            [0, 119, 120, 7_200, 999_999].map(|s| ago(at(s), at(0))),
+            ["0s", "119s", "2m", "2h", "11d"]
+        );
     }
 
     #[test]

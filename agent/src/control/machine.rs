@@ -8,23 +8,22 @@ use std::{
 
 use muster_common::time::{Instant, Timestamp};
 use muster_proto::registration::{
-    DeviceConfig, EndpointsChanged, Peer, RegisterRequest, RegisterResponse, SessionHello, SessionRequest,
+    DeviceConfig, EndpointsChanged, RegisterRequest, RegisterResponse, SessionHello, SessionRequest,
     SessionResponse, session_request, session_response,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
-    Action, Failure, LookupBy, LookupResult, MAX_ENDPOINTS, Persist, RegistrarStatus, Settings, Start,
-    Validity,
+    Action, Failure, LookupBy, LookupResult, MAX_ENDPOINTS, Persist, Settings, Start, Validity,
     backoff::Backoff,
-    is_routed,
+    holding::is_it,
     lookups::Lookups,
-    peer::{PeerError, PeerInfo, endpoint},
+    peer::{PeerInfo, endpoint},
     peers::{Peers, Reason},
     registrars::Registrars,
     renewal::Renewal,
 };
-use crate::datapath::{Command, Event, PublicKey};
+use crate::datapath::Event;
 
 /// A registrar that is silent for so long does not answer any more.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
@@ -45,7 +44,7 @@ const ENDPOINTS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The connection to a registrar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
+pub(super) enum Link {
     Waiting { until: Instant },
     Registering { deadline: Instant },
     Opening { deadline: Instant },
@@ -55,26 +54,26 @@ enum Link {
 /// The control core. See the module.
 #[derive(Debug)]
 pub struct Control {
-    rng: StdRng,
-    start: Start,
-    config: Option<DeviceConfig>,
-    settings: Option<Settings>,
-    registrars: Registrars,
-    link: Link,
-    attempt: u64,
-    backoff: Backoff,
-    refusals: u32,
-    changed_at: Instant,
-    last_error: String,
-    peers: Peers,
-    revision: u64,
-    lookups: Lookups,
-    renewal: Renewal,
-    endpoints: Vec<SocketAddr>,
-    endpoints_told: bool,
-    endpoints_at: Instant,
-    persist_at: Option<Instant>,
-    actions: VecDeque<Action>,
+    pub(super) rng: StdRng,
+    pub(super) start: Start,
+    pub(super) config: Option<DeviceConfig>,
+    pub(super) settings: Option<Settings>,
+    pub(super) registrars: Registrars,
+    pub(super) link: Link,
+    pub(super) attempt: u64,
+    pub(super) backoff: Backoff,
+    pub(super) refusals: u32,
+    pub(super) changed_at: Instant,
+    pub(super) last_error: String,
+    pub(super) peers: Peers,
+    pub(super) revision: u64,
+    pub(super) lookups: Lookups,
+    pub(super) renewal: Renewal,
+    pub(super) endpoints: Vec<SocketAddr>,
+    pub(super) endpoints_told: bool,
+    pub(super) endpoints_at: Instant,
+    pub(super) persist_at: Option<Instant>,
+    pub(super) actions: VecDeque<Action>,
 }
 
 impl Control {
@@ -351,62 +350,6 @@ impl Control {
         self.actions.pop_front()
     }
 
-    /// The configuration in use, as it was received.
-    pub fn config(&self) -> Option<&DeviceConfig> {
-        self.config.as_ref()
-    }
-
-    /// The settings in use.
-    pub fn settings(&self) -> Option<&Settings> {
-        self.settings.as_ref()
-    }
-
-    /// The peers held, as the registrar described them, and the revision up to which that is right.
-    pub fn held_peers(&self) -> (u64, Vec<Peer>) {
-        (self.revision, self.peers.messages())
-    }
-
-    /// The peers held.
-    pub fn peers(&self) -> impl Iterator<Item = &PeerInfo> {
-        self.peers.iter()
-    }
-
-    /// This device's WireGuard public key.
-    pub const fn public_key(&self) -> PublicKey {
-        self.start.public_key
-    }
-
-    /// The private endpoints that are announced.
-    pub fn private_endpoints(&self) -> &[SocketAddr] {
-        &self.endpoints
-    }
-
-    /// (lookups wanted, of these under way)
-    pub fn lookups(&self) -> (usize, usize) {
-        self.lookups.len()
-    }
-
-    /// How it stands with the registrar.
-    pub fn registrar(&self) -> RegistrarStatus {
-        RegistrarStatus {
-            address: self.registrars.current().to_owned(),
-            connected: self.is_connected(),
-            since: self.changed_at,
-            last_error: self.last_error.clone(),
-            refused: self.is_refused(),
-        }
-    }
-
-    /// Whether the registrar refuses this device.
-    pub const fn is_refused(&self) -> bool {
-        self.refusals > 1
-    }
-
-    /// Whether a session is open.
-    pub const fn is_connected(&self) -> bool {
-        matches!(self.link, Link::Open { .. })
-    }
-
     fn connect(&mut self, now: Instant) {
         self.attempt += 1;
         self.link = Link::Registering { deadline: now + ANSWER_PATIENCE };
@@ -486,107 +429,7 @@ impl Control {
         self.actions.push_back(Action::Persist(Persist::Config));
     }
 
-    /// Takes over what the registrar says of a peer by itself.
-    fn offer(&mut self, peer: Peer, reason: Reason, now: Instant) {
-        let uid = peer.device_uid.clone();
-        if uid == self.start.device_uid {
-            return;
-        }
-        match PeerInfo::try_from(peer) {
-            Ok(info) => self.put(info, reason, now),
-            Err(error) => {
-                if !matches!(error, PeerError::NotAllowed(_)) {
-                    tracing::warn!(%error, "cannot use a peer that the registrar described");
-                }
-                self.remove_for_good(&uid, now);
-            }
-        }
-    }
-
-    fn put(&mut self, info: PeerInfo, reason: Reason, now: Instant) {
-        let mut commands = Vec::new();
-        let name = info.message.name.clone();
-        if self.peers.put(info, reason, &mut commands) {
-            self.persist_soon(now);
-            if reason == Reason::Changed {
-                self.actions.push_back(Action::ForgetName(name));
-            }
-        }
-        self.tell_datapath(commands);
-    }
-
-    /// The registrar says that this peer is gone, or hidden.
-    fn remove_for_good(&mut self, uid: &str, now: Instant) {
-        let mut commands = Vec::new();
-        let name = self.peers.get(uid).map(|info| info.message.name.clone());
-        if self.peers.remove_for_good(uid, &mut commands) {
-            self.persist_soon(now);
-            self.actions.extend(name.map(Action::ForgetName));
-        }
-        self.tell_datapath(commands);
-    }
-
-    fn handle_wanted(&mut self, by: LookupBy, now: Instant) {
-        let held = match by {
-            LookupBy::Address(address) => self.peers.by_address(address),
-            LookupBy::PublicKey(key) => self.peers.by_key(&key),
-        };
-        if let Some(info) = held.and_then(|uid| self.peers.get(uid)) {
-            let (uid, config) = (info.message.device_uid.clone(), info.config.clone());
-            self.peers.touch(&uid);
-            self.tell_datapath(vec![Command::AddPeer(config)]);
-            return;
-        }
-        let possible = match by {
-            LookupBy::Address(address) => self.is_peer_address(address),
-            LookupBy::PublicKey(key) => key != self.start.public_key,
-        };
-        if possible && !self.is_refused() {
-            self.want(by, true, now);
-        } else {
-            self.answer_negative(by);
-        }
-    }
-
-    fn want(&mut self, by: LookupBy, awaited: bool, now: Instant) {
-        if !self.lookups.want(by, awaited, now) && awaited {
-            self.answer_negative(by);
-        }
-    }
-
-    /// Whether another device may have `address`.
-    fn is_peer_address(&self, address: IpAddr) -> bool {
-        self.settings.as_ref().is_some_and(|settings| {
-            is_routed(&settings.routes, address) && !settings.virtual_addresses().contains(&address)
-        })
-    }
-
-    /// There is no such device; if it was held, it is hidden or gone by now.
-    fn not_found(&mut self, by: LookupBy, awaited: bool, now: Instant) {
-        let held = match by {
-            LookupBy::Address(address) => self.peers.by_address(address),
-            LookupBy::PublicKey(key) => self.peers.by_key(&key),
-        };
-        if let Some(uid) = held.map(str::to_owned) {
-            self.remove_for_good(&uid, now);
-        }
-        if awaited {
-            self.answer_negative(by);
-        }
-    }
-
-    fn answer_negative(&mut self, by: LookupBy) {
-        self.actions.push_back(Action::Datapath(match by {
-            LookupBy::Address(address) => Command::NoSuchDevice(address),
-            LookupBy::PublicKey(key) => Command::UnknownKey(key),
-        }));
-    }
-
-    fn tell_datapath(&mut self, commands: Vec<Command>) {
-        self.actions.extend(commands.into_iter().map(Action::Datapath));
-    }
-
-    fn persist_soon(&mut self, now: Instant) {
+    pub(super) fn persist_soon(&mut self, now: Instant) {
         self.persist_at.get_or_insert(now + PERSIST_DELAY);
     }
 
@@ -629,12 +472,5 @@ impl Control {
         assert!(wanted <= super::MAX_LOOKUPS && in_flight <= super::MAX_LOOKUPS_IN_FLIGHT);
         assert!(in_flight == 0 || self.is_connected());
         assert!(!self.is_refused() || self.peers.len() == 0);
-    }
-}
-
-fn is_it(info: &PeerInfo, by: LookupBy) -> bool {
-    match by {
-        LookupBy::Address(address) => info.config.virtual_addresses.contains(&address),
-        LookupBy::PublicKey(key) => info.config.public_key == key,
     }
 }

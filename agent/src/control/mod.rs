@@ -3,6 +3,7 @@
 //! `handle_*`, [`Action`]s come out of [`Control::poll_action`]; the same seed and inputs give the same actions.
 
 mod backoff;
+mod holding;
 mod lookups;
 mod machine;
 mod peer;
@@ -14,6 +15,7 @@ mod renewal;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -41,6 +41,8 @@ enum Input {
     Resolved(u8),
     Endpoints(u8),
     RenewalFailed,
+    /// A new certificate, with its life in seconds.
+    Certificate(u64),
 }
 
 fn input() -> impl Strategy<Value = Input> {
@@ -67,6 +69,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => n.clone().prop_map(Input::Resolved),
         1 => n.prop_map(Input::Endpoints),
         1 => Just(Input::RenewalFailed),
+        1 => (0..100_u64).prop_map(Input::Certificate),
     ]
 }
 
@@ -88,6 +91,12 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
                     now = now.max(at);
                 }
                 control.handle_timeout(now);
+                assert!(control.poll_timeout().is_none_or(|at| at > now), "it spins");
+            }
+            Input::Certificate(life) => {
+                let civil = Timestamp::from_epoch(now.since_boot());
+                let validity = Validity { not_before: civil, not_after: civil + Duration::from_secs(life) };
+                control.handle_certificate(validity, civil, now);
             }
             Input::Registered(ok) => {
                 let answer = RegisterResponse { config: Some(config()) };

@@ -40,7 +40,9 @@ impl Renewal {
             begin: Timestamp::default(),
             earliest: Instant::default(),
             due: None,
-            in_flight: None, backoff }
+            in_flight: None,
+            backoff,
+        }
     }
 
     /// The certificate in use, and what time it is; to be called again from time to time, since clocks get set.

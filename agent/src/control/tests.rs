@@ -412,6 +412,13 @@ fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
         control.handle_certificate(next, civil(2_000_000), again);
         assert!(control.poll_timeout().unwrap() > again + Duration::from_secs(15 * day));
         assert!(control.is_connected());
+        // One that is back-dated for longer than it is valid does not make it renew in a loop.
+        let due = control.poll_timeout().unwrap();
+        control.handle_timeout(due);
+        assert_eq!(actions(&mut control), [Action::Renew]);
+        let short = Validity { not_before: civil(9_000_000 - 900), not_after: civil(9_000_060) };
+        control.handle_certificate(short, civil(9_000_000), due);
+        assert!(control.poll_timeout().unwrap() >= due + Duration::from_secs(30));
     }
     assert!(times.len() > 15, "no jitter");
 }

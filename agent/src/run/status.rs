@@ -1,0 +1,54 @@
+//! The answer to `muster-agent status`, as far as the run loop knows it.
+
+use muster_common::time::{Instant, Timestamp};
+use muster_proto::agent::{GetStatusResponse, PeerStatus, RegistrarStatus};
+
+use super::{Agent, VERSION};
+use crate::{
+    control::PeerInfo,
+    local_api::{endpoint, timestamp},
+};
+
+impl Agent {
+    pub(super) fn status(&self) -> GetStatusResponse {
+        let registrar = self.control.registrar();
+        let since = Timestamp::now().saturating_sub(Instant::now() - registrar.since);
+        let mut status = GetStatusResponse {
+            version: VERSION.to_owned(),
+            network: self.identity.network.clone(),
+            domain: self.identity.domain.clone(),
+            device_uid: self.identity.device_uid.clone(),
+            name: self.identity.name.clone(),
+            namespace: self.identity.namespace.clone(),
+            interface: self.config.interface.name.clone(),
+            public_key: self.control.public_key().to_vec(),
+            private_endpoints: self.control.private_endpoints().iter().copied().map(endpoint).collect(),
+            registrar: Some(RegistrarStatus {
+                address: registrar.address,
+                connected: registrar.connected,
+                since: Some(timestamp(since)),
+                last_error: registrar.last_error,
+            }),
+            certificate_expiry: Some(timestamp(self.validity.not_after)),
+            ready: self.readiness.get(),
+            ..GetStatusResponse::default()
+        };
+        if let Some(settings) = self.control.settings() {
+            status.name.clone_from(&settings.name);
+            status.namespace.clone_from(&settings.namespace);
+            status.domain = settings.domain.to_string();
+            status.virtual_ipv4 = settings.virtual_ipv4.map(|a| a.to_string()).unwrap_or_default();
+            status.virtual_ipv6 = settings.virtual_ipv6.map(|a| a.to_string()).unwrap_or_default();
+        }
+        let peer = |info: &PeerInfo| PeerStatus {
+            device_uid: info.message.device_uid.clone(),
+            name: info.message.name.clone(),
+            virtual_addresses: info.message.virtual_addresses.clone(),
+            public_key: info.message.public_key.clone(),
+            path: "none".to_owned(),
+            ..PeerStatus::default()
+        };
+        status.peers = self.control.peers().map(peer).collect();
+        status
+    }
+}

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod network;
 pub mod plan;
 pub mod shell;
+mod tasks;
 pub mod token;
 pub mod view;
 

@@ -3,11 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
-use futures_util::{FutureExt as _, StreamExt as _};
 use muster_common::time::Timestamp;
 use tokio::{
     sync::{oneshot, watch},
@@ -20,6 +19,7 @@ use super::{
     keys,
     metrics::RegistryMetrics,
     plan::{self, AdminError, Held, Outcome},
+    tasks,
 };
 use crate::store::{KeyRange, Op, Revision, Store, StoreError, Txn, TxnOutcome, WatchBatch, WatchStream};
 
@@ -32,14 +32,6 @@ const APPLY: Duration = Duration::from_secs(10);
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// Keys read at a time when the index is loaded.
 const PAGE: usize = 1000;
-/// Batches applied under one lock.
-const GROUP: usize = 256;
-/// Between attempts to reach a store that is away.
-const RETRY: Duration = Duration::from_millis(500);
-/// Between counts of tokens' uses.
-const COUNT_INTERVAL: Duration = Duration::from_secs(1);
-/// Between searches for what can be forgotten.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -118,9 +110,9 @@ impl Registry {
         registry.report(&bad);
         registry.update_gauges();
         let tasks = [
-            tokio::spawn(follow(Arc::downgrade(&registry), stream)).abort_handle(),
-            tokio::spawn(count_uses(Arc::downgrade(&registry))).abort_handle(),
-            tokio::spawn(sweep(Arc::downgrade(&registry))).abort_handle(),
+            tokio::spawn(tasks::follow(Arc::downgrade(&registry), stream)).abort_handle(),
+            tokio::spawn(tasks::count_uses(Arc::downgrade(&registry))).abort_handle(),
+            tokio::spawn(tasks::sweep(Arc::downgrade(&registry))).abort_handle(),
         ];
         lock(&registry.tasks).extend(tasks);
         tracing::info!(revision, devices = registry.read().device_count(), "registry loaded");
@@ -271,7 +263,7 @@ impl Registry {
     }
 
     /// Applies batches, then tells all who wait for them.
-    fn apply(&self, batches: &[WatchBatch]) {
+    pub(super) fn apply(&self, batches: &[WatchBatch]) {
         let now = Timestamp::now();
         let applied: Vec<Arc<Applied>> = {
             let mut index = self.write();
@@ -344,7 +336,7 @@ impl Registry {
     }
 
     /// Follows the store again after the watch has failed.
-    async fn watch_again(&self, error: &StoreError) -> Result<WatchStream, StoreError> {
+    pub(super) async fn watch_again(&self, error: &StoreError) -> Result<WatchStream, StoreError> {
         let revision = self.read().revision();
         // A store that was put back to an earlier state would never tell of its changes otherwise.
         if matches!(error, StoreError::Compacted { .. }) || self.store.revision().await? < revision {
@@ -372,7 +364,7 @@ impl Registry {
     }
 
     /// Writes a transaction that makes room; others may have been faster.
-    async fn tidy(&self, txn: Txn) -> Result<(), StoreError> {
+    pub(super) async fn tidy(&self, txn: Txn) -> Result<(), StoreError> {
         match self.store.txn(txn).await? {
             TxnOutcome::Committed(revision) => drop(self.reached(revision).await),
             TxnOutcome::Conflict => drop(self.reached(self.store.revision().await?).await),
@@ -428,93 +420,5 @@ async fn load_index(store: &dyn Store) -> Result<(Index, Vec<BadValue>), StoreEr
         }
         index.loaded(at.unwrap_or_default());
         return Ok((index, bad));
-    }
-}
-
-/// Applies what the store tells, for as long as the registry lives.
-async fn follow(registry: Weak<Registry>, mut stream: WatchStream) {
-    let mut batches = Vec::with_capacity(GROUP);
-    loop {
-        let mut failed = match stream.next().await {
-            Some(Ok(batch)) => {
-                batches.push(batch);
-                None
-            }
-            Some(Err(error)) => Some(error),
-            None => Some(StoreError::Unavailable("the watch ended".into())),
-        };
-        while failed.is_none()
-            && batches.len() < GROUP
-            && let Some(next) = stream.next().now_or_never()
-        {
-            match next {
-                Some(Ok(batch)) => batches.push(batch),
-                Some(Err(error)) => failed = Some(error),
-                None => failed = Some(StoreError::Unavailable("the watch ended".into())),
-            }
-        }
-        let Some(registry) = registry.upgrade() else { return };
-        if !batches.is_empty() {
-            registry.apply(&batches);
-            batches.clear();
-        }
-        while let Some(error) = failed.take() {
-            registry.metrics.watch_failures.inc();
-            if matches!(error, StoreError::Closed) {
-                tracing::warn!("the store was closed; the registry changes no more");
-                return;
-            }
-            tracing::warn!(%error, "cannot follow the store; trying again");
-            match registry.watch_again(&error).await {
-                Ok(again) => stream = again,
-                Err(error) => {
-                    failed = Some(error);
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-    }
-}
-
-/// Writes the uses of tokens now and then: one write for many uses, so that those who join with one token at the
-/// same time do not stand in each other's way.
-async fn count_uses(registry: Weak<Registry>) {
-    loop {
-        tokio::time::sleep(COUNT_INTERVAL).await;
-        let Some(registry) = registry.upgrade() else { return };
-        registry.flush_uses().await;
-    }
-}
-
-/// Removes from the store what is over.
-async fn sweep(registry: Weak<Registry>) {
-    let mut locks: BTreeMap<Arc<str>, Revision> = BTreeMap::new();
-    loop {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
-        let Some(registry) = registry.upgrade() else { return };
-        let seen = registry.read().locks();
-        // Locks of a registrar that died over a deletion; a living one has long finished.
-        let mut done: Vec<Txn> = seen
-            .iter()
-            .filter(|(name, revision)| locks.get(*name) == Some(revision))
-            .map(|(name, revision)| plan::network::unlock(name, *revision))
-            .collect();
-        locks = seen;
-        loop {
-            for txn in done.drain(..) {
-                if let Err(error) = registry.tidy(txn).await {
-                    tracing::warn!(%error, "cannot remove from the store what is over; trying again later");
-                    break;
-                }
-            }
-            let Some(txn) = plan::sweep::addresses(&registry.read(), Timestamp::now()) else { break };
-            match registry.tidy(txn).await {
-                Ok(()) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "cannot forget released addresses; trying again later");
-                    break;
-                }
-            }
-        }
     }
 }

@@ -1,0 +1,111 @@
+//! What a registry does by itself: follows its store, counts the uses of tokens, and removes what is over. Each task
+//! ends with the registry.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use muster_common::time::Timestamp;
+
+use super::{plan, shell::Registry};
+use crate::store::{Revision, StoreError, Txn, WatchStream};
+
+/// Batches applied under one lock.
+const GROUP: usize = 256;
+/// Between attempts to reach a store that is away.
+const RETRY: Duration = Duration::from_millis(500);
+/// Between counts of tokens' uses.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// Between searches for what can be forgotten.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Applies what the store tells, for as long as the registry lives.
+pub(super) async fn follow(registry: Weak<Registry>, mut stream: WatchStream) {
+    let mut batches = Vec::with_capacity(GROUP);
+    loop {
+        let mut failed = match stream.next().await {
+            Some(Ok(batch)) => {
+                batches.push(batch);
+                None
+            }
+            Some(Err(error)) => Some(error),
+            None => Some(StoreError::Unavailable("the watch ended".into())),
+        };
+        while failed.is_none()
+            && batches.len() < GROUP
+            && let Some(next) = stream.next().now_or_never()
+        {
+            match next {
+                Some(Ok(batch)) => batches.push(batch),
+                Some(Err(error)) => failed = Some(error),
+                None => failed = Some(StoreError::Unavailable("the watch ended".into())),
+            }
+        }
+        let Some(registry) = registry.upgrade() else { return };
+        if !batches.is_empty() {
+            registry.apply(&batches);
+            batches.clear();
+        }
+        while let Some(error) = failed.take() {
+            registry.metrics().watch_failures.inc();
+            if matches!(error, StoreError::Closed) {
+                tracing::warn!("the store was closed; the registry changes no more");
+                return;
+            }
+            tracing::warn!(%error, "cannot follow the store; trying again");
+            match registry.watch_again(&error).await {
+                Ok(again) => stream = again,
+                Err(error) => {
+                    failed = Some(error);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// Writes the uses of tokens now and then: one write for many uses, so that those who join with one token at the
+/// same time do not stand in each other's way.
+pub(super) async fn count_uses(registry: Weak<Registry>) {
+    loop {
+        tokio::time::sleep(COUNT_INTERVAL).await;
+        let Some(registry) = registry.upgrade() else { return };
+        registry.flush_uses().await;
+    }
+}
+
+/// Removes from the store what is over.
+pub(super) async fn sweep(registry: Weak<Registry>) {
+    let mut locks: BTreeMap<Arc<str>, Revision> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(registry) = registry.upgrade() else { return };
+        let seen = registry.read().locks();
+        // Locks of a registrar that died over a deletion; a living one has long finished.
+        let mut done: Vec<Txn> = seen
+            .iter()
+            .filter(|(name, revision)| locks.get(*name) == Some(revision))
+            .map(|(name, revision)| plan::network::unlock(name, *revision))
+            .collect();
+        locks = seen;
+        loop {
+            for txn in done.drain(..) {
+                if let Err(error) = registry.tidy(txn).await {
+                    tracing::warn!(%error, "cannot remove from the store what is over; trying again later");
+                    break;
+                }
+            }
+            let Some(txn) = plan::sweep::addresses(&registry.read(), Timestamp::now()) else { break };
+            match registry.tidy(txn).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot forget released addresses; trying again later");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -5,14 +5,14 @@ set -eu
 
 [ "$(id -u)" -eq 0 ] && exec "$@"
 
-if unshare --user --map-root-user --net --mount true 2>/dev/null; then
+# What `ip netns` writes to, /run and /etc/netns, is of this mount namespace alone.
+if unshare --user --map-root-user --net --mount sh -ec 'mount -t tmpfs tmpfs /run' 2>/dev/null; then
     exec unshare --user --map-root-user --net --mount sh -ec '
         mount -t tmpfs tmpfs /run
-        if [ -w /etc ]; then mkdir -p /etc/netns; else
-            # ip netns looks for a host'\''s own resolv.conf below /etc/netns.
-            mkdir /run/etc /run/work
-            mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/work overlay /etc
-        fi
+        mkdir /run/etc /run/work
+        mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/work overlay /etc
+        mkdir -p /etc/netns
+        mount -t tmpfs tmpfs /etc/netns
         ip link set lo up
         exec "$@"' sh "$@"
 fi

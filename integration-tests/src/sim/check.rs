@@ -54,6 +54,7 @@ impl World {
     /// Lets everything heal, and checks that it does.
     pub(super) fn settle(&mut self) -> Checked {
         self.note(format_args!("everything heals"));
+        self.quiet = true;
         self.links.heal();
         for r in 0..self.registrars.len() {
             self.registrars[r].stalled = Duration::ZERO;
@@ -73,7 +74,9 @@ impl World {
         self.check_idle()?;
         self.check_first_packets(&members)?;
         self.check_nobody()?;
-        self.check_join()
+        self.check_join()?;
+        self.quiet = false;
+        Ok(())
     }
 
     /// All registrars show what the store holds, and that is what the model knows.

@@ -22,19 +22,20 @@ impl World {
         let h = self.rng.random_range(0..self.hosts.len());
         let r = self.rng.random_range(0..self.registrars.len());
         match self.rng.random_range(0..100) {
-            // Hosts without a device join, more often than not.
-            0..20 => self.join(h, None),
-            20..28 => self.restart(h)?,
-            28..32 => self.leave(h),
-            32..35 => self.create_token(false)?,
-            35..37 => self.revoke_token(r)?,
-            37..41 => self.administer_device(r)?,
-            41..46 => self.shake_registrar(r)?,
-            46..54 => self.shake_links(h, r),
-            54..58 => self.relocate(h)?,
-            58..61 => self.resolve(h, r),
-            61..68 => self.attack()?,
-            68..70 => self.compact()?,
+            0..12 => (0..self.hosts.len()).for_each(|h| self.join_again(h)),
+            12..18 => self.restart(h)?,
+            18..21 => self.leave(h),
+            21..24 => self.create_token(false)?,
+            24..26 => self.revoke_token(r)?,
+            26..30 => self.administer_device(r)?,
+            30..35 => self.shake_registrar(r)?,
+            35..44 => self.shake_links(h, r),
+            44..49 => self.relocate(h)?,
+            49..52 => self.resolve(h, r),
+            52..60 => self.attack()?,
+            60..62 => self.compact()?,
+            62..75 => self.talk(h),
+            75..78 => (0..self.hosts.len()).try_for_each(|h| self.start_agent(h))?,
             _ => self.burst(h)?,
         }
         Ok(())
@@ -64,6 +65,15 @@ impl World {
         self.tokens[n].revoked.get_or_insert(now);
         let name = self.tokens[n].secret.id().to_string();
         self.administer(r, Request::RevokeToken { name, now })
+    }
+
+    /// A host without a device joins; one that is refused may be set up anew before.
+    fn join_again(&mut self, h: usize) {
+        let refused = self.hosts[h].running.as_ref().is_some_and(|running| running.control.is_refused());
+        if refused && self.rng.random_bool(0.5) {
+            self.wipe(h);
+        }
+        self.join(h, None);
     }
 
     /// A host joins: with a good token, an old one, or one that nobody has made.
@@ -170,6 +180,8 @@ impl World {
             1 => {
                 let within = self.span(0, 20_000);
                 self.drain_registrar(r, within);
+                let life = self.registrars[r].life;
+                self.after(within + Duration::from_secs(5), Event::Stop { registrar: r, life });
             }
             2 | 3 => {
                 self.stop_registrar(r);
@@ -268,9 +280,37 @@ impl World {
         self.store.compact_sync(revision).map_err(|e| super::Violation(e.to_string()))
     }
 
+    /// Two hosts talk for a while.
+    fn talk(&mut self, h: usize) {
+        let other = self.rng.random_range(0..self.hosts.len());
+        let left = self.rng.random_range(3..60);
+        for (from, to) in [(h, other), (other, h)] {
+            let addresses = self.hosts[to].addresses();
+            if from != to && !addresses.is_empty() {
+                let to = addresses[self.rng.random_range(0..addresses.len())];
+                let at = self.span(0, 500);
+                self.after(at, Event::Flow { from, to, left });
+            }
+        }
+    }
+
+    pub(super) fn on_flow(&mut self, from: usize, to: IpAddr, left: u32) -> Checked {
+        if self.quiet {
+            return Ok(());
+        }
+        self.send_packet(from, to)?;
+        if left > 0 {
+            let most = [200, 2_000, 12_000, 60_000][self.rng.random_range(0..4)];
+            let gap = self.span(0, most);
+            self.after(gap, Event::Flow { from, to, left: left - 1 });
+        }
+        Ok(())
+    }
+
     /// Packets to an address: a device's, one that is gone, or nobody's.
     fn burst(&mut self, h: usize) -> Checked {
-        let members: Vec<IpAddr> = self.model.addresses.keys().copied().collect();
+        let members: Vec<IpAddr> = self.hosts.iter().flat_map(super::host::Host::addresses).collect();
+        let others: Vec<IpAddr> = self.model.addresses.keys().copied().collect();
         let released: Vec<IpAddr> = self.model.released.keys().copied().collect();
         let pick = |world: &mut Self, list: &[IpAddr]| {
             let n = world.rng.random_range(0..list.len().max(1));
@@ -279,11 +319,16 @@ impl World {
         let target = match self.rng.random_range(0..10) {
             0 => Some(IpAddr::from([100, 64, 0, self.rng.random_range(0..64)])),
             1 => pick(self, &released),
+            2 => pick(self, &others),
             _ => pick(self, &members),
         };
         let Some(target) = target else { return Ok(()) };
-        for _ in 0..self.rng.random_range(1..6) {
-            self.send_packet(h, target)?;
+        let all = self.rng.random_bool(0.3);
+        for _ in 0..self.rng.random_range(1..5) {
+            let senders = if all { 0..self.hosts.len() } else { h..h + 1 };
+            for h in senders {
+                self.send_packet(h, target)?;
+            }
             let pause = self.span(0, 300);
             self.advance(pause)?;
         }

@@ -58,6 +58,10 @@ pub(super) enum Event {
     GiveUp { registrar: usize, life: u64, job: u64 },
     /// A registrar waits no longer for its index, for a hello.
     Greet { registrar: usize, life: u64, connection: u64 },
+    /// A program sends its next packet.
+    Flow { from: usize, to: IpAddr, left: u32 },
+    /// A registrar that drains has waited long enough.
+    Stop { registrar: usize, life: u64 },
     /// A registrar forgets addresses whose quarantine is over.
     Sweep { registrar: usize, life: u64 },
     /// A message arrives at the registrar's end of a session.
@@ -167,6 +171,8 @@ pub(super) struct World {
     pub(super) tokens: Vec<Token>,
     pub(super) lifetime: Duration,
     pub(super) counts: Counts,
+    /// Nobody sends packets of their own accord: the run is being checked.
+    pub(super) quiet: bool,
     /// Datagrams that somebody has recorded.
     pub(super) recorded: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
 }
@@ -193,6 +199,7 @@ impl World {
             tokens: Vec::new(),
             lifetime: Duration::from_secs(lifetime),
             counts: Counts::default(),
+            quiet: false,
             recorded: Vec::new(),
         }
     }
@@ -200,12 +207,12 @@ impl World {
     /// Plays the whole run.
     pub(super) fn play(&mut self) -> Checked {
         self.set_up()?;
-        for n in 1..=self.rng.random_range(60..140) {
+        for n in 1..=self.rng.random_range(100..240) {
             let pause = self.pause();
             self.advance(pause)?;
             self.operate()?;
             self.check()?;
-            if n % 50 == 0 {
+            if n % 60 == 0 {
                 self.settle()?;
             }
         }
@@ -243,26 +250,33 @@ impl World {
         }
         index = super::registrar::load(&self.store, civil)?;
         must(index.network(NETWORK).is_some(), || "the network is not there".into())?;
-        for registrar in 0..self.rng.random_range(1..=2) {
+        for registrar in 0..self.rng.random_range(1..=3) {
             self.registrars.push(Registrar::new());
             self.start_registrar(registrar)?;
         }
-        for host in 0..self.rng.random_range(3..=6) {
+        for host in 0..self.rng.random_range(3..=7) {
             let skew = Duration::from_secs(self.rng.random_range(0..300));
             self.hosts.push(Host::new(host, skew));
         }
         self.create_token(true)?;
-        self.advance(Duration::from_secs(1))
+        self.advance(Duration::from_secs(1))?;
+        // All at once.
+        for h in 0..self.hosts.len() {
+            self.join(h, None);
+        }
+        Ok(())
     }
 
     /// Time until the next operation.
     fn pause(&mut self) -> Duration {
         let all_up = self.registrars.iter().all(|r| r.is_up);
         let (least, most) = match self.rng.random_range(0..100) {
-            0..50 => (0, 400),
-            50..80 => (400, 8_000),
-            80..94 => (8_000, 150_000),
-            94..99 => (150_000, 2_400_000),
+            0..20 => (0, 1),
+            20..45 => (0, 100),
+            45..65 => (100, 1_500),
+            65..85 => (1_500, 20_000),
+            85..96 => (20_000, 200_000),
+            96..99 => (200_000, 2_400_000),
             _ if all_up => (2_400_000, 2 * 86_400_000),
             _ => (2_400_000, 7_200_000),
         };
@@ -292,6 +306,13 @@ impl World {
             Event::GiveUp { registrar, life, job } => self.on_give_up(registrar, life, job),
             Event::Greet { registrar, life, connection } => self.on_greet(registrar, life, connection),
             Event::Sweep { registrar, life } => self.on_sweep(registrar, life),
+            Event::Flow { from, to, left } => self.on_flow(from, to, left),
+            Event::Stop { registrar, life } => {
+                if self.registrars[registrar].life == life {
+                    self.stop_registrar(registrar);
+                }
+                Ok(())
+            }
             Event::Up(connection, message) => self.on_up(connection, message),
             Event::Down(connection, message) => self.on_down(connection, message),
         }

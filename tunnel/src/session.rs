@@ -130,6 +130,14 @@ impl Session {
         Ok(opened)
     }
 
+    /// A session with made-up keys.
+    #[cfg(test)]
+    pub(crate) fn for_test(local_index: u32) -> Self {
+        let key = || zeroize::Zeroizing::new([7; 32]);
+        let keys = TransportKeys { sending: key(), receiving: key() };
+        Self::new(&keys, local_index, 0, true, Instant::default()).unwrap()
+    }
+
     #[cfg(test)]
     pub(crate) fn set_send_counter(&mut self, counter: u64) {
         self.send_counter = counter;

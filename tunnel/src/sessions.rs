@@ -98,3 +98,34 @@ impl Sessions {
         self.current.as_ref().is_some_and(|session| session.can_send(now))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(sessions: &mut Sessions) -> Vec<u32> {
+        (0..10).filter(|index| sessions.by_index(*index).is_some()).collect()
+    }
+
+    /// Both sides renew at once: the old session and the loser of the two new ones still receive.
+    #[test]
+    fn two_are_retired() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.put_current(Session::for_test(1), true), Released::new());
+        let mut next = Session::for_test(2);
+        next.is_contested = true;
+        assert_eq!(sessions.put_next(next), Released::new());
+        assert_eq!(sessions.put_current(Session::for_test(3), true), Released::new());
+        assert_eq!(held(&mut sessions), [1, 2, 3]);
+        assert_eq!(sessions.current().map(|s| s.local_index), Some(3));
+        assert!(sessions.next().is_none());
+        assert_eq!(sessions.put_current(Session::for_test(4), true), [1], "the oldest goes");
+        assert_eq!(sessions.put_next(Session::for_test(5)), Released::new());
+        assert_eq!(sessions.put_next(Session::for_test(6)), [5], "replaced before it was used");
+        assert_eq!(sessions.confirm_next(), [2]);
+        assert_eq!(held(&mut sessions), [3, 4, 6]);
+        let mut released = sessions.clear();
+        released.sort();
+        assert_eq!((released, held(&mut sessions)), (vec![3, 4, 6], vec![]));
+    }
+}

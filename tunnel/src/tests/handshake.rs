@@ -179,6 +179,80 @@ proptest! {
     }
 }
 
+/// A session that the peer started before our newest initiation is older than what that one makes: it must not come back
+/// when both sides then change over at the same moment.
+#[test]
+fn an_earlier_session_of_the_peer_does_not_cross_a_later_one_of_ours() {
+    let mut network = Network::pair(13);
+    network.loss = 100;
+    network.send(1, 0, b"b");
+    network.loss = 0;
+    network.send(0, 1, b"a");
+    network.run_millis(15);
+    // Node 0 finishes its handshake, but nothing that it sends through the session arrives.
+    network.loss = 100;
+    network.run_millis(50);
+    network.loss = 0;
+    while network.count(1, 1) < 2 {
+        network.run_millis(1);
+    }
+    network.run_millis(15);
+    // Nor what node 1 sends through its own.
+    network.loss = 100;
+    network.run_millis(50);
+    network.loss = 0;
+    network.assert_works();
+    network.assert_one_session();
+}
+
+#[test]
+fn an_initiation_that_was_overtaken_by_a_whole_handshake_is_not_answered() {
+    let mut network = Network::pair(14);
+    network.delay = Duration::from_millis(300);
+    network.send(1, 0, b"b");
+    network.delay = Duration::from_millis(10);
+    network.send(0, 1, b"a");
+    network.run_millis(200);
+    let sent = network.count(0, 4);
+    network.run_millis(200);
+    assert_eq!(network.nodes[0].dropped, [Dropped::Simultaneous]);
+    assert_eq!((network.count(0, 2), network.count(0, 4)), (0, sent + 1), "an empty message instead");
+    assert_eq!(network.take_payloads(0), [b"b"]);
+    network.assert_one_session();
+}
+
+#[test]
+fn who_was_just_called_does_not_call_back() {
+    let mut network = Network::new(2, 15);
+    network.introduce(0, 1);
+    network.send(0, 1, b"a");
+    network.send(1, 0, b"b");
+    network.run_secs(1);
+    // It has a packet and an initiation, both waiting for this.
+    network.introduce(1, 0);
+    network.run_millis(100);
+    assert_eq!(
+        (network.take_payloads(0), network.take_payloads(1)),
+        (vec![b"b".to_vec()], vec![b"a".to_vec()])
+    );
+    assert_eq!((network.count(0, 1), network.count(1, 1)), (1, 0));
+}
+
+#[test]
+fn a_peer_may_not_start_handshakes_in_quick_succession() {
+    let mut network = Network::pair(16);
+    let key = network.key(1);
+    for _ in 0..3 {
+        network.nodes[0].tunnel.remove_peer(&key);
+        network.introduce(0, 1);
+        network.nodes[0].tunnel.connect(&key, network.now);
+        network.collect(0);
+    }
+    network.run_millis(15);
+    assert_eq!(network.nodes[1].dropped, [Dropped::RateLimited; 2]);
+    assert_eq!(network.count(1, 2), 1);
+}
+
 #[test]
 fn candidates_are_all_tried_and_the_one_that_answers_is_used() {
     let mut network = Network::pair(9);
@@ -248,17 +322,17 @@ fn candidates_that_come_during_a_handshake_get_it_too() {
 fn a_peer_with_a_new_key_takes_the_old_ones_place() {
     let mut network = Network::new(3, 12);
     network.introduce(0, 1);
-    network.introduce(1, 0);
     network.introduce(2, 0);
-    network.send(0, 1, b"x");
-    network.run_millis(100);
-    // Node 1 is replaced by node 2 at the same virtual address, and a packet was waiting.
+    network.black_holes = vec![network.nodes[1].address];
+    network.send(0, 1, b"waits for node 1");
+    network.run_secs(1);
+    // Node 2 comes in its place, at the same virtual address.
     let old = network.key(1);
     network.nodes[2].virtual_address = network.nodes[1].virtual_address.clone();
     network.introduce(0, 2);
-    network.send(0, 2, b"y");
     network.run_millis(100);
-    assert_eq!(network.take_payloads(2), [b"y"]);
-    assert_eq!(network.take_payloads(1), [b"x"]);
+    network.send(0, 2, b"another");
+    network.run_millis(100);
+    assert_eq!(network.take_payloads(2), [&b"waits for node 1"[..], b"another"]);
     assert!(network.nodes[0].tunnel.peer(&old, network.now).is_none());
 }

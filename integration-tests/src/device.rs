@@ -65,11 +65,16 @@ impl Device {
         Ok(Self { credentials, enrolled, registrar })
     }
 
-    /// Connects to the registrar with the device's certificate.
+    /// Connects with the device's certificate to the registrar that it joined at.
     pub async fn connect(&self) -> Result<RegistrationServiceClient<Channel>, Error> {
+        self.connect_to(&self.registrar).await
+    }
+
+    /// Connects with the device's certificate to this registrar, `HOST:PORT`.
+    pub async fn connect_to(&self, registrar: &str) -> Result<RegistrationServiceClient<Channel>, Error> {
         let accept = |party: &Party| matches!(party, Party::Registrar { .. });
         let config = self.credentials.client_config(accept, ALPN_H2)?;
-        Ok(RegistrationServiceClient::new(grpc::connect(&self.registrar, Arc::new(config)).await?))
+        Ok(RegistrationServiceClient::new(grpc::connect(registrar, Arc::new(config)).await?))
     }
 }
 

@@ -83,12 +83,22 @@ impl Registrar {
         let directory = host.directory().join("registrar");
         create(&directory)?;
         let mut registrar = Self { host: host.clone(), directory, printed: String::new(), process: None };
-        let config = format!(
-            "data_dir = \"{}\"\n{more}\n[advertise]\nregistrars = [\"{address}:7500\"]\ndns = [\"{address}:853\"]\n",
-            registrar.directory.join("data").display()
-        );
-        write(&registrar.config(), &config)?;
+        write(&registrar.config(), &configuration(&registrar.data(), address, more))?;
         registrar.printed = process::check(registrar.init_command(domain, address)?)?;
+        Ok(registrar)
+    }
+
+    /// A further registrar of the deployment of `first`, on `host`, as an operator adds one: with the files of the
+    /// CA, on the same store, which `more` names as it did for the first. Others reach it as `address`.
+    pub fn beside(first: &Self, host: &Host, address: &str, more: &str) -> Result<Self> {
+        let directory = host.directory().join("registrar");
+        let registrar = Self { host: host.clone(), directory, printed: String::new(), process: None };
+        create(&registrar.data())?;
+        write(&registrar.config(), &configuration(&registrar.data(), address, more))?;
+        for file in ["ca.key", "ca.crt"] {
+            copy(&first.data().join(file), &registrar.data().join(file))?;
+        }
+        copy(&first.credential(), &registrar.credential())?;
         Ok(registrar)
     }
 
@@ -302,6 +312,18 @@ fn stop(process: Option<Process>) -> Result {
     } else {
         Err(LabError::Command { command: "SIGTERM".into(), reason: format!("{status}\n{}", process.log()) })
     }
+}
+
+fn configuration(data: &Path, address: &str, more: &str) -> String {
+    format!(
+        "data_dir = \"{}\"\n{more}\n[advertise]\nregistrars = [\"{address}:7500\"]\ndns = [\"{address}:853\"]\n",
+        data.display()
+    )
+}
+
+/// Copies a file with its permissions.
+fn copy(from: &Path, to: &Path) -> Result {
+    fs::copy(from, to).map(drop).map_err(|e| LabError::File { path: from.display().to_string(), source: e })
 }
 
 fn create(directory: &Path) -> Result {

@@ -335,7 +335,7 @@ impl World {
         match (&call.purpose, answer) {
             (Purpose::Register { attempt, .. }, Answer::Registered(response)) => {
                 self.counts.registered += 1;
-                running.control.handle_registered(*attempt, Ok(response), now);
+                running.control.handle_registered(*attempt, Ok(*response), now);
             }
             (Purpose::Register { attempt, .. }, answer) => {
                 running.control.handle_registered(*attempt, Err(failure(answer)), now);
@@ -439,7 +439,7 @@ impl World {
             }
             Down::Message(message) => {
                 let line = format!("{:x}", digest(format!("{message:?}").as_bytes()));
-                running.control.handle_session_message(attempt, message, now);
+                running.control.handle_session_message(attempt, *message, now);
                 line
             }
             Down::Closed(failure) => {

@@ -22,7 +22,12 @@ impl World {
         let h = self.rng.random_range(0..self.hosts.len());
         let r = self.rng.random_range(0..self.registrars.len());
         match self.rng.random_range(0..100) {
-            0..12 => (0..self.hosts.len()).for_each(|h| self.join_again(h)),
+            0..10 => (0..self.hosts.len()).for_each(|h| self.join_again(h)),
+            // With one token, that may be good for one alone.
+            10..12 => {
+                let n = self.rng.random_range(0..self.tokens.len());
+                (0..self.hosts.len()).for_each(|h| self.join(h, Some(n)));
+            }
             12..18 => self.restart(h)?,
             18..21 => self.leave(h),
             21..24 => self.create_token(false)?,

@@ -487,7 +487,7 @@ impl World {
             (Ok(_), Request::Register { uid, .. }) => match register::find(index, NETWORK, *uid) {
                 Ok(device) => {
                     let config = index.network(NETWORK).map(|state| state.config(device, &advertised));
-                    Answer::Registered(RegisterResponse { config })
+                    Answer::Registered(Box::new(RegisterResponse { config }))
                 }
                 Err(error) => Answer::Refused(error.to_string()),
             },
@@ -791,7 +791,10 @@ impl World {
                     },
                     Item::Bookmark(revision) => Message::Bookmark(Bookmark { revision }),
                 };
-                self.send_down(connection, Down::Message(SessionResponse { message: Some(message) }));
+                self.send_down(
+                    connection,
+                    Down::Message(Box::new(SessionResponse { message: Some(message) })),
+                );
             }
         }
     }

@@ -83,7 +83,7 @@ pub(super) enum Up {
 #[derive(Debug)]
 pub(super) enum Down {
     Opened,
-    Message(SessionResponse),
+    Message(Box<SessionResponse>),
     Closed(Failure),
 }
 
@@ -121,7 +121,7 @@ pub(super) enum Answer {
         validity: Validity,
     },
     NotEnrolled(super::requests::Refusal),
-    Registered(RegisterResponse),
+    Registered(Box<RegisterResponse>),
     LookedUp(LookupResult),
     Renewed(Validity),
     Left,

@@ -4,7 +4,10 @@ mod create;
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser as _},
+};
 
 pub use create::{Create, CreateDevice, CreateNetwork, CreateToken, CreateWhat, Director, Labels};
 
@@ -36,6 +39,7 @@ pub struct Cli {
 pub struct Global {
     /// Operator's credential file [default: ~/.config/muster/operator.toml, /etc/muster/operator.toml]
     #[arg(long, global = true, value_name = "FILE", env = "MUSTER_CREDENTIAL")]
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub credential: Option<PathBuf>,
     /// Registrar to ask, instead of the one in the credential file
     #[arg(long, global = true, value_name = "HOST:PORT", env = "MUSTER_REGISTRAR")]

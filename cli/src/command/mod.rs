@@ -179,7 +179,10 @@ fn targets_to_change(words: &[String], selection: &Selection, all: bool) -> Resu
 }
 
 async fn connect(global: &Global) -> Result<Client> {
-    let path = OperatorCredential::find(global.credential.as_deref())?;
+    // An environment variable that is set to nothing counts as unset.
+    let given = global.credential.as_deref().filter(|path| !path.as_os_str().is_empty());
+    let set = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let path = OperatorCredential::find(given)?;
     let credential = OperatorCredential::load(&path)?;
     let unusable = |source| Error::Tls { path: path.clone(), source };
     let roots = credential.trusted().map_err(unusable)?;
@@ -191,8 +194,8 @@ async fn connect(global: &Global) -> Result<Client> {
         }
     }
     let credentials = Credentials::new(&pair, &roots).map_err(unusable)?;
-    let registrar = global.registrar.clone().unwrap_or(credential.registrar);
-    let network = global.network.clone().unwrap_or(credential.network);
+    let registrar = set(&global.registrar).unwrap_or(credential.registrar);
+    let network = set(&global.network).unwrap_or(credential.network);
     let config = credentials
         .client_config(|party| matches!(party, Party::Registrar { .. }), ALPN_H2)
         .map_err(unusable)?;

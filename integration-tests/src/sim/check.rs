@@ -32,6 +32,8 @@ impl World {
             must(held <= self.model.devices.len() + self.model.gone.len(), || {
                 format!("h{h} holds {held} peers")
             })?;
+            let refused = running.control.is_refused();
+            must(!refused || held == 0, || format!("h{h} is refused, and holds {held} peers"))?;
             let in_tunnel = running.tunnel.peers(Instant::default()).count();
             must(held == in_tunnel, || format!("h{h} holds {held} peers, its tunnel {in_tunnel}"))?;
             let (wanted, in_flight) = running.control.lookups();

@@ -382,8 +382,11 @@ impl World {
                 // Unless the answer is a repetition, the token must have been good when the request was taken.
                 let is_new = token.joined.insert(uid);
                 let asked = validity.not_before + BACKDATE;
-                let good = token.expires > asked && token.revoked.is_none_or(|at| asked <= at + TOKEN_NEWS);
-                must(!is_new || good, || format!("{uid} joined at {asked} with {token:?}"))?;
+                let revoked = self.model.revoked_tokens.get(token.secret.id().as_str());
+                let good = token.expires > asked && revoked.is_none_or(|at| asked <= *at + TOKEN_NEWS);
+                must(!is_new || good, || {
+                    format!("{uid} joined at {asked} with {token:?}, revoked: {revoked:?}")
+                })?;
                 let once = token.reusable || token.joined.len() == 1;
                 must(once, || format!("a one-off token let in {:?}", token.joined))?;
                 self.hosts[h].disk = Some(Disk {

@@ -8,7 +8,10 @@ use std::{
 };
 
 use muster_common::time::Timestamp;
-use muster_proto::{admin, storage::StoredAddress};
+use muster_proto::{
+    admin,
+    storage::{StoredAddress, StoredToken},
+};
 use muster_registrar::{
     registry::keys::{self, Key},
     store::{Event, Revision, WatchBatch},
@@ -49,6 +52,8 @@ pub(super) struct Model {
     pub(super) released: BTreeMap<IpAddr, Timestamp>,
     /// Devices that are deleted or revoked, and by which revision.
     pub(super) gone: BTreeMap<Uuid, Revision>,
+    /// Tokens that an operator has revoked, and when.
+    pub(super) revoked_tokens: BTreeMap<String, Timestamp>,
     /// Addresses that each device had first: it has them for good.
     first: BTreeMap<Uuid, Vec<IpAddr>>,
     packets: BTreeMap<u64, Sent>,
@@ -67,6 +72,7 @@ impl Model {
             addresses: BTreeMap::new(),
             released: BTreeMap::new(),
             gone: BTreeMap::new(),
+            revoked_tokens: BTreeMap::new(),
             first: BTreeMap::new(),
             packets: BTreeMap::new(),
             next_packet: 1,
@@ -100,6 +106,12 @@ impl Model {
                 (Some(Key::Device { uid, .. }), Event::Put(kv)) => {
                     let device = admin::Device::decode(&*kv.value).map_err(bad)?;
                     self.put(uid, &device, batch.revision, now)?;
+                }
+                (Some(Key::Token { name, .. }), Event::Put(kv)) => {
+                    let token = StoredToken::decode(&*kv.value).map_err(bad)?.token.unwrap_or_default();
+                    if token.spec.is_some_and(|spec| spec.revoked) {
+                        self.revoked_tokens.entry(name.to_owned()).or_insert(now);
+                    }
                 }
                 (Some(Key::Device { uid, .. }), Event::Delete { .. }) => {
                     let Some(known) = self.devices.remove(&uid) else { continue };

@@ -54,7 +54,7 @@ impl World {
         let (now, uid) = (self.civil(), self.uid());
         let expires =
             muster_common::time::Timestamp::from_epoch(Duration::from_secs((now + ttl).unix_seconds() + 1));
-        let token = Token { secret: secret.clone(), reusable, expires, revoked: None, joined: [].into() };
+        let token = Token { secret: secret.clone(), reusable, expires, joined: [].into() };
         self.tokens.push(token);
         let r = self.rng.random_range(0..self.registrars.len());
         self.administer(r, Request::CreateToken { secret, reusable, expires, uid, now })
@@ -67,7 +67,6 @@ impl World {
         }
         let n = self.rng.random_range(1..self.tokens.len());
         let now = self.civil();
-        self.tokens[n].revoked.get_or_insert(now);
         let name = self.tokens[n].secret.id().to_string();
         self.administer(r, Request::RevokeToken { name, now })
     }
@@ -228,8 +227,12 @@ impl World {
     fn part(&mut self, a: Node, b: Node) {
         self.note(format_args!("{a:?} and {b:?} are parted"));
         self.links.part(a, b);
-        if self.rng.random_bool(0.7) {
-            self.doom_all(|c| (Node::Host(c.host), Node::Registrar(c.registrar)) == (a, b));
+        if let (Node::Host(host), Node::Registrar(registrar)) = (a, b) {
+            if self.rng.random_bool(0.5) {
+                self.doom_all(|c| c.host == host && c.registrar == registrar);
+            } else {
+                self.after(Duration::from_secs(30), Event::KeepAlive { host, registrar });
+            }
         }
     }
 

@@ -165,8 +165,12 @@ impl Registrar {
         let own = self.by_device.get(&device).and_then(|id| self.sessions.get_mut(id));
         if let Some(own) = own.map(|session| &mut session.mailbox) {
             match (old, new) {
-                (_, None) => own.end(End::Gone),
-                (_, Some(new)) if new.revoked => own.end(End::Revoked),
+                (_, None) => {
+                    own.end(End::Gone);
+                }
+                (_, Some(new)) if new.revoked => {
+                    own.end(End::Revoked);
+                }
                 (Some(old), Some(new)) => {
                     if is_configured_differently(old, new) {
                         own.config();
@@ -256,6 +260,8 @@ impl World {
         let now = self.civil();
         let uid = match (&call.purpose, call.caller) {
             (Purpose::Enroll(_), _) => Uuid::nil(),
+            // On a connection that was made when the certificate was good.
+            (Purpose::Lookup { .. } | Purpose::Renew { .. }, Some((uid, _))) => uid,
             (_, Some((uid, validity))) if validity.not_after > now => uid,
             _ => {
                 self.answer(id, Answer::Unavailable("the certificate has expired".into()));

@@ -60,6 +60,8 @@ pub(super) enum Event {
     Greet { registrar: usize, life: u64, connection: u64 },
     /// A program sends its next packet.
     Flow { from: usize, to: IpAddr, left: u32 },
+    /// Connections between two that have been parted since are broken.
+    KeepAlive { host: usize, registrar: usize },
     /// A registrar that drains has waited long enough.
     Stop { registrar: usize, life: u64 },
     /// A registrar forgets addresses whose quarantine is over.
@@ -148,8 +150,6 @@ pub(super) struct Token {
     pub(super) secret: JoinToken,
     pub(super) reusable: bool,
     pub(super) expires: Timestamp,
-    /// When an operator revoked it.
-    pub(super) revoked: Option<Timestamp>,
     /// The devices that have joined with it.
     pub(super) joined: BTreeSet<Uuid>,
 }
@@ -180,7 +180,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, echo: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let lifetime = [6 * 3600, 48 * 3600, 30 * 86_400][rng.random_range(0..3)];
+        let lifetime = [3600, 6 * 3600, 48 * 3600, 30 * 86_400][rng.random_range(0..4)];
         let quarantine = Duration::from_secs([600, 7200, 86_400][rng.random_range(0..3)]);
         Self {
             seed,
@@ -275,8 +275,8 @@ impl World {
             20..45 => (0, 100),
             45..65 => (100, 1_500),
             65..85 => (1_500, 20_000),
-            85..96 => (20_000, 200_000),
-            96..99 => (200_000, 2_400_000),
+            85..94 => (20_000, 200_000),
+            94..98 => (200_000, 2_400_000),
             _ if all_up => (2_400_000, 2 * 86_400_000),
             _ => (2_400_000, 7_200_000),
         };
@@ -307,6 +307,12 @@ impl World {
             Event::Greet { registrar, life, connection } => self.on_greet(registrar, life, connection),
             Event::Sweep { registrar, life } => self.on_sweep(registrar, life),
             Event::Flow { from, to, left } => self.on_flow(from, to, left),
+            Event::KeepAlive { host, registrar } => {
+                if !self.links.is_open(Node::Host(host), Node::Registrar(registrar)) {
+                    self.doom_all(|c| c.host == host && c.registrar == registrar);
+                }
+                Ok(())
+            }
             Event::Stop { registrar, life } => {
                 if self.registrars[registrar].life == life {
                     self.stop_registrar(registrar);

@@ -10,9 +10,10 @@ BUILD_PACKAGES := cc=gcc
 LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=python3
 TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime man=man-db
+BENCH_PACKAGES := dig=dnsutils etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
 
-.PHONY: help demo test test-systemd lint build release install fmt bench clean
+.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-tunnel clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +35,15 @@ test: build ## Run every test (as root, or in a user namespace)
 release: ## Build everything, for use
 	@$(PREPARE) $(BUILD_PACKAGES)
 	$(CARGO) build --locked --release -p muster-cli -p muster-registrar -p muster-agent
+
+bench: bench-control bench-agent bench-tunnel ## Measure everything (some minutes; on a machine that has nothing else to do)
+
+bench-control bench-agent bench-tunnel: bench-build ## One part: registrar, agent, or tunnel
+	@MAKE_TARGET=$@ $(AS_ROOT) target/release/$@
+
+bench-build: release
+	@$(PREPARE) $(LAB_PACKAGES) $(BENCH_PACKAGES)
+	$(CARGO) build --locked --release -p muster-integration-tests --bins
 
 install: release ## Install binaries, units, configuration, completions, man pages (DESTDIR, PREFIX)
 	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/install.sh

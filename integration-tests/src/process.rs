@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 
 use crate::{LabError, Result};
 
@@ -140,10 +140,15 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// `kill -9`, and waits for the end.
+    /// `kill -9` to it and all that it has started, and waits for the end.
     pub fn kill(&mut self) {
-        let _ = kill_process_group(self.pid(), Signal::KILL);
+        let group = self.pid();
+        let _ = kill_process_group(group, Signal::KILL);
         let _ = self.child.wait();
+        // A process that it started, as a wrapper does, holds its files and locks until it is gone, too.
+        let _ = wait_for("the whole process group to end", Duration::from_secs(10), || {
+            if test_kill_process_group(group).is_err() { Ok(()) } else { Err(self.name.clone()) }
+        });
     }
 
     fn pid(&self) -> Pid {

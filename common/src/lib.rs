@@ -1,7 +1,8 @@
-//! What two Muster crates or more share: identity, names, labels, configuration, files, TLS, gRPC connections,
-//! time and telemetry.
+//! What two Muster crates or more share: identity, names, labels, configuration, files, TLS, gRPC connections and
+//! who may have them, time and telemetry.
 #![forbid(unsafe_code)]
 
+pub mod census;
 pub mod config;
 pub mod credential;
 pub mod file;

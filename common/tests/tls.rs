@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use muster_common::{
+    census::Bounds,
     grpc::{self, Caller, ChannelError},
     identity::Party,
     tls::{ALPN_H2, Credentials, KeyPair, SpkiHash, pinned_client_config},
@@ -12,7 +13,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair as RcgenKey, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_stream::StreamExt;
 
 type Issuer = CertifiedIssuer<'static, RcgenKey>;
@@ -54,19 +59,29 @@ fn is_registrar(party: &Party) -> bool {
     matches!(party, Party::Registrar { .. })
 }
 
-/// A server that tells each connection's caller over the channel, and leaves it open.
+/// A server that tells each connection's caller over the channel, and reads what it sends.
 async fn serve(credentials: &Arc<Credentials>) -> (SocketAddr, tokio::sync::mpsc::Receiver<Caller>) {
+    let bounds = Bounds { parties: 16, per_device: 16, strangers: 16, strangers_per_source: 16 };
+    serve_within(credentials, bounds).await
+}
+
+/// Likewise, for so many connections.
+async fn serve_within(
+    credentials: &Arc<Credentials>,
+    bounds: Bounds,
+) -> (SocketAddr, tokio::sync::mpsc::Receiver<Caller>) {
     use tonic::transport::server::Connected;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut incoming = grpc::incoming(listener, Arc::new(credentials.server_config(ALPN_H2).unwrap()), 16);
+    let config = Arc::new(credentials.server_config(ALPN_H2).unwrap());
+    let mut incoming = grpc::incoming(listener, config, bounds, grpc::AcceptMetrics::default());
     let (sender, receiver) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
-        let mut open = Vec::new();
+        let mut open = tokio::task::JoinSet::new();
         while let Some(connection) = incoming.next().await {
-            let connection = connection.unwrap();
-            sender.send(connection.connect_info()).await.unwrap();
-            open.push(connection);
+            let mut connection = connection.unwrap();
+            let _ = sender.send(connection.connect_info()).await;
+            open.spawn(async move { while connection.read_u8().await.is_ok() {} });
         }
     });
     (address, receiver)
@@ -167,4 +182,119 @@ async fn a_pinned_connection_needs_the_right_ca() {
     assert!(error.contains("CA hash does not match") && error.contains("--ca-hash"), "{error}");
     assert!("sha256:12".parse::<SpkiHash>().is_err());
     assert!(format!("sha256:{}", "é".repeat(32)).parse::<SpkiHash>().is_err());
+}
+
+/// Connects with TLS alone, as someone who then says nothing.
+async fn silent(address: SocketAddr, config: rustls::ClientConfig) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    TlsConnector::from(Arc::new(config)).connect(address.ip().into(), stream).await.unwrap()
+}
+
+/// The server has closed the connection.
+async fn ended(stream: &mut TlsStream<TcpStream>) {
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_u8()).await;
+    assert!(read.expect("the connection is still open").is_err());
+}
+
+#[tokio::test]
+async fn strangers_take_no_places_of_devices() {
+    let ca = ca();
+    let server = credentials(&issue(&ca, REGISTRAR, -1, 1), &[&ca]);
+    let bounds = Bounds { parties: 2, per_device: 2, strangers: 3, strangers_per_source: 3 };
+    let (address, mut callers) = serve_within(&server, bounds).await;
+    let pin = SpkiHash::of(ca.der()).unwrap();
+    let mut strangers = vec![
+        silent(address, pinned_client_config(pin).unwrap()).await,
+        silent(address, pinned_client_config(pin).unwrap()).await,
+    ];
+    // The third place is for handshakes, and so both of the devices' can be had.
+    let device = credentials(&issue(&ca, DEVICE, -1, 1), &[&ca]);
+    let config = device.client_config(is_registrar, ALPN_H2).unwrap();
+    let _devices = [silent(address, config.clone()).await, silent(address, config.clone()).await];
+    for _ in 0..4 {
+        callers.recv().await.unwrap();
+    }
+    // One who never ends the handshake takes the last place: the next is closed at once, and devices go on.
+    let slow = TcpStream::connect(address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut refused = TcpStream::connect(address).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(5), refused.read_u8()).await;
+    assert!(read.expect("closed at once").is_err());
+    drop(slow);
+    // Once it is gone there is a place again; but the devices have all of theirs.
+    let mut third = loop {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let config = Arc::new(config.clone());
+        if let Ok(stream) = TlsConnector::from(config).connect(address.ip().into(), stream).await {
+            break stream;
+        }
+    };
+    ended(&mut third).await;
+    strangers.clear();
+}
+
+#[tokio::test]
+async fn connections_end_with_the_certificate_and_are_never_resumed() {
+    let ca = ca();
+    let server = credentials(&issue(&ca, REGISTRAR, -1, 1), &[&ca]);
+    let (address, mut callers) = serve(&server).await;
+    let key = RcgenKey::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(DEVICE.try_into().unwrap())];
+    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(3);
+    let certificate = params.signed_by(&key, &ca).unwrap();
+    let pair = KeyPair {
+        chain: vec![certificate.der().clone(), ca.der().clone()],
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+    };
+    let device = credentials(&pair, &[&ca]);
+    let config = device.client_config(is_registrar, ALPN_H2).unwrap();
+    let mut first = silent(address, config.clone()).await;
+    callers.recv().await.unwrap();
+    // It begins, and so it may stay for as long as its certificate is valid.
+    first.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    let second = silent(address, config.clone()).await;
+    assert_eq!(second.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+    callers.recv().await.unwrap();
+    ended(&mut first).await;
+    // It is valid to the end of its last second. A resumed session would be let in after that.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let late = TlsConnector::from(Arc::new(config)).connect(address.ip().into(), stream).await;
+    if let Ok(mut late) = late {
+        ended(&mut late).await;
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(200), callers.recv()).await.is_err());
+}
+
+#[tokio::test]
+async fn strangers_stay_no_longer_than_joining_takes() {
+    let ca = ca();
+    let server = credentials(&issue(&ca, REGISTRAR, -1, 1), &[&ca]);
+    let (address, mut callers) = serve(&server).await;
+    let pin = SpkiHash::of(ca.der()).unwrap();
+    let mut stranger = silent(address, pinned_client_config(pin).unwrap()).await;
+    let mut device = silent(
+        address,
+        credentials(&issue(&ca, DEVICE, -1, 1), &[&ca]).client_config(is_registrar, ALPN_H2).unwrap(),
+    )
+    .await;
+    let mut begun = silent(
+        address,
+        credentials(&issue(&ca, DEVICE, -1, 1), &[&ca]).client_config(is_registrar, ALPN_H2).unwrap(),
+    )
+    .await;
+    for _ in 0..3 {
+        callers.recv().await.unwrap();
+    }
+    begun.write_all(b"P").await.unwrap();
+    stranger.write_all(b"P").await.unwrap();
+    // Real time, to the second before which all of them are still there.
+    tokio::time::sleep(Duration::from_secs(28)).await;
+    for stream in [&mut stranger, &mut device, &mut begun] {
+        assert!(tokio::time::timeout(Duration::from_millis(10), stream.read_u8()).await.is_err());
+    }
+    ended(&mut stranger).await;
+    ended(&mut device).await;
+    assert!(tokio::time::timeout(Duration::from_millis(10), begun.read_u8()).await.is_err());
 }

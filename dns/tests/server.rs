@@ -111,12 +111,18 @@ impl Authority {
 }
 
 async fn serve_tls<H: Handler>(handler: Arc<H>, credentials: &Arc<Credentials>) -> SocketAddr {
+    serve_tls_within(handler, credentials, StreamLimits::default()).await
+}
+
+async fn serve_tls_within<H: Handler>(
+    handler: Arc<H>,
+    credentials: &Arc<Credentials>,
+    limits: StreamLimits,
+) -> SocketAddr {
     let listener = bind_tcp(ANY_PORT, false).unwrap();
     let address = listener.local_addr().unwrap();
     let config = Arc::new(credentials.server_config(ALPN_DOT).unwrap());
-    tokio::spawn(async move {
-        stream::serve_tls(listener, config, handler, StreamLimits::default(), &metrics()).await
-    });
+    tokio::spawn(async move { stream::serve_tls(listener, config, handler, limits, &metrics()).await });
     address
 }
 
@@ -236,12 +242,12 @@ async fn read_response(stream: &mut (impl AsyncReadExt + Unpin)) -> Message {
 }
 
 #[tokio::test]
-async fn a_resumed_tls_session_is_still_the_device() {
+async fn a_device_shows_its_certificate_on_every_connection() {
     let authority = Authority::new();
     let address = serve_tls(authoritative(viewer), &authority.credentials(REGISTRAR)).await;
     let accept = |party: &Party| matches!(party, Party::Registrar { .. });
     let config = Arc::new(authority.credentials(DEVICE).client_config(accept, ALPN_DOT).unwrap());
-    for round in 0..3 {
+    for _ in 0..3 {
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&config));
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::IpAddress(address.ip().into());
@@ -254,9 +260,66 @@ async fn a_resumed_tls_session_is_still_the_device() {
             assert_eq!((response.metadata.id, response.answers.len()), (id, 1));
         }
         let kind = stream.get_ref().1.handshake_kind().unwrap();
-        let resumed = matches!(kind, rustls::HandshakeKind::Resumed);
-        assert_eq!(resumed, round > 0, "{kind:?}");
+        assert_ne!(kind, rustls::HandshakeKind::Resumed);
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(ALPN_DOT));
+    }
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::client::ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn strangers_over_tls_take_no_places_of_devices_and_do_not_stay() {
+    let authority = Authority::new();
+    let stranger_age = Duration::from_millis(700);
+    let limits = StreamLimits {
+        connections: 2,
+        connections_per_client: 2,
+        handshake: Duration::from_secs(60),
+        stranger_age,
+        ..StreamLimits::default()
+    };
+    let registrar = authority.credentials(REGISTRAR);
+    let address = serve_tls_within(authoritative(viewer), &registrar, limits).await;
+    let accept = |party: &Party| matches!(party, Party::Registrar { .. });
+    let device = authority.credentials(DEVICE).client_config(accept, ALPN_DOT).unwrap();
+    let mut stranger = device.clone();
+    stranger.client_auth_cert_resolver = Arc::new(NoCertificate);
+    let connect = async |config: &rustls::ClientConfig| {
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config.clone()));
+        connector.connect(address.ip().into(), TcpStream::connect(address).await.unwrap()).await
+    };
+    let mut devices = Vec::new();
+    for _ in 0..2 {
+        devices.push(connect(&device).await.unwrap());
+    }
+    let mut first = connect(&stranger).await.unwrap();
+    // Busy as it is, it goes.
+    for id in 0..1000 {
+        let sent = first.write_all(&framed("web.net.example.", id)).await;
+        if sent.is_err() || first.read_u8().await.is_err() {
+            break;
+        }
+        assert!(id < 999, "the connection is still open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Both places of strangers are taken by handshakes that do not end: devices that are there go on.
+    let _slow = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(is_closed(&mut TcpStream::connect(address).await.unwrap()).await);
+    for stream in &mut devices {
+        stream.write_all(&framed("web.net.example.", 1)).await.unwrap();
+        assert_eq!(read_response(stream).await.answers.len(), 1);
     }
 }
 

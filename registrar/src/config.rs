@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
-use muster_common::{config::ConfigError, telemetry::LogConfig};
+use muster_common::{census::Bounds, config::ConfigError, telemetry::LogConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::store::etcd::EtcdConfig;
@@ -119,9 +119,9 @@ pub struct Dns {
     pub responses_per_second: u32,
     /// UDP responses at once, after a pause.
     pub burst: u32,
-    /// TCP and TLS connections at a time, each.
+    /// Connections at a time: of TCP, of TLS with a certificate, and of TLS without one, each.
     pub connections: usize,
-    /// TCP and TLS connections at a time of one client address.
+    /// Connections at a time of one client: of an address, and with a certificate of one device.
     pub connections_per_client: usize,
 }
 
@@ -129,8 +129,14 @@ pub struct Dns {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// gRPC connections at a time; each agent holds one.
+    /// gRPC connections at a time of those who have a certificate; each agent holds one.
     pub connections: usize,
+    /// gRPC connections at a time of one device.
+    pub connections_per_device: usize,
+    /// gRPC connections at a time without a certificate: of those who join, and handshakes under way.
+    pub strangers: usize,
+    /// Likewise from one source address.
+    pub strangers_per_address: usize,
     /// gRPC requests at a time on one connection, streams included.
     pub requests_per_connection: u32,
     /// The largest gRPC message that is read, in octets.
@@ -203,11 +209,26 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 100_000,
+            connections_per_device: 32,
+            strangers: 16_384,
+            strangers_per_address: 1024,
             requests_per_connection: 128,
             message_octets: 256 * 1024,
             request_timeout: Period::seconds(30),
             joins_per_second: 200,
             joins_burst: 2000,
+        }
+    }
+}
+
+impl Limits {
+    /// Who may connect to the gRPC port.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            parties: self.connections,
+            per_device: self.connections_per_device,
+            strangers: self.strangers,
+            strangers_per_source: self.strangers_per_address,
         }
     }
 }
@@ -241,6 +262,9 @@ impl Config {
         }
         for (key, value) in [
             ("limits.connections", self.limits.connections),
+            ("limits.connections_per_device", self.limits.connections_per_device),
+            ("limits.strangers", self.limits.strangers),
+            ("limits.strangers_per_address", self.limits.strangers_per_address),
             ("limits.message_octets", self.limits.message_octets),
             ("limits.joins_per_second", self.limits.joins_per_second as usize),
             ("limits.joins_burst", self.limits.joins_burst as usize),

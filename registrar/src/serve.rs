@@ -29,7 +29,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::{service::interceptor::InterceptedService, transport::Server};
 use tonic_health::ServingStatus;
 
 pub use self::trust::TrustError;
@@ -53,6 +53,8 @@ const HISTORY: Duration = Duration::from_secs(10 * 60);
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// The most that the headers of a request may take, in octets.
 const HEADERS: u32 = 16 * 1024;
+/// What one stream, and one connection, may send before it is read, in octets.
+const WINDOWS: (u32, u32) = (64 * 1024, 256 * 1024);
 
 /// Why the registrar does not serve, or does not go on to.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +147,9 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     health.set_service_status("", ServingStatus::Serving).await;
     {
         let tls = Arc::new(trust.credentials().server_config(ALPN_H2)?);
-        let incoming = grpc::incoming(grpc_listener, tls, config.limits.connections);
+        let counted = grpc::AcceptMetrics::default();
+        metrics.register(|registry| counted.register(registry));
+        let incoming = grpc::incoming(grpc_listener, tls, config.limits.bounds(), counted);
         let router = router(&config, &hub, &trust, &health)?;
         let stop = stop.clone();
         tasks.spawn(async move {
@@ -238,15 +242,22 @@ fn router(
         ..Settings::new(trust.credentials().trust_domain())
     };
     let services = Api::new(hub.registry().clone(), hub.clone(), trust.ca().clone(), settings);
+    let known = services.clone();
     Ok(Server::builder()
         .timeout(limits.request_timeout.get())
         .max_concurrent_streams(limits.requests_per_connection)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
         .http2_max_header_list_size(HEADERS)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .add_routes(services.routes())
-        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
-        .add_service(reflection))
+        .add_service(
+            tonic_health::pb::health_server::HealthServer::new(health)
+                .max_decoding_message_size(limits.message_octets),
+        )
+        // What strangers can do without a certificate is to join and to ask for health.
+        .add_service(InterceptedService::new(reflection, move |request| known.known(request))))
 }
 
 async fn bind(config: &Config) -> Result<(TcpListener, DnsSockets, TcpListener), BindError> {

@@ -12,7 +12,7 @@ use rustls::{
     client::ResolvesClientCert,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
     version::TLS13,
 };
@@ -180,7 +180,8 @@ impl Credentials {
     }
 
     /// For connections from clients. A client may come without a certificate, and is a stranger then; one that
-    /// has a certificate which does not verify is refused.
+    /// has a certificate which does not verify is refused. Sessions are not resumed: a resumed one would bring along
+    /// a certificate that was checked hours ago, against roots that may have been retired since.
     pub fn server_config(self: &Arc<Self>, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
         let verifier = verify::Verifier::new(Arc::clone(self), |_| true);
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
@@ -188,7 +189,8 @@ impl Credentials {
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::new(Resolver(Arc::clone(self))));
         config.alpn_protocols = vec![alpn.to_vec()];
-        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(config)
     }
 }

@@ -1,16 +1,14 @@
 //! DNS over TCP (RFC 7766) and over TLS (RFC 7858): many queries on a connection, answered as they come or out
 //! of order, one write for everything that is ready.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use muster_common::{time::Instant, time::Timestamp, tls};
+use muster_common::{
+    census::{Bounds, Census, Place},
+    time::{Instant, Timestamp},
+    tls,
+};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -38,9 +36,9 @@ const ERROR_PAUSE: Duration = Duration::from_millis(50);
 /// Bounds of one TCP or TLS listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StreamLimits {
-    /// Connections at a time; more are closed at once.
+    /// Connections at a time without a client certificate, and as many again with one; more are closed at once.
     pub connections: usize,
-    /// Connections at a time of one client address.
+    /// Connections at a time of one client: without a certificate of an address, with one of a device.
     pub connections_per_client: usize,
     /// Queries of one connection whose answer takes time; until one is ready, no more are read.
     pub pipelined: usize,
@@ -50,6 +48,8 @@ pub struct StreamLimits {
     pub handshake: Duration,
     /// After this time a connection is closed, so that its client proves anew who it is.
     pub age: Duration,
+    /// Likewise for TLS connections without a client certificate.
+    pub stranger_age: Duration,
 }
 
 impl Default for StreamLimits {
@@ -61,6 +61,7 @@ impl Default for StreamLimits {
             idle: Duration::from_secs(30),
             handshake: Duration::from_secs(5),
             age: Duration::from_secs(3600),
+            stranger_age: Duration::from_secs(30),
         }
     }
 }
@@ -87,53 +88,22 @@ pub async fn serve_tls<H: Handler>(
     accept(listener, Some(TlsAcceptor::from(config)), handler, limits, metrics).await
 }
 
-/// How many connections there are, in all and per client.
-#[derive(Default)]
-struct Census {
-    total: usize,
-    clients: HashMap<IpAddr, usize>,
-}
-
-/// A connection's place in the census, given back on drop.
+/// A connection's place and its part in the metrics, given back on drop.
 struct Slot {
-    census: Arc<Mutex<Census>>,
-    client: IpAddr,
+    place: Place,
     metrics: Listener,
 }
 
 impl Slot {
-    fn take(
-        census: &Arc<Mutex<Census>>,
-        client: IpAddr,
-        limits: &StreamLimits,
-        metrics: &Listener,
-    ) -> Option<Self> {
-        let mut counts = census.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.total >= limits.connections {
-            return None;
-        }
-        let of_client = counts.clients.entry(client).or_default();
-        if *of_client >= limits.connections_per_client {
-            return None;
-        }
-        *of_client += 1;
-        counts.total += 1;
+    fn new(place: Place, metrics: &Listener) -> Self {
         metrics.connections.inc();
-        Some(Self { census: Arc::clone(census), client, metrics: metrics.clone() })
+        Self { place, metrics: metrics.clone() }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.metrics.connections.dec();
-        let mut counts = self.census.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.total -= 1;
-        if let Some(of_client) = counts.clients.get_mut(&self.client) {
-            *of_client -= 1;
-            if *of_client == 0 {
-                counts.clients.remove(&self.client);
-            }
-        }
     }
 }
 
@@ -146,7 +116,12 @@ async fn accept<H: Handler>(
 ) -> io::Result<()> {
     let transport = if tls.is_some() { Transport::Tls } else { Transport::Tcp };
     let metrics = metrics.listener(transport, listener.local_addr()?);
-    let census = Arc::new(Mutex::new(Census::default()));
+    let census = Census::new(Bounds {
+        parties: limits.connections,
+        per_device: limits.connections_per_client,
+        strangers: limits.connections,
+        strangers_per_source: limits.connections_per_client,
+    });
     let mut connections = JoinSet::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -161,13 +136,13 @@ async fn accept<H: Handler>(
             Some(_) = connections.join_next() => continue,
         };
         let address = canonical(address);
-        let Some(slot) = Slot::take(&census, address.ip(), &limits, &metrics) else {
+        let Ok(place) = census.admit(address.ip()) else {
             metrics.dropped("connections");
             continue;
         };
-        let (tls, handler) = (tls.clone(), Arc::clone(&handler));
+        let (tls, handler, slot) = (tls.clone(), Arc::clone(&handler), Slot::new(place, &metrics));
         connections.spawn(async move {
-            if let Err(error) = serve(stream, address, tls, &*handler, &limits, &slot.metrics).await {
+            if let Err(error) = serve(stream, address, tls, &*handler, limits, slot).await {
                 tracing::debug!(client = %address, %error, "DNS connection ended");
             }
         });
@@ -179,29 +154,31 @@ async fn serve<H: Handler>(
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
     handler: &H,
-    limits: &StreamLimits,
-    metrics: &Listener,
+    mut limits: StreamLimits,
+    mut slot: Slot,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
         let source = Source { address, transport: Transport::Tcp, identity: None };
-        return Connection::new(stream, source, handler, limits, metrics).run().await;
+        return Connection::new(stream, source, handler, &limits, &slot.metrics).run().await;
     };
     let stream = timeout(limits.handshake, tls.accept(stream)).await.map_err(io::Error::from)??;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let identity = match certificate {
-        None => None,
+        None => {
+            limits.age = limits.stranger_age;
+            None
+        }
         Some(certificate) => {
-            // A resumed session brings along a certificate that was checked when the session began.
-            let (_, expiry) = tls::certificate_validity(certificate).map_err(io::Error::other)?;
-            if expiry < Timestamp::now() {
-                return Err(io::Error::other(format!("the client's certificate has expired on {expiry}")));
-            }
-            Some(Arc::new(tls::certificate_identity(certificate).map_err(io::Error::other)?))
+            let identity = tls::certificate_identity(certificate).map_err(io::Error::other)?;
+            slot.place.identify(&identity).map_err(io::Error::other)?;
+            let (_, to) = tls::certificate_validity(certificate).map_err(io::Error::other)?;
+            limits.age = limits.age.min(to.saturating_duration_since(Timestamp::now()));
+            Some(Arc::new(identity))
         }
     };
     let source = Source { address, transport: Transport::Tls, identity };
-    Connection::new(stream, source, handler, limits, metrics).run().await
+    Connection::new(stream, source, handler, &limits, &slot.metrics).run().await
 }
 
 /// An answer that takes time: outcome, response, size of the query and when it came.

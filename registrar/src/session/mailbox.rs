@@ -14,8 +14,8 @@ use crate::store::Revision;
 
 /// The most peers that one session may hold.
 pub const HELD_MAX: usize = 65_536;
-/// Introductions that wait; a session that lets more wait is ended.
-const INTRODUCTIONS_MAX: usize = 256;
+/// Introductions that wait. More are not made: the peers' first packets will tell.
+const INTRODUCTIONS_MAX: usize = 1024;
 /// A peer is introduced once within this time.
 const INTRODUCE_AGAIN: Duration = Duration::from_secs(5);
 /// Different peers that are introduced within [`INTRODUCE_AGAIN`].
@@ -30,8 +30,6 @@ pub enum End {
     Revoked,
     /// The device has opened another session.
     Replaced,
-    /// It does not read what it is sent.
-    Slow,
     /// The registrar stops.
     Shutdown,
 }
@@ -71,9 +69,13 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// Ends the session; nothing else is sent any more. The first reason counts.
-    pub fn end(&mut self, reason: End) {
-        self.end.get_or_insert(reason);
+    /// Ends the session; nothing else is sent any more, nor kept for it. The first reason counts. Returns the peers
+    /// that were held.
+    pub fn end(&mut self, reason: End) -> Vec<Uuid> {
+        let held = self.held();
+        let end = Some(*self.end.get_or_insert(reason));
+        *self = Self { end, ..Self::default() };
+        held
     }
 
     /// The configuration has changed.
@@ -93,7 +95,7 @@ impl Mailbox {
 
     /// A peer is about to reach the device.
     pub fn introduce(&mut self, peer: Uuid, now: Instant) {
-        if self.introduced.get(&peer).is_some_and(|at| now - *at < INTRODUCE_AGAIN) {
+        if self.end.is_some() || self.introduced.get(&peer).is_some_and(|at| now - *at < INTRODUCE_AGAIN) {
             return;
         }
         if self.introduced.len() >= INTRODUCED_MAX {
@@ -103,7 +105,6 @@ impl Mailbox {
             }
         }
         if self.introductions.len() >= INTRODUCTIONS_MAX {
-            self.end(End::Slow);
             return;
         }
         self.introduced.insert(peer, now);
@@ -131,7 +132,7 @@ impl Mailbox {
 
     /// Holds a peer; says whether that is new. `None` if too many are held.
     pub fn hold(&mut self, peer: Uuid) -> Option<bool> {
-        if self.held.contains(&peer) {
+        if self.end.is_some() || self.held.contains(&peer) {
             return Some(false);
         }
         (self.held.len() < HELD_MAX).then(|| self.held.insert(peer))
@@ -220,12 +221,12 @@ mod tests {
             mailbox.pop();
         }
         assert!(mailbox.introduced.len() <= INTRODUCED_MAX);
-        // … and ends a session that does not read.
+        // … and while it does not read; all else goes on.
         for n in 0..5000 {
-            mailbox.introduce(peer(n), at(40));
+            mailbox.introduce(peer(n), at(40 + u64::try_from(n).unwrap()));
         }
-        assert_eq!(mailbox.pop(), Some(Item::End(End::Slow)));
         assert!(mailbox.introductions.len() <= INTRODUCTIONS_MAX);
+        assert_eq!(drain(&mut mailbox).len(), INTRODUCTIONS_MAX);
     }
 
     #[test]
@@ -233,7 +234,7 @@ mod tests {
         let mut mailbox = Mailbox::default();
         mailbox.config();
         mailbox.end(End::Revoked);
-        mailbox.end(End::Slow);
+        mailbox.end(End::Gone);
         assert_eq!(mailbox.pop(), Some(Item::End(End::Revoked)));
         assert_eq!(mailbox.pop(), Some(Item::End(End::Revoked)));
     }

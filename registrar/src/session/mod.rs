@@ -174,9 +174,9 @@ impl Hub {
     pub fn shutdown(&self) {
         self.draining.store(true, Ordering::Release);
         self.closing.cancel();
-        for session in lock(&self.open).sessions.values() {
-            session.post(|mailbox| mailbox.end(End::Shutdown));
-        }
+        let mut open = lock(&self.open);
+        let ids: Vec<u64> = open.sessions.keys().copied().collect();
+        ids.into_iter().for_each(|id| open.end(id, End::Shutdown));
     }
 
     /// Cancelled by [`Self::shutdown`].
@@ -209,10 +209,8 @@ impl Hub {
         if self.draining.load(Ordering::Acquire) {
             return Err(Draining);
         }
-        if let Some(older) = open.by_device.insert(device, session.id)
-            && let Some(older) = open.sessions.get(&older)
-        {
-            older.post(|mailbox| mailbox.end(End::Replaced));
+        if let Some(older) = open.by_device.insert(device, session.id) {
+            open.end(older, End::Replaced);
         }
         open.sessions.insert(session.id, session.clone());
         drop(open);
@@ -261,7 +259,7 @@ impl Hub {
 
     /// Tells all whom it concerns what has changed.
     fn changed(&self, applied: &Applied) {
-        let open = lock(&self.open);
+        let mut open = lock(&self.open);
         for change in &applied.changes {
             match change {
                 Change::Device { old, new } => {
@@ -283,6 +281,16 @@ impl Hub {
 }
 
 impl Open {
+    /// Ends a session. What it held is forgotten at once: a client that does not read cannot keep it.
+    fn end(&mut self, id: u64, reason: End) {
+        let Some(session) = self.sessions.get(&id).cloned() else { return };
+        let mut held = Vec::new();
+        session.post(|mailbox| held = mailbox.end(reason));
+        for peer in held {
+            self.remove_holder(peer, id);
+        }
+    }
+
     fn remove_holder(&mut self, peer: Uuid, id: u64) {
         if let Some(holders) = self.holders.get_mut(&peer) {
             holders.retain(|holder| *holder != id);
@@ -292,13 +300,19 @@ impl Open {
         }
     }
 
-    fn device_changed(&self, old: Option<&Device>, new: Option<&Device>, revision: u64) {
+    fn device_changed(&mut self, old: Option<&Device>, new: Option<&Device>, revision: u64) {
         let Some(device) = new.or(old).map(|device| device.uid) else { return };
+        if let Some(id) = self.by_device.get(&device).copied() {
+            match new {
+                None => self.end(id, End::Gone),
+                Some(new) if new.revoked => self.end(id, End::Revoked),
+                Some(_) => {}
+            }
+        }
         let own = self.by_device.get(&device).and_then(|id| self.sessions.get(id));
         if let Some(own) = own {
             own.post(|mailbox| match (old, new) {
-                (_, None) => mailbox.end(End::Gone),
-                (_, Some(new)) if new.revoked => mailbox.end(End::Revoked),
+                (_, None) => {}
                 (Some(old), Some(new)) => {
                     if is_configured_differently(old, new) {
                         mailbox.config();

@@ -294,9 +294,6 @@ fn ended(reason: End) -> Status {
         End::Gone => refused(&DeviceError::Gone),
         End::Revoked => refused(&DeviceError::Revoked),
         End::Replaced => Status::aborted("another session of this device has taken the place of this one"),
-        End::Slow => Status::resource_exhausted(
-            "the agent does not read what it is sent; open the session again, from the last bookmark",
-        ),
         End::Shutdown => draining(),
     }
 }

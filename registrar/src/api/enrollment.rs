@@ -1,8 +1,9 @@
 //! Enroll: the only call of strangers. The cheap checks come first: a stranger who has no token costs a hash.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use muster_common::{
+    census::network_of,
     identity::{Party, SpiffeId},
     name::Label,
     time::{Instant, Timestamp},
@@ -33,20 +34,21 @@ pub(super) struct Enrollment(pub(super) Arc<Api>);
 #[tonic::async_trait]
 impl EnrollmentService for Enrollment {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
-        let source = caller(&request)?.address.ip();
+        let source = network_of(caller(&request)?.address.ip());
         let now = Instant::now();
         if !lock(&self.0.enroll).take(source, now) || !lock(&self.0.token_failures).may(source, now) {
-            return Err(Status::resource_exhausted(
-                "too many requests to join from this address; try again in a minute",
-            ));
+            return Err(too_many());
         }
-        let answer = self.0.enroll(request.into_inner()).await;
+        let answer = self.0.enroll(request.into_inner(), source).await;
         if let Err(Refused::Token(status)) = &answer {
-            lock(&self.0.token_failures).take(source, now);
             tracing::info!(%source, reason = status.message(), "refused to enroll");
         }
         answer.map(Response::new).map_err(|(Refused::Token(status) | Refused::Other(status))| status)
     }
+}
+
+fn too_many() -> Status {
+    Status::resource_exhausted("too many requests to join from this address; try again in a minute")
 }
 
 /// A certificate, DER.
@@ -70,16 +72,20 @@ impl From<Status> for Refused {
 }
 
 impl Api {
-    async fn enroll(&self, request: EnrollRequest) -> Result<EnrollResponse, Refused> {
+    async fn enroll(&self, request: EnrollRequest, source: IpAddr) -> Result<EnrollResponse, Refused> {
         for (path, text) in [("token", &request.token), ("name", &request.name)] {
             if text.len() > TEXT_MAX {
                 let reason = format!("{path}: is longer than {TEXT_MAX} bytes");
                 return Err(Status::invalid_argument(reason).into());
             }
         }
-        let token: JoinToken = request.token.parse().map_err(|error| Refused::Token(status(error)))?;
+        let failed = || lock(&self.token_failures).take(source, Instant::now());
+        let token: JoinToken = request.token.parse().map_err(|error| {
+            failed();
+            Refused::Token(status(error))
+        })?;
         let now = Timestamp::now();
-        self.check_token(&token, now).await?;
+        self.check_token(&token, now, failed).await?;
         let key = csr::check(&request.certificate_request).map_err(status)?;
         let lifetime = self.settings.certificate_lifetime;
         let (uid, mut claim) = (random_uid(), None::<Claim>);
@@ -102,6 +108,7 @@ impl Api {
                     claim = Some(self.name_claim(&network, &name).await?);
                 }
                 Err(error @ CommitError::Refused(EnrollError::Token(_))) => {
+                    failed();
                     return Err(Refused::Token(status(error)));
                 }
                 Err(error) => return Err(status(error).into()),
@@ -132,12 +139,21 @@ impl Api {
         Ok(response)
     }
 
-    /// Refuses a token before anything that costs more. One that another registrar has just made is waited for.
-    async fn check_token(&self, token: &JoinToken, now: Timestamp) -> Result<(), Refused> {
+    /// Refuses a token before anything that costs more. One that another registrar has just made is waited for: that
+    /// counts as a failure before, so that many at once are not many guesses.
+    async fn check_token(
+        &self,
+        token: &JoinToken,
+        now: Timestamp,
+        failed: impl Fn() -> bool,
+    ) -> Result<(), Refused> {
         let check = || enroll::check_token(&self.registry.read(), token, now);
         let mut checked = check();
+        if checked.is_err() && !failed() {
+            return Err(too_many().into());
+        }
         if checked == Err(TokenError::Unknown) {
-            self.registry.refresh().await.map_err(status)?;
+            self.ask_store().await?;
             checked = check();
         }
         checked.map_err(|error| Refused::Token(status(EnrollError::from(error))))

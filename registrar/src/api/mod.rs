@@ -12,6 +12,7 @@ mod status;
 mod watch;
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,6 +21,7 @@ use muster_common::{
     grpc::Caller,
     identity::{Party, SpiffeId},
     name::Label,
+    time::Instant,
 };
 use muster_proto::{
     admin::{
@@ -58,6 +60,12 @@ pub struct Settings {
     pub enroll: Rate,
     /// Refused tokens, by source address.
     pub token_failures: Rate,
+    /// Unknown tokens and devices that the store is asked about, in all: another registrar may have just made them.
+    pub unknown: Rate,
+    /// Calls of a device that write.
+    pub writes: Rate,
+    /// Introductions that a device causes; beyond these, peers find out by themselves who calls.
+    pub introductions: Rate,
 }
 
 impl Settings {
@@ -71,6 +79,10 @@ impl Settings {
             enroll: Rate { per_second: 200.0, burst: 2000.0 },
             // 160 bits cannot be guessed; this keeps those who try from costing much.
             token_failures: Rate { per_second: 0.5, burst: 20.0 },
+            unknown: Rate { per_second: 200.0, burst: 2000.0 },
+            // An agent writes when its addresses change. Nobody fills the disk with more.
+            writes: Rate { per_second: 5.0, burst: 5000.0 },
+            introductions: Rate { per_second: 200.0, burst: 5000.0 },
         }
     }
 }
@@ -82,8 +94,11 @@ pub struct Api {
     hub: Arc<Hub>,
     ca: Arc<SharedCa>,
     settings: Settings,
-    enroll: Mutex<RateLimit>,
-    token_failures: Mutex<RateLimit>,
+    enroll: Mutex<RateLimit<IpAddr>>,
+    token_failures: Mutex<RateLimit<IpAddr>>,
+    unknown: Mutex<RateLimit<()>>,
+    writes: Mutex<RateLimit<Uuid>>,
+    introductions: Mutex<RateLimit<Uuid>>,
 }
 
 /// A device that calls, from its certificate.
@@ -96,15 +111,16 @@ struct DeviceCaller {
 impl Api {
     /// The services of `registry`, whose certificates `ca` issues.
     pub fn new(registry: Arc<Registry>, hub: Arc<Hub>, ca: Arc<SharedCa>, settings: Settings) -> Arc<Self> {
-        let (enroll, token_failures) =
-            (RateLimit::new(settings.enroll), RateLimit::new(settings.token_failures));
         Arc::new(Self {
             registry,
             hub,
             ca,
+            enroll: Mutex::new(RateLimit::new(settings.enroll)),
+            token_failures: Mutex::new(RateLimit::new(settings.token_failures)),
+            unknown: Mutex::new(RateLimit::new(settings.unknown)),
+            writes: Mutex::new(RateLimit::new(settings.writes)),
+            introductions: Mutex::new(RateLimit::new(settings.introductions)),
             settings,
-            enroll: Mutex::new(enroll),
-            token_failures: Mutex::new(token_failures),
         })
     }
 
@@ -153,6 +169,16 @@ impl Api {
         Ok(party)
     }
 
+    /// Lets through whoever has a certificate of this deployment.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for strangers.
+    #[expect(clippy::result_large_err, reason = "tonic's interceptors return a status")]
+    pub fn known(&self, request: Request<()>) -> Result<Request<()>, Status> {
+        self.party(&request)?;
+        Ok(request)
+    }
+
     /// Lets operators through.
     fn operator<T>(&self, request: &Request<T>) -> Result<(), Status> {
         match self.party(request)? {
@@ -180,11 +206,29 @@ impl Api {
         let find = || register::find(&self.registry.read(), caller.network.as_str(), caller.uid).map(|_| ());
         match find() {
             Err(DeviceError::Gone) => {
-                self.registry.refresh().await.map_err(status)?;
+                self.ask_store().await?;
                 find().map_err(status)
             }
             other => other.map_err(status),
         }
+    }
+
+    /// Catches up with the store for what the index does not know; not more often than the store can bear.
+    async fn ask_store(&self) -> Result<(), Status> {
+        if !lock(&self.unknown).take((), Instant::now()) {
+            return Err(Status::unavailable(
+                "too many ask for what is not known here; try again in a moment",
+            ));
+        }
+        self.registry.refresh().await.map_err(status)
+    }
+
+    /// Lets a device through that is known and does not write too often.
+    async fn check_writer(&self, caller: &DeviceCaller) -> Result<(), Status> {
+        if !lock(&self.writes).take(caller.uid, Instant::now()) {
+            return Err(Status::resource_exhausted("this device calls too often; wait a few seconds"));
+        }
+        self.check_device(caller).await
     }
 }
 

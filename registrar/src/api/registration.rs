@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Api, DeviceCaller,
     enrollment::Issued,
+    lock,
     status::{Refusal as _, status},
 };
 use crate::{
@@ -41,7 +42,9 @@ impl RegistrationService for Registration {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterResponse>, Status> {
-        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        let caller = self.0.device(&request)?;
+        self.0.check_writer(&caller).await?;
+        let DeviceCaller { network, uid } = caller;
         let network = network.as_str();
         let request = request.into_inner();
         let key = public_key("public_key", &request.public_key).map_err(status)?;
@@ -75,7 +78,7 @@ impl RegistrationService for Registration {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         let caller = self.0.device(&request)?;
-        self.0.check_device(&caller).await?;
+        self.0.check_writer(&caller).await?;
         let DeviceCaller { network, uid } = caller;
         let key = csr::check(&request.get_ref().certificate_request).map_err(status)?;
         let now = Timestamp::now();
@@ -95,7 +98,9 @@ impl RegistrationService for Registration {
         &self,
         request: Request<DeregisterRequest>,
     ) -> Result<Response<DeregisterResponse>, Status> {
-        let DeviceCaller { network, uid } = self.0.device(&request)?;
+        let caller = self.0.device(&request)?;
+        self.0.check_writer(&caller).await?;
+        let DeviceCaller { network, uid } = caller;
         let now = Timestamp::now();
         self.0
             .registry
@@ -139,8 +144,11 @@ impl RegistrationService for Registration {
             let introduce = viewer.key.is_some() && found.uid != uid;
             (state.peer(found, index.revision()), introduce.then_some(found.uid))
         };
-        if let Some(found) = found {
-            self.0.hub.introduce(found, uid, Instant::now());
+        let now = Instant::now();
+        if let Some(found) = found
+            && lock(&self.0.introductions).take(uid, now)
+        {
+            self.0.hub.introduce(found, uid, now);
         }
         Ok(Response::new(LookupResponse { peer: Some(peer) }))
     }

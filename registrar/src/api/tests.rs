@@ -278,6 +278,44 @@ async fn guessing_tokens_is_stopped() {
 }
 
 #[tokio::test]
+async fn many_guesses_at_once_are_no_more_than_one_after_another() {
+    let registrar = Arc::new(fixture().await);
+    let key = Arc::new(KeyPair::generate().unwrap());
+    let guesses = (0..200).map(|_| {
+        let (registrar, key) = (registrar.clone(), key.clone());
+        async move {
+            let guess = "muster.guess.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+            registrar.enroll(guess, "a", &key).await.unwrap_err().code()
+        }
+    });
+    let codes = futures_util::future::join_all(guesses).await;
+    let looked_at = codes.iter().filter(|code| **code == Code::Unauthenticated).count();
+    assert!((20..=22).contains(&looked_at), "{looked_at}");
+}
+
+#[tokio::test]
+async fn a_device_cannot_write_without_end() {
+    let registrar = fixture().await;
+    let (_, secret) = registrar.token(true).await;
+    let (a, b) = (registrar.join(&secret, "a", 1).await, registrar.join(&secret, "b", 2).await);
+    let mut refused = None;
+    for n in 0..20_000_u32 {
+        let mut request = registration(1);
+        request.private_endpoints[0].port = 1 + n % 60_000;
+        if let Err(status) = registrar.registration().register(by_device(request, &a)).await {
+            refused = Some((n, status.code()));
+            break;
+        }
+    }
+    let (n, code) = refused.expect("never refused");
+    assert_eq!(code, Code::ResourceExhausted);
+    assert!(n >= 4000, "{n}");
+    // It can still look up, and others can write.
+    registrar.look_up(&a, By::Name("b".into())).await.unwrap();
+    registrar.registration().register(by_device(registration(2), &b)).await.unwrap();
+}
+
+#[tokio::test]
 async fn bad_registrations_are_refused() {
     let registrar = fixture().await;
     let (_, secret) = registrar.token(true).await;
@@ -296,6 +334,14 @@ async fn bad_registrations_are_refused() {
         (
             "private_endpoints[0].address",
             Box::new(move |r| r.private_endpoints = vec![endpoint("127.0.0.1", 1)]),
+        ),
+        (
+            "private_endpoints[0].address",
+            Box::new(move |r| r.private_endpoints = vec![endpoint("::ffff:127.0.0.1", 1)]),
+        ),
+        (
+            "private_endpoints[0].address",
+            Box::new(move |r| r.private_endpoints = vec![endpoint("255.255.255.255", 1)]),
         ),
         ("agent_version", Box::new(|r| r.agent_version = "v".repeat(65))),
     ];

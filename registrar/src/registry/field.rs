@@ -68,7 +68,9 @@ pub(crate) fn endpoints(
 pub(crate) fn endpoint(path: &str, endpoint: &Endpoint) -> Result<SocketAddr, FieldError> {
     let ip = address::<IpAddr>(&format!("{path}.address"), &endpoint.address, "IP")?
         .ok_or_else(|| FieldError::new(format!("{path}.address"), "is empty"))?;
-    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+    let ip = ip.to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] == 0);
+    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast {
         return Err(FieldError::new(
             format!("{path}.address"),
             format!("no other host can reach {ip}: send an address of a network interface"),

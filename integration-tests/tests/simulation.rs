@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use muster_integration_tests::sim::{self, Counts, Summary};
 
 /// Played in every test run: seeds that found something, and those beside them.
-const CORPUS: std::ops::RangeInclusive<u64> = 1..=24;
+const CORPUS: std::ops::RangeInclusive<u64> = 1..=16;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

@@ -185,7 +185,10 @@ impl World {
                 let within = self.span(0, 20_000);
                 self.drain_registrar(r, within);
                 let life = self.registrars[r].life;
-                self.after(within + Duration::from_secs(5), Event::Stop { registrar: r, life });
+                // Or something keeps it from stopping, for a long time.
+                if self.rng.random_bool(0.5) {
+                    self.after(within + Duration::from_secs(5), Event::Stop { registrar: r, life });
+                }
             }
             2 | 3 => {
                 self.stop_registrar(r);

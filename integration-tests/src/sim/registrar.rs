@@ -1,36 +1,31 @@
-//! A registrar: the real index, plans and mailboxes, in a played shell that does what `registry::shell`, `session`
-//! and `api` do.
+//! A registrar: the real index and plans, in a played shell that does what `registry::shell` and `api` do.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+mod sessions;
 
-use muster_agent::control::{Failure, LookupBy, LookupResult, Validity};
+use std::{collections::BTreeMap, time::Duration};
+
+use muster_agent::control::{LookupBy, LookupResult, Validity};
 use muster_common::time::Timestamp;
-use muster_proto::{
-    registration::{
-        Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RegisterResponse, SessionHello,
-        SessionResponse, session_request, session_response::Message,
-    },
-    storage::Claim,
-};
+use muster_proto::{registration::RegisterResponse, storage::Claim};
 use muster_registrar::{
     registry::{
-        Applied, Change, Device, Index, keys,
+        Applied, Index, keys,
         plan::{self, Held, Outcome, register},
-        view::{Advertised, By, is_configured_differently, is_seen_differently},
+        view::{Advertised, By},
     },
-    session::mailbox::{End, Item, Mailbox},
     store::{KeyRange, Op, Revision, StoreError, Txn, TxnOutcome, memory::MemoryStore},
 };
 use prost::Message as _;
 use rand::RngExt as _;
 use uuid::Uuid;
 
+use self::sessions::Session;
 use super::{
     Checked, Violation,
     links::Node,
     must,
-    requests::{NETWORK, Refusal, Reply, Request, address},
-    world::{Answer, Down, Event, Purpose, Up, World},
+    requests::{NETWORK, Refusal, Reply, Request},
+    world::{Answer, Event, Purpose, World},
 };
 
 /// How often a request is planned before it is given up.
@@ -59,18 +54,6 @@ pub(super) struct Registrar {
     watching: bool,
     /// Nothing is heard of the store before.
     pub(super) stalled: Duration,
-}
-
-/// An open session, or one whose hello waits for the index.
-#[derive(Debug)]
-pub(super) struct Session {
-    uid: Uuid,
-    mailbox: Mailbox,
-    greeting: Option<SessionHello>,
-    writing: bool,
-    endpoints: Option<Vec<SocketAddr>>,
-    /// When it was greeted.
-    pub(super) since: Option<Duration>,
 }
 
 /// A request under way.
@@ -139,65 +122,6 @@ impl Registrar {
             progress: BTreeMap::new(),
             watching: false,
             stalled: Duration::ZERO,
-        }
-    }
-
-    /// Tells all whom it concerns what has changed, as the hub does.
-    fn changed(&mut self, applied: &Applied) {
-        for change in &applied.changes {
-            match change {
-                Change::Device { old, new } => {
-                    self.device_changed(old.as_deref(), new.as_deref(), applied.revision);
-                }
-                Change::Network { .. } => {
-                    for session in self.sessions.values_mut().filter(|s| s.greeting.is_none()) {
-                        session.mailbox.config();
-                        session.mailbox.all_peers();
-                    }
-                }
-                Change::Token { .. } => {}
-            }
-        }
-    }
-
-    fn device_changed(&mut self, old: Option<&Device>, new: Option<&Device>, revision: Revision) {
-        let Some(device) = new.or(old).map(|device| device.uid) else { return };
-        let own = self.by_device.get(&device).and_then(|id| self.sessions.get_mut(id));
-        if let Some(own) = own.map(|session| &mut session.mailbox) {
-            match (old, new) {
-                (_, None) => {
-                    own.end(End::Gone);
-                }
-                (_, Some(new)) if new.revoked => {
-                    own.end(End::Revoked);
-                }
-                (Some(old), Some(new)) => {
-                    if is_configured_differently(old, new) {
-                        own.config();
-                    }
-                    if old.namespace != new.namespace || old.labels() != new.labels() {
-                        own.all_peers();
-                    }
-                }
-                (None, Some(_)) => own.config(),
-            }
-        }
-        if matches!((old, new), (Some(old), Some(new)) if !is_seen_differently(old, new)) {
-            return;
-        }
-        for session in self.sessions.values_mut() {
-            if session.mailbox.held().contains(&device) {
-                session.mailbox.peer(device);
-                session.mailbox.bookmark(revision);
-            }
-        }
-    }
-
-    fn close(&mut self, connection: u64) {
-        if let Some(session) = self.sessions.remove(&connection)
-            && self.by_device.get(&session.uid) == Some(&connection)
-        {
-            self.by_device.remove(&session.uid);
         }
     }
 }
@@ -581,233 +505,6 @@ impl World {
         self.after(SWEEP_INTERVAL, Event::Sweep { registrar: r, life });
         Ok(())
     }
-
-    // Sessions
-
-    pub(super) fn on_up(&mut self, connection: u64, message: Up) -> Checked {
-        let Some(c) = self.connections.get(&connection) else { return Ok(()) };
-        let (r, life, uid, host, doomed) = (c.registrar, c.registrar_life, c.uid, c.host, c.doomed);
-        if !self.is_alive(r, life) {
-            return Ok(());
-        }
-        let message = match message {
-            Up::Hangup => {
-                self.registrars[r].close(connection);
-                return Ok(());
-            }
-            _ if doomed => return Ok(()),
-            _ if !self.links.is_open(Node::Host(host), Node::Registrar(r)) => {
-                self.doom(connection);
-                return Ok(());
-            }
-            Up::Open(hello) => {
-                match register::find(&self.registrars[r].index, NETWORK, uid) {
-                    Err(error) => {
-                        let refused = Failure::Refused(error.to_string());
-                        self.send_down(connection, Down::Closed(refused));
-                    }
-                    Ok(_) => {
-                        self.send_down(connection, Down::Opened);
-                        let late = hello.revision > self.registrars[r].index.revision();
-                        let session = Session {
-                            uid,
-                            mailbox: Mailbox::default(),
-                            greeting: Some(hello),
-                            writing: false,
-                            endpoints: None,
-                            since: None,
-                        };
-                        self.registrars[r].sessions.insert(connection, session);
-                        if late {
-                            self.after(CATCH_UP, Event::Greet { registrar: r, life, connection });
-                        } else {
-                            self.greet(r, connection, false)?;
-                        }
-                    }
-                }
-                self.flush_sessions(r);
-                return Ok(());
-            }
-            Up::Message(message) => message,
-        };
-        let Some(session) = self.registrars[r].sessions.get_mut(&connection) else { return Ok(()) };
-        match message.message {
-            Some(session_request::Message::EndpointsChanged(changed)) => {
-                session.endpoints = Some(changed.private_endpoints.iter().filter_map(address).collect());
-                self.write_endpoints(r, connection)?;
-            }
-            Some(session_request::Message::HeldPeers(held)) => {
-                let (added, removed) = (uids(&held.added_uids)?, uids(&held.removed_uids)?);
-                for uid in removed {
-                    session.mailbox.release(uid);
-                }
-                for uid in added {
-                    if session.mailbox.hold(uid) == Some(true) {
-                        session.mailbox.peer(uid);
-                    }
-                }
-            }
-            Some(session_request::Message::Hello(_)) | None => {}
-        }
-        self.flush_sessions(r);
-        Ok(())
-    }
-
-    pub(super) fn on_greet(&mut self, r: usize, life: u64, connection: u64) -> Checked {
-        if !self.is_alive(r, life) {
-            return Ok(());
-        }
-        self.greet(r, connection, true)?;
-        self.flush_sessions(r);
-        Ok(())
-    }
-
-    /// Prepares what has to be sent in answer to a hello.
-    fn greet(&mut self, r: usize, connection: u64, late: bool) -> Checked {
-        let registrar = &mut self.registrars[r];
-        let Some(session) = registrar.sessions.get_mut(&connection) else { return Ok(()) };
-        let Some(hello) = session.greeting.take() else { return Ok(()) };
-        let uid = session.uid;
-        if registrar.draining {
-            registrar.close(connection);
-            self.send_down(connection, Down::Closed(Failure::Unavailable("draining".into())));
-            return Ok(());
-        }
-        let revision = if late { 0 } else { hello.revision };
-        let held = uids(&hello.held_peer_uids)?;
-        for peer in &held {
-            session.mailbox.hold(*peer);
-        }
-        session.since = Some(self.now);
-        if let Err(error) = register::find(&registrar.index, NETWORK, uid) {
-            registrar.close(connection);
-            self.send_down(connection, Down::Closed(Failure::Refused(error.to_string())));
-            return Ok(());
-        }
-        if let Some(older) = registrar.by_device.insert(uid, connection)
-            && let Some(older) = registrar.sessions.get_mut(&older)
-        {
-            older.mailbox.end(End::Replaced);
-        }
-        let index = &registrar.index;
-        let state = index.network(NETWORK);
-        let is_new = |peer: &Uuid| {
-            let state = state.filter(|state| state.network.revision <= revision);
-            state.and_then(|state| state.devices.by_uid(*peer)).is_none_or(|peer| peer.revision > revision)
-                || index.peer(NETWORK, uid, *peer).is_none()
-        };
-        let new: Vec<Uuid> = held.into_iter().filter(is_new).collect();
-        let reached = index.revision();
-        if let Some(session) = registrar.sessions.get_mut(&connection) {
-            session.mailbox.config();
-            new.into_iter().for_each(|peer| session.mailbox.peer(peer));
-            session.mailbox.bookmark(reached);
-        }
-        Ok(())
-    }
-
-    fn write_endpoints(&mut self, r: usize, connection: u64) -> Checked {
-        let Some(session) = self.registrars[r].sessions.get_mut(&connection) else { return Ok(()) };
-        if session.writing {
-            return Ok(());
-        }
-        let (uid, endpoints) = (session.uid, session.endpoints.take());
-        session.writing = endpoints.is_some();
-        match endpoints {
-            Some(endpoints) => {
-                self.start(r, Origin::Session(connection), Request::Endpoints { uid, endpoints })
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn endpoints_written(
-        &mut self,
-        r: usize,
-        connection: u64,
-        request: &Request,
-        result: Result<Reply, Refusal>,
-    ) -> Checked {
-        let Some(session) = self.registrars[r].sessions.get_mut(&connection) else { return Ok(()) };
-        session.writing = false;
-        match (result, request) {
-            (Err(Refusal::Unavailable(_)), Request::Endpoints { endpoints, .. }) => {
-                session.endpoints.get_or_insert_with(|| endpoints.clone());
-            }
-            (Err(refusal), _) => {
-                self.registrars[r].close(connection);
-                self.send_down(connection, Down::Closed(Failure::Refused(format!("{refusal:?}"))));
-            }
-            _ => {}
-        }
-        self.write_endpoints(r, connection)
-    }
-
-    /// Sends what waits in the mailboxes.
-    fn flush_sessions(&mut self, r: usize) {
-        let ids: Vec<u64> = self.registrars[r].sessions.keys().copied().collect();
-        for connection in ids {
-            loop {
-                let registrar = &mut self.registrars[r];
-                let Some(session) = registrar.sessions.get_mut(&connection) else { break };
-                if session.greeting.is_some() {
-                    break;
-                }
-                let Some(item) = session.mailbox.pop() else { break };
-                let uid = session.uid;
-                let index = &registrar.index;
-                let message = match item {
-                    Item::End(end) => {
-                        registrar.close(connection);
-                        let failure = match end {
-                            End::Gone | End::Revoked => Failure::Refused(format!("{end:?}")),
-                            _ => Failure::Unavailable(format!("{end:?}")),
-                        };
-                        self.send_down(connection, Down::Closed(failure));
-                        break;
-                    }
-                    Item::Config => {
-                        let advertised = Advertised {
-                            registrars: (0..self.registrars.len()).map(|n| format!("r{n}:7500")).collect(),
-                            dns_servers: Vec::new(),
-                        };
-                        let index = &self.registrars[r].index;
-                        let state = index.network(NETWORK);
-                        let config = state.and_then(|s| Some(s.config(s.devices.by_uid(uid)?, &advertised)));
-                        let Some(config) = config else { continue };
-                        Message::Config(config)
-                    }
-                    Item::Roots => continue,
-                    Item::Drain(within) => Message::Drain(Drain {
-                        within: Some(pbjson_types::Duration {
-                            seconds: within.as_secs().try_into().unwrap_or(0),
-                            nanos: 0,
-                        }),
-                    }),
-                    Item::Introduction(peer) => match index.peer(NETWORK, uid, peer) {
-                        Some(peer) => Message::Introduction(Introduction { peer: Some(peer) }),
-                        None => continue,
-                    },
-                    Item::Peer(peer) => match index.peer(NETWORK, uid, peer) {
-                        Some(peer) => Message::PeerChanged(PeerChanged { peer: Some(peer) }),
-                        None => {
-                            session.mailbox.release(peer);
-                            Message::PeerRemoved(PeerRemoved { device_uid: peer.to_string() })
-                        }
-                    },
-                    Item::Bookmark(revision) => Message::Bookmark(Bookmark { revision }),
-                };
-                self.send_down(
-                    connection,
-                    Down::Message(Box::new(SessionResponse { message: Some(message) })),
-                );
-            }
-        }
-    }
-}
-
-fn uids(texts: &[String]) -> Checked<Vec<Uuid>> {
-    texts.iter().map(|text| Uuid::try_parse(text).map_err(|e| Violation(format!("{text}: {e}")))).collect()
 }
 
 /// Certificates count whole seconds.

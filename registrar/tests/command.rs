@@ -15,7 +15,7 @@ use muster_common::{
     grpc,
     identity::Party,
     time::Instant,
-    tls::{ALPN_H2, Credentials},
+    tls::{ALPN_H2, Credentials, SpkiHash, pinned_client_config},
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_muster-registrar");
@@ -304,6 +304,16 @@ async fn health_and_reflection_answer_on_the_grpc_port() {
         message_request: Some(MessageRequest::ListServices(String::new())),
         ..ServerReflectionRequest::default()
     };
+    // Strangers may ask for health, and for nothing of this.
+    let pin = SpkiHash::of(&credential.trusted().unwrap()[0]).unwrap();
+    let tls = Arc::new(pinned_client_config(pin).unwrap());
+    let stranger = grpc::connect(&credential.registrar, tls).await.unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(stranger.clone());
+    health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+    let mut reflection = ServerReflectionClient::new(stranger);
+    let refused = reflection.server_reflection_info(tokio_stream::once(request.clone())).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+
     let mut answers = ServerReflectionClient::new(channel)
         .server_reflection_info(tokio_stream::once(request))
         .await

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use muster_integration_tests::sim::{self, Counts, Summary};
 
-/// Played in every test run: seeds that found something, and those beside them.
-const CORPUS: std::ops::RangeInclusive<u64> = 1..=16;
+/// Played in every test run: some of all kinds, and then those that find the agent that spun while a renewal had no
+/// answer and no connection.
+const CORPUS: [u64; 16] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 32, 71];
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -22,7 +23,7 @@ fn run(seed: u64) -> Summary {
 fn what_must_hold_holds() {
     let (seed, runs) = (number("MUSTER_SIM_SEED"), number("MUSTER_SIM_RUNS"));
     let seeds: Vec<u64> = match (seed, runs) {
-        (None, None) => CORPUS.collect(),
+        (None, None) => CORPUS.to_vec(),
         (Some(seed), runs) => (seed..).take(runs.unwrap_or(1).try_into().unwrap()).collect(),
         (None, Some(runs)) => {
             let since = muster_common::time::Timestamp::now().since_epoch().as_nanos();

@@ -101,7 +101,7 @@ fn add(txn: Txn, network: &Network, number: u32, now: Timestamp) -> Result<Txn, 
         revision: 0,
     };
     let owner_uid = device.uid.to_string();
-    let name = Claim { owner_uid: owner_uid.clone(), key_hash: vec![0; 32].into(), token: "bench".into() };
+    let name = Claim { owner_uid: owner_uid.clone(), key_hash: vec![0; 32], token: "bench".into() };
     let claim = Claim { owner_uid: owner_uid.clone(), ..Claim::default() };
     let address = StoredAddress { owner_uid, released_at: None }.encode_to_vec();
     let Device { uid, network, .. } = &device;

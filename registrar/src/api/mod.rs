@@ -173,7 +173,6 @@ impl Api {
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for strangers.
-    #[expect(clippy::result_large_err, reason = "tonic's interceptors return a status")]
     pub fn known(&self, request: Request<()>) -> Result<Request<()>, Status> {
         self.party(&request)?;
         Ok(request)

@@ -1,5 +1,6 @@
 //! The simulator's runs: a corpus of seeds, each of them reproducible. `MUSTER_SIM_SEED=n` replays one,
 //! `MUSTER_SIM_RUNS=n` plays that many, from that seed or from one that is made up and printed.
+#![allow(clippy::panic, clippy::print_stdout, reason = "a test fails by panicking, and tells what it ran")]
 
 use std::collections::BTreeMap;
 

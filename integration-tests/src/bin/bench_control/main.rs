@@ -26,6 +26,9 @@ const DOMAIN: &str = "net.example";
 /// All callers come from one address, which may not join so many devices otherwise.
 const LIMITS: &str = "[limits]\njoins_per_second = 1000000\njoins_burst = 1000000\n";
 
+/// A part of the benchmark, with a lab to itself.
+type Part = fn(&Lab, &mut Figures) -> Result;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
 fn bench(parts: &[&str]) -> Result {
     let lab = Lab::new()?;
     let mut figures = Figures::new("control");
-    let all: [(&str, fn(&Lab, &mut Figures) -> Result); 3] =
+    let all: [(&str, Part); 3] =
         [("sqlite", sqlite), ("etcd", etcd), ("population", populations)];
     for (name, measure) in all {
         if parts.is_empty() || parts.contains(&name) {

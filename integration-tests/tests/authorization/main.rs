@@ -1,6 +1,6 @@
 //! Who may do what, over real mutual TLS against the real registrar: strangers, devices, operators, and those who
 //! pretend to be one of them.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod load;
 mod site;

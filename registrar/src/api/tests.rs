@@ -278,6 +278,18 @@ async fn guessing_tokens_is_stopped() {
 }
 
 #[tokio::test]
+async fn no_way_to_a_peer_leads_through_the_network_itself() {
+    let registrar = fixture().await;
+    let (_, secret) = registrar.token(true).await;
+    let (a, b) = (registrar.join(&secret, "a", 1).await, registrar.join(&secret, "b", 2).await);
+    let mut request = registration(2);
+    request.private_endpoints.insert(0, proto::Endpoint { address: "10.0.9.9".into(), port: 7 });
+    registrar.registration().register(by_device(request, &b)).await.unwrap();
+    let peer = registrar.look_up(&a, By::Name("b".into())).await.unwrap();
+    assert_eq!(peer.private_endpoints, registration(2).private_endpoints);
+}
+
+#[tokio::test]
 async fn many_guesses_at_once_are_no_more_than_one_after_another() {
     let registrar = Arc::new(fixture().await);
     let key = Arc::new(KeyPair::generate().unwrap());

@@ -61,7 +61,13 @@ impl NetworkState {
             name: device.name.to_string(),
             public_key: device.key.map(|key| key.to_vec()).unwrap_or_default(),
             virtual_addresses: device.addresses().map(|address| address.to_string()).collect(),
-            private_endpoints: device.endpoints.iter().map(field::to_endpoint).collect(),
+            // A way to a peer that leads through the network itself leads nowhere, round and round.
+            private_endpoints: device
+                .endpoints
+                .iter()
+                .filter(|endpoint| !self.network.pools.iter().any(|(_, net)| net.contains(&endpoint.ip())))
+                .map(field::to_endpoint)
+                .collect(),
             reflexive_endpoint: device.reflexive.as_deref().map(field::to_endpoint),
             home_director: self
                 .directors()

@@ -5,8 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, process::Command, time::Duration};
 use muster_integration_tests::{
     Host, Lab, LabError, Output, Result,
     muster::{Agent, JoinCommand, Registrar, binary},
-    process::{self, wait_for},
-    scenario,
+    process, scenario,
 };
 
 const ADDRESS: &str = "198.51.100.10";

@@ -1,6 +1,11 @@
 //! Two registrars on one etcd: devices come and go at both at once, with the same and with different names and keys,
 //! in a network with few addresses, while one registrar is killed. No name, key or address ever has two owners, and
 //! both registrars end up showing the same.
+#![allow(
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says why it is skipped"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -49,8 +49,7 @@ fn main() -> ExitCode {
 fn bench(parts: &[&str]) -> Result {
     let lab = Lab::new()?;
     let mut figures = Figures::new("control");
-    let all: [(&str, Part); 3] =
-        [("sqlite", sqlite), ("etcd", etcd), ("population", populations)];
+    let all: [(&str, Part); 3] = [("sqlite", sqlite), ("etcd", etcd), ("population", populations)];
     for (name, measure) in all {
         if parts.is_empty() || parts.contains(&name) {
             measure(&lab, &mut figures)?;

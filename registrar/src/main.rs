@@ -28,6 +28,9 @@ use muster_registrar::{
     own_certificate, serve,
 };
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EXAMPLES: &str = "Examples:
   muster-registrar init --domain net.example --public-address 198.51.100.10
   muster-registrar serve

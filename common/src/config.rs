@@ -13,7 +13,7 @@ pub enum ConfigError {
     #[error(transparent)]
     File(#[from] crate::file::FileError),
     /// The file is not UTF-8 or not TOML, or has an unknown key or a value of the wrong type.
-    #[error("cannot use configuration file {}: {reason}\nremedy: correct the key; --print-config shows every key with its default", path.display())]
+    #[error("cannot use configuration file {}: {reason}\nremedy: correct the key; `--config /dev/null --print-config` shows every key with its default", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,

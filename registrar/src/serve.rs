@@ -105,12 +105,33 @@ pub enum ServeError {
     Ended(String),
 }
 
+/// Raises the soft limit of open files to the hard one: each agent holds a connection, and the usual soft limit of
+/// 1,024 would be the bound long before the configured one.
+fn allow_open_files(config: &Config) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let wanted = u64::try_from(config.limits.connections).unwrap_or(u64::MAX);
+    if limit.maximum.is_some_and(|most| most < wanted) {
+        let (most, wanted) = (limit.maximum.unwrap_or_default(), wanted);
+        tracing::warn!(
+            most,
+            wanted,
+            "fewer files can be open than limits.connections allows; raise LimitNOFILE or ulimit -Hn"
+        );
+    }
+}
+
 /// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the CA's files read again at once.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
+    allow_open_files(&config);
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
     let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
     let store = open_store(&config, &metrics)?;

@@ -47,8 +47,10 @@ impl Site {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command.args(arguments).arg("--config").arg(self.path("registrar.toml"));
+        let mut command = Command::new("sh");
+        // With a soft limit of open files far below the hard one, as login shells have.
+        command.args(["-c", "ulimit -Sn 256; exec \"$@\"", "sh", PROGRAM]).args(arguments);
+        command.arg("--config").arg(self.path("registrar.toml"));
         command
     }
 
@@ -235,6 +237,11 @@ fn it_serves_takes_up_a_rotation_and_stops_when_told() {
         ] {
             assert!(metrics.contains(&line), "{line}: {metrics}");
         }
+        // As many files as the host allows, whatever the soft limit that it was started with.
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", running.0.id())).unwrap();
+        let files: Vec<_> =
+            limits.lines().find(|l| l.starts_with("Max open files")).unwrap().split_whitespace().collect();
+        assert_eq!(files[3], files[4], "{limits}");
         // A second registrar on the same files finds its ports taken, and changes nothing.
         only_line(&site.command(&["serve"]).output().unwrap());
 

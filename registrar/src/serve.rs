@@ -105,23 +105,14 @@ pub enum ServeError {
     Ended(String),
 }
 
-/// Raises the soft limit of open files to the hard one: each agent holds a connection, and the usual soft limit of
-/// 1,024 would be the bound long before the configured one.
-fn allow_open_files(config: &Config) {
+/// Raises the soft limit of open files to the hard one, which it returns (`None` for no limit): each agent holds a
+/// connection, and the usual soft limit of 1,024 would be the bound long before the configured one.
+fn allow_open_files() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-    let wanted = u64::try_from(config.limits.connections).unwrap_or(u64::MAX);
-    if limit.maximum.is_some_and(|most| most < wanted) {
-        let (most, wanted) = (limit.maximum.unwrap_or_default(), wanted);
-        tracing::warn!(
-            most,
-            wanted,
-            "fewer files can be open than limits.connections allows; raise LimitNOFILE or ulimit -Hn"
-        );
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(_) => current,
     }
 }
 
@@ -131,7 +122,7 @@ fn allow_open_files(config: &Config) {
 /// See [`ServeError`].
 pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
-    allow_open_files(&config);
+    let open_files = allow_open_files();
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
     let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
     let store = open_store(&config, &metrics)?;
@@ -185,6 +176,15 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     systemd::ready();
     let Config { listen, .. } = &config;
     tracing::info!(grpc = %listen.grpc, dns = %listen.dns, dot = %listen.dot, http = %listen.http, "serving");
+    if open_files
+        .is_some_and(|files| usize::try_from(files).is_ok_and(|files| files < config.limits.connections))
+    {
+        tracing::warn!(
+            open_files,
+            connections = config.limits.connections,
+            "fewer files can be open than connections are allowed; raise LimitNOFILE or `ulimit -Hn`"
+        );
+    }
 
     let mut refresh = tokio::time::interval(REFRESH);
     let mut history = History::default();

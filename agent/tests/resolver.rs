@@ -19,7 +19,7 @@ use hickory_proto::{
         rdata::{A, SOA, TXT},
     },
 };
-use muster_agent::resolver::{Network, ResolveError, Resolver, Settings};
+use muster_agent::resolver::{Network, ResolveError, Resolver, Settings, Unsaved};
 use muster_common::{
     identity::Party,
     tls::{ALPN_DOT, Credentials, KeyPair},
@@ -519,4 +519,54 @@ async fn without_any_server_there_is_an_answer_that_says_so() {
     let response = Message::from_vec(&response[..length]).unwrap();
     assert_eq!(response.metadata.response_code, ResponseCode::FormErr);
     assert!(response.metadata.recursion_available);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registrar_that_does_not_even_refuse_delays_no_known_name() {
+    let authority = Authority::new();
+    let registrar = registrar(&authority, 0);
+    let credentials = authority.credentials(DEVICE);
+    let first = host(&credentials, &[registrar.address.to_string()], &[]);
+    first.ready().await;
+    first.resolver.resolve("web").await.unwrap();
+    let snapshot = first.resolver.snapshot();
+    drop(first);
+    // Connections are made, and nothing ever comes over them.
+    let silent = std::net::TcpListener::bind(ANY_PORT).unwrap();
+    let second = host(&credentials, &[silent.local_addr().unwrap().to_string()], &[]);
+    second.ready().await;
+    second.resolver.restore(&snapshot).unwrap();
+    let known = tokio::time::timeout(Duration::from_millis(1200), second.resolver.resolve("web"));
+    assert!(known.await.expect("at once").unwrap().stale);
+    // Those who wait for one connection hear together that it has failed, and do not try it one after the other.
+    let unknown = |n: u32| {
+        let name = format!("unknown{n}");
+        let resolver = &second.resolver;
+        async move { resolver.resolve(&name).await.map(drop).unwrap_err().to_string() }
+    };
+    let all = futures_util::future::join_all((0..50).map(unknown));
+    let errors = tokio::time::timeout(Duration::from_millis(3500), all).await.expect("all together");
+    assert!(
+        errors.iter().all(|e| e.contains("cannot get an answer") || e.contains("a moment ago")),
+        "{errors:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_new_has_to_be_saved_soon() {
+    let authority = Authority::new();
+    let registrar = registrar(&authority, 0);
+    let host = host(&authority.credentials(DEVICE), &[registrar.address.to_string()], &[]);
+    host.ready().await;
+    assert_eq!(host.resolver.unsaved(), Unsaved::Nothing);
+    host.resolver.resolve("web").await.unwrap();
+    assert_eq!(host.resolver.unsaved(), Unsaved::New);
+    host.resolver.snapshot();
+    assert_eq!(host.resolver.unsaved(), Unsaved::Nothing);
+    host.resolver.resolve("web").await.unwrap();
+    assert_eq!(host.resolver.unsaved(), Unsaved::Refreshed);
+    // That something does not exist is not worth a write.
+    host.resolver.snapshot();
+    assert!(host.resolver.resolve("nothing").await.is_err());
+    assert_ne!(host.resolver.unsaved(), Unsaved::New);
 }

@@ -43,6 +43,18 @@ impl Key {
     }
 }
 
+/// What the cache has learnt of the network's names since it was saved.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Unsaved {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Answers to questions that it had an answer to before.
+    Refreshed,
+    /// Answers to other questions.
+    New,
+}
+
 /// Whom a response came from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Origin {
@@ -111,11 +123,17 @@ pub(super) struct Cache {
     // Keyed hashing: what is looked up here, anybody on the host chooses.
     entries: LruCache<Key, Entry, RandomState>,
     octets: usize,
+    unsaved: Unsaved,
 }
 
 impl Cache {
     pub(super) fn new(limits: CacheLimits) -> Self {
-        Self { limits, entries: LruCache::with_hasher(usize::MAX, RandomState::new()), octets: 0 }
+        Self {
+            limits,
+            entries: LruCache::with_hasher(usize::MAX, RandomState::new()),
+            octets: 0,
+            unsaved: Unsaved::Nothing,
+        }
     }
 
     /// Number of responses.
@@ -170,6 +188,10 @@ impl Cache {
             Origin::Network if !stored.negative => self.limits.network_stale,
             _ => self.limits.upstream_stale,
         };
+        if origin == Origin::Network {
+            let new = !stored.negative && !self.entries.contains_key(&key);
+            self.unsaved = self.unsaved.max(if new { Unsaved::New } else { Unsaved::Refreshed });
+        }
         self.put(key, stored, origin, (now, expires, expires + stale));
     }
 
@@ -214,6 +236,16 @@ impl Cache {
             }
             keep
         });
+    }
+
+    /// What there is to save.
+    pub(super) fn unsaved(&self) -> Unsaved {
+        self.unsaved
+    }
+
+    /// Everything is being saved.
+    pub(super) fn saved(&mut self) {
+        self.unsaved = Unsaved::Nothing;
     }
 
     /// Registrars' responses with the time until which each is of use, most recently used first.

@@ -40,7 +40,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use cache::{CacheLimits, Origin};
+pub use cache::{CacheLimits, Origin, Unsaved};
 pub use pool::PoolError;
 pub use service::QueryError;
 pub use snapshot::SnapshotError;
@@ -342,7 +342,14 @@ impl Resolver {
 
     /// What is cached of the network's names, to be given to [`Self::restore`] after a restart.
     pub fn snapshot(&self) -> Vec<u8> {
-        snapshot::save(&self.service.cache(), &self.network.domain, Instant::now(), Timestamp::now())
+        let mut cache = self.service.cache();
+        cache.saved();
+        snapshot::save(&cache, &self.network.domain, Instant::now(), Timestamp::now())
+    }
+
+    /// What has been learnt since the last [`Self::snapshot`].
+    pub fn unsaved(&self) -> Unsaved {
+        self.service.cache().unsaved()
     }
 
     /// Takes up a snapshot; tells how many answers it held. They are given only while no registrar answers.

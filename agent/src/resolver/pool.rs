@@ -85,6 +85,11 @@ impl Server {
         failed_at.is_some_and(|at| now - at < period)
     }
 
+    fn failed_since(&self, moment: Instant) -> bool {
+        let failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        failed_at.is_some_and(|at| at >= moment)
+    }
+
     fn note(&self, failed: bool) {
         let mut failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
         *failed_at = failed.then(Instant::now);
@@ -143,6 +148,12 @@ impl Pool {
     /// The servers in use.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.servers.load().iter().map(|server| server.address).collect()
+    }
+
+    /// Whether there are servers, and all of them have failed a short while ago.
+    pub(super) fn is_failing(&self) -> bool {
+        let (servers, now) = (self.servers.load(), Instant::now());
+        !servers.is_empty() && servers.iter().all(|server| server.failed_within(DISTRUST, now))
     }
 
     /// Asks one server after another until one answers.
@@ -208,17 +219,22 @@ impl Pool {
         connection: &tokio::sync::Mutex<Connection>,
         query: &Message,
     ) -> Result<Message, NetError> {
+        let asked = Instant::now();
         loop {
             let (exchange, number, reused) = {
                 let mut open = connection.lock().await;
                 match &open.exchange {
                     Some(exchange) => (exchange.clone(), open.number, true),
+                    // Whoever connected while we waited for our turn has failed: not one after the other again.
+                    None if server.failed_since(asked) => return Err(NetError::Timeout),
                     None => {
                         let connecting =
                             self.provider.new_connection(server.address.ip(), config, &self.context)?;
-                        let exchange = tokio::time::timeout(ATTEMPT, connecting)
-                            .await
-                            .map_err(|_| NetError::Timeout)??;
+                        let connected = tokio::time::timeout(ATTEMPT, connecting).await;
+                        if !matches!(connected, Ok(Ok(_))) {
+                            server.note(true);
+                        }
+                        let exchange = connected.map_err(|_| NetError::Timeout)??;
                         open.number += 1;
                         open.exchange = Some(exchange.clone());
                         (exchange, open.number, false)

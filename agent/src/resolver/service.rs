@@ -37,6 +37,8 @@ use super::{
 
 /// How long a client waits for the servers when there is a stale answer (RFC 8767, 5).
 const CLIENT_PATIENCE: Duration = Duration::from_millis(1800);
+/// The same for names of the network: devices seldom move, and what waits for them are tunnels that would work.
+const NETWORK_PATIENCE: Duration = Duration::from_millis(400);
 /// Questions that servers are asked at a time.
 const FLIGHTS_MAX: usize = 1024;
 
@@ -171,12 +173,25 @@ impl Service {
     ) -> Result<Answer, QueryError> {
         let flight = self.fly(request, key)?;
         let Some(stale) = stale else { return flight.await.map(|stored| (stored, Age::Fresh(0))) };
-        match tokio::time::timeout(CLIENT_PATIENCE, flight).await {
+        let origin = self.origin(request);
+        let patience = match origin {
+            _ if self.pool(origin).is_failing() => Duration::ZERO,
+            Origin::Network => NETWORK_PATIENCE,
+            Origin::Upstream => CLIENT_PATIENCE,
+        };
+        match tokio::time::timeout(patience, flight).await {
             Ok(Ok(stored)) if stored.code != ResponseCode::ServFail => Ok((stored, Age::Fresh(0))),
             _ => {
-                self.metrics.served_stale(self.origin(request));
+                self.metrics.served_stale(origin);
                 Ok(stale)
             }
+        }
+    }
+
+    fn pool(&self, origin: Origin) -> &Pool {
+        match origin {
+            Origin::Network => &self.registrars,
+            Origin::Upstream => &self.upstream,
         }
     }
 
@@ -210,11 +225,7 @@ impl Service {
 
     async fn fetch(&self, request: &Request, key: &Key) -> Result<Arc<Stored>, QueryError> {
         let origin = self.origin(request);
-        let pool = match origin {
-            Origin::Network => &self.registrars,
-            Origin::Upstream => &self.upstream,
-        };
-        let fetched = pool.exchange(&query(key)).await.map_err(QueryError::from);
+        let fetched = self.pool(origin).exchange(&query(key)).await.map_err(QueryError::from);
         let fetched = fetched.and_then(|message| {
             let ttl_max = self.cache().ttl_max();
             Stored::new(message, ttl_max).map_err(|e| QueryError::Unreadable(e.to_string()))

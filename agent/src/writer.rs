@@ -1,7 +1,8 @@
-//! Writes state to disk on a thread of its own, in order, so that the run loop never waits for a disk.
+//! Writes state to disk on a thread of its own, so that the run loop never waits for a disk, and a slow disk never fills
+//! the memory.
 
 use std::{
-    sync::mpsc::{Sender, channel},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread::JoinHandle,
 };
 
@@ -20,39 +21,88 @@ pub enum Write {
     Names(Vec<u8>),
 }
 
+/// What waits for the disk: of each kind only the newest, however long the disk takes.
+#[derive(Debug, Default)]
+struct Waiting {
+    config: Option<Write>,
+    peers: Option<Write>,
+    names: Option<Write>,
+    closed: bool,
+}
+
+impl Waiting {
+    fn put(&mut self, write: Write) {
+        let slot = match write {
+            Write::Config(_) => &mut self.config,
+            Write::Peers(_) => &mut self.peers,
+            Write::Names(_) => &mut self.names,
+        };
+        *slot = Some(write);
+    }
+
+    fn take(&mut self) -> Option<Write> {
+        [&mut self.config, &mut self.peers, &mut self.names].into_iter().find_map(Option::take)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+impl Queue {
+    fn change(&self, change: impl FnOnce(&mut Waiting)) {
+        change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next; `None` when all is done and nothing more comes.
+    fn next(&self) -> Option<Write> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match waiting.take() {
+                None if !waiting.closed => {
+                    waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                }
+                next => return next,
+            }
+        }
+    }
+}
+
 /// The thread. Dropping it waits until everything is on disk.
 #[derive(Debug)]
 pub struct Writer {
-    writes: Option<Sender<Write>>,
+    queue: Arc<Queue>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
     /// Starts the thread.
     pub fn start(state: State) -> std::io::Result<Self> {
-        let (writes, queue) = channel();
+        let queue = Arc::<Queue>::default();
+        let ours = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("state".into()).spawn(move || {
-            for write in queue {
+            while let Some(write) = ours.next() {
                 if let Err(error) = perform(&state, write) {
                     // What is in memory still holds; it is lost only if the host restarts before the next write.
                     tracing::warn!(%error, "cannot keep state on disk");
                 }
             }
         })?;
-        Ok(Self { writes: Some(writes), thread: Some(thread) })
+        Ok(Self { queue, thread: Some(thread) })
     }
 
-    /// Queues `write`. The callers bound how often they do.
+    /// Queues `write`, in place of an older one of its kind that still waits.
     pub fn write(&self, write: Write) {
-        if let Some(writes) = &self.writes {
-            let _ = writes.send(write);
-        }
+        self.queue.change(|waiting| waiting.put(write));
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.writes = None;
+        self.queue.change(|waiting| waiting.closed = true);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -72,6 +122,18 @@ fn perform(state: &State, write: Write) -> Result<(), StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_newest_of_a_kind_waits() {
+        let mut waiting = Waiting::default();
+        for revision in 0..1000 {
+            waiting.put(Write::Names(vec![0]));
+            waiting.put(Write::Peers(Peers { revision, peers: vec![] }));
+        }
+        assert!(matches!(waiting.take(), Some(Write::Peers(Peers { revision: 999, .. }))));
+        assert!(matches!(waiting.take(), Some(Write::Names(_))));
+        assert!(waiting.take().is_none());
+    }
 
     #[test]
     fn everything_is_on_disk_when_it_is_dropped() {

@@ -70,6 +70,8 @@ pub struct Control {
     pub(super) lookups: Lookups,
     pub(super) renewal: Renewal,
     pub(super) endpoints: Vec<SocketAddr>,
+    /// Those that there were when the connection was begun.
+    pub(super) connected_from: Vec<SocketAddr>,
     pub(super) endpoints_told: bool,
     pub(super) endpoints_at: Instant,
     pub(super) persist_at: Option<Instant>,
@@ -100,6 +102,7 @@ impl Control {
             lookups: Lookups::default(),
             renewal: Renewal::new(),
             endpoints,
+            connected_from: Vec::new(),
             endpoints_told: true,
             endpoints_at: now,
             persist_at: None,
@@ -283,8 +286,23 @@ impl Control {
     pub fn handle_private_endpoints(&mut self, mut endpoints: Vec<SocketAddr>, now: Instant) {
         endpoints.truncate(MAX_ENDPOINTS);
         if endpoints != self.endpoints {
+            // Without any address there is nothing to move to; the old one may well come back.
+            let moved =
+                !endpoints.is_empty() && self.connected_from.iter().any(|old| !endpoints.contains(old));
             self.endpoints = endpoints;
             self.endpoints_told = false;
+            match &mut self.link {
+                // The host is on another network: what failed there may succeed here.
+                Link::Waiting { until } if self.refusals == 0 => {
+                    let soon = Duration::from_millis(self.rng.random_range(NEXT_REGISTRAR));
+                    *until = (*until).min(now + soon);
+                }
+                // A connection from an address that is gone only looks alive, until its keepalives fail.
+                Link::Registering { .. } | Link::Opening { .. } | Link::Open { .. } if moved => {
+                    self.reconnect("an address of this host is gone", now);
+                }
+                _ => {}
+            }
         }
         self.settle(now);
     }
@@ -311,12 +329,8 @@ impl Control {
                 self.fail(Failure::Unavailable(reason), now);
             }
             Link::Open { leave_at: Some(leave_at), .. } if leave_at <= now => {
-                self.actions.push_back(Action::Disconnect { attempt: self.attempt });
-                self.lookups.disconnected();
                 self.registrars.advance();
-                self.changed_at = now;
-                "the registrar is shutting down".clone_into(&mut self.last_error);
-                self.connect(now);
+                self.reconnect("the registrar is shutting down", now);
             }
             _ => {}
         }
@@ -354,6 +368,7 @@ impl Control {
         self.attempt += 1;
         self.link = Link::Registering { deadline: now + ANSWER_PATIENCE };
         self.endpoints_told = true;
+        self.connected_from.clone_from(&self.endpoints);
         let request = RegisterRequest {
             public_key: self.start.public_key.to_vec(),
             private_endpoints: self.endpoints.iter().map(endpoint).collect(),
@@ -361,6 +376,17 @@ impl Control {
         };
         let registrar = self.registrars.current().to_owned();
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });
+    }
+
+    /// Begins a new connection in place of the one there is.
+    fn reconnect(&mut self, reason: &str, now: Instant) {
+        self.actions.push_back(Action::Disconnect { attempt: self.attempt });
+        self.lookups.disconnected();
+        if self.is_connected() {
+            self.changed_at = now;
+        }
+        reason.clone_into(&mut self.last_error);
+        self.connect(now);
     }
 
     /// Gives up the connection, or the attempt at one.

@@ -346,6 +346,48 @@ fn a_draining_registrar_is_left_within_its_time() {
 }
 
 #[test]
+fn a_host_that_moves_connects_anew_at_once() {
+    let endpoint = |text: &str| -> SocketAddr { text.parse().unwrap() };
+    let (here, also, there) =
+        (endpoint("192.0.2.1:7551"), endpoint("192.0.2.2:7551"), endpoint("198.51.100.1:7551"));
+    let start = Start { private_endpoints: vec![here], ..start() };
+    let (mut control, attempt) = connected(start, at(0));
+    // One more address is no reason to give up a connection.
+    control.handle_private_endpoints(vec![here, also], at(20_000));
+    assert!(!actions(&mut control).iter().any(|a| matches!(a, Action::Disconnect { .. })));
+    // Nor is having none for a while.
+    control.handle_private_endpoints(vec![], at(21_000));
+    assert!(!actions(&mut control).iter().any(|a| matches!(a, Action::Disconnect { .. })));
+    control.handle_private_endpoints(vec![here], at(22_000));
+    assert!(!actions(&mut control).iter().any(|a| matches!(a, Action::Disconnect { .. })));
+    control.handle_private_endpoints(vec![], at(29_000));
+    actions(&mut control);
+    // The one that it may come from is gone: it would seem alive until its keepalives fail.
+    control.handle_private_endpoints(vec![there], at(30_000));
+    let did = actions(&mut control);
+    let [Action::Disconnect { attempt: old }, Action::Register { attempt: new, request, .. }] = &did[..]
+    else {
+        panic!("{did:?}");
+    };
+    assert!(*old == attempt && *new > attempt);
+    assert_eq!(request.private_endpoints.len(), 1);
+    assert_eq!(request.private_endpoints[0].address, "198.51.100.1");
+    assert!(!control.is_connected());
+    // Whoever waits for long because nothing could be reached tries again from there.
+    let (mut new, mut now) = (*new, at(30_000));
+    for _ in 0..12 {
+        control.handle_registered(new, Err(Failure::Unavailable("no route".into())), now);
+        actions(&mut control);
+        now = control.poll_timeout().unwrap();
+        new = register(&mut control, now).0;
+    }
+    control.handle_registered(new, Err(Failure::Unavailable("no route".into())), now);
+    assert!(control.poll_timeout().unwrap() > now + Duration::from_secs(5));
+    control.handle_private_endpoints(vec![here], now);
+    assert!(control.poll_timeout().unwrap() < now + Duration::from_secs(1));
+}
+
+#[test]
 fn a_refused_device_lets_its_peers_go_and_asks_rarely() {
     let start = Start { config: Some(config()), peers: vec![peer(1, 1)], ..start() };
     let (mut control, attempt) = connected(start, at(0));

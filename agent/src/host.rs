@@ -42,6 +42,8 @@ pub struct Started {
     pub events: mpsc::Receiver<Event>,
     /// Virtual addresses that have been resolved; never anything if the resolver is switched off.
     pub resolved: mpsc::Receiver<IpAddr>,
+    /// Changes whenever somebody else has changed the interface, and [`Host::repair`] is due.
+    pub disturbed: watch::Receiver<u64>,
 }
 
 impl Host {
@@ -80,23 +82,42 @@ impl Host {
     }
 
     /// Makes the host what `settings` say; `names` is the resolver's cache from before. The first time, data plane and
-    /// resolver are started.
+    /// resolver are started. If the interface of a host that is configured already cannot be changed, everything else
+    /// is, and [`Host::repair`] tries again.
     pub async fn configure(
         &mut self,
         settings: &Settings,
         names: Option<Vec<u8>>,
     ) -> anyhow::Result<Option<Started>> {
-        self.program(settings).await?;
-        let started = match self.devices.take() {
-            Some((tun, sockets)) => Some(self.start(settings, tun, sockets, names).await?),
-            None => {
-                self.update(settings).await;
-                None
-            }
-        };
+        if let Some((tun, sockets)) = self.devices.take() {
+            self.program(settings).await?;
+            let started = self.start(settings, tun, sockets, names)?;
+            self.settings = Some(settings.clone());
+            return Ok(Some(started));
+        }
+        self.update(settings).await;
         self.dns_servers.send_replace(settings.dns_servers.clone());
         self.settings = Some(settings.clone());
-        Ok(started)
+        self.program(settings).await?;
+        Ok(None)
+    }
+
+    /// Whether the data plane has been started.
+    pub const fn is_configured(&self) -> bool {
+        self.settings.is_some()
+    }
+
+    /// Makes the interface what it was told to be, after somebody else has changed it.
+    pub async fn repair(&mut self) -> anyhow::Result<()> {
+        let Some(settings) = self.settings.clone() else { return Ok(()) };
+        self.program(&settings).await
+    }
+
+    /// This host has another address: peers are told so.
+    pub async fn roam(&self) {
+        if let Some((_, handle)) = &self.datapath {
+            let _ = handle.roam().await;
+        }
     }
 
     async fn program(&mut self, settings: &Settings) -> anyhow::Result<()> {
@@ -124,13 +145,14 @@ impl Host {
         Ok(())
     }
 
-    async fn start(
+    fn start(
         &mut self,
         settings: &Settings,
         tun: Tun,
         sockets: UdpSockets,
         names: Option<Vec<u8>>,
     ) -> anyhow::Result<Started> {
+        let disturbed = self.interface.as_ref().context("there is no interface")?.watch()?;
         let (datapath, events) = Datapath::start(DatapathConfig {
             tun,
             sockets,
@@ -148,7 +170,7 @@ impl Host {
         } else {
             mpsc::channel(1).1
         };
-        Ok(Started { events, resolved })
+        Ok(Started { events, resolved, disturbed })
     }
 
     fn start_resolver(
@@ -184,10 +206,13 @@ impl Host {
         if old.virtual_addresses() != settings.virtual_addresses() {
             self.tell(Command::SetLocalAddresses(settings.virtual_addresses())).await;
         }
-        if old.routes != settings.routes
-            && let Some(resolver) = self.shared.resolver.load_full()
-        {
-            resolver.set_routes(settings.routes.clone());
+        if old.routes != settings.routes {
+            if let Some((_, handle)) = &self.datapath {
+                let _ = handle.set_pools(settings.routes.clone()).await;
+            }
+            if let Some(resolver) = self.shared.resolver.load_full() {
+                resolver.set_routes(settings.routes.clone());
+            }
         }
         if old.domain != settings.domain {
             tracing::warn!(old = %old.domain, new = %settings.domain, "the network has another domain: restart the agent to resolve its names");

@@ -14,6 +14,7 @@ use muster_common::{
     tls::{ALPN_H2, Credentials, certificates_from_pem},
 };
 use muster_proto::agent::LeaveResponse;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustls::{ClientConfig, pki_types::CertificateDer};
 use sd_notify::NotifyState;
 use tokio::{
@@ -36,6 +37,7 @@ use crate::{
     metrics::Metrics,
     private_addresses::{self, Exclusions},
     renewal::{self, Renewed},
+    resolver::Unsaved,
     session::{self, DeregisterError, Session},
     state::{Identity, Lock, Peers, State, pem},
     writer::{Write, Writer},
@@ -50,8 +52,12 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 const METRICS_INTERVAL: Duration = Duration::from_secs(15);
 /// Names that have just been resolved are collected for so long before they are written.
 const NAMES_DELAY: Duration = Duration::from_millis(500);
-/// Between two looks at whether names resolve.
-const NAMES_PROBE: Duration = Duration::from_millis(200);
+/// Names that are on disk already, and have only been asked for again, are written this late.
+const NAMES_REFRESH_DELAY: Duration = Duration::from_secs(300);
+/// Shortest and longest time between two looks at whether names resolve.
+const NAMES_PROBE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Before an interface that could not be programmed is programmed again.
+const REPAIR_DELAY: Duration = Duration::from_secs(5);
 /// With addresses from disk and no registrar, the agent is ready after this: the names it knows are answered.
 const READY_WITHOUT_REGISTRAR: Duration = Duration::from_secs(3);
 /// How long calls of the local API may take to finish.
@@ -73,6 +79,8 @@ pub fn credentials(identity: &Identity) -> anyhow::Result<(Arc<Credentials>, Arc
 /// Runs the agent until it is told to stop, or has left the network.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let state = State::new(&config.state_dir);
+    // What is in memory are keys: no core dumps, and no debugger of another user.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let identity = state.identity()?;
     let lock = state.lock()?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -94,6 +102,7 @@ struct Inputs {
     addresses: watch::Receiver<Vec<IpAddr>>,
     events: Option<mpsc::Receiver<Event>>,
     resolved: Option<mpsc::Receiver<IpAddr>>,
+    disturbed: Option<watch::Receiver<u64>>,
     names_resolve: Option<oneshot::Receiver<()>>,
     leaving: Option<oneshot::Receiver<Result<(), DeregisterError>>>,
 }
@@ -113,6 +122,8 @@ struct Agent {
     readiness: Readiness,
     /// When the names that have been resolved are to be written.
     names_at: Option<Instant>,
+    /// When the interface is to be programmed again.
+    repair_at: Option<Instant>,
     names_resolve: bool,
     notified: bool,
     leave: Option<(bool, oneshot::Sender<Result<LeaveResponse, String>>)>,
@@ -191,6 +202,7 @@ impl Agent {
             addresses,
             events: None,
             resolved: None,
+            disturbed: None,
             names_resolve: None,
             leaving: None,
         };
@@ -208,6 +220,7 @@ impl Agent {
             metrics,
             readiness,
             names_at: None,
+            repair_at: None,
             names_resolve: !config.resolver.enabled,
             notified: false,
             leave: None,
@@ -250,26 +263,28 @@ impl Agent {
             self.perform(inputs).await?;
             self.update_readiness();
             let now = Instant::now();
-            let next = [self.control.poll_timeout(), self.names_at, self.ready_at()];
+            let next = [self.control.poll_timeout(), self.names_at, self.repair_at, self.ready_at()];
             let next = next.into_iter().flatten().min();
             let pause = next.map_or(LONGEST_SLEEP, |at| (at - now).min(LONGEST_SLEEP));
             tokio::select! {
                 event = inputs.session.next() => self.handle_session(event),
-                Some(event) = receive(&mut inputs.events) => {
-                    if let Event::Failed(reason) = event {
-                        anyhow::bail!("the data plane has ended: {reason}\nremedy: restart the agent");
-                    }
-                    self.handle_datapath(&event);
+                event = receive(&mut inputs.events), if inputs.events.is_some() => {
+                    self.handle_datapath(&alive(event)?);
                 }
                 Some(address) = receive(&mut inputs.resolved) => {
                     self.control.handle_resolved(&[address], Instant::now());
-                    self.names_at.get_or_insert(Instant::now() + NAMES_DELAY);
+                    self.plan_names();
+                }
+                Some(()) = change(&mut inputs.disturbed) => {
+                    tracing::info!(interface = self.config.interface.name, "somebody has changed the interface: programming it again");
+                    self.repair().await;
                 }
                 Some(query) = inputs.queries.recv() => self.answer(query, inputs),
                 Ok(()) = inputs.addresses.changed() => {
                     let endpoints = endpoints(&inputs.addresses.borrow_and_update(), self.host.port());
                     tracing::info!(?endpoints, "private addresses");
                     self.control.handle_private_endpoints(endpoints, Instant::now());
+                    self.host.roam().await;
                 }
                 Some(()) = completion(&mut inputs.names_resolve) => {
                     self.names_resolve = true;
@@ -296,6 +311,9 @@ impl Agent {
             if self.control.poll_timeout().is_some_and(|at| at <= now) {
                 self.control.handle_timeout(now);
             }
+            if self.repair_at.is_some_and(|at| at <= now) {
+                self.repair().await;
+            }
             if self.names_at.is_some_and(|at| at <= now) {
                 self.save_names();
             }
@@ -320,11 +338,19 @@ impl Agent {
                     inputs.session.renew(self.identity.device_uid.clone());
                 }
                 Action::Configure(settings) => {
-                    let names = self.state.names();
-                    if let Some(Started { events, resolved }) = self.host.configure(&settings, names).await? {
-                        inputs.events = Some(events);
-                        inputs.resolved = Some(resolved);
-                        inputs.names_resolve = Some(self.probe_names(&settings.name));
+                    let configured = self.host.is_configured();
+                    let names = if configured { None } else { self.state.names() };
+                    match self.host.configure(&settings, names).await {
+                        Ok(Some(Started { events, resolved, disturbed })) => {
+                            inputs.events = Some(events);
+                            inputs.resolved = Some(resolved);
+                            inputs.disturbed = Some(disturbed);
+                            inputs.names_resolve = Some(self.probe_names(&settings.name));
+                        }
+                        Ok(None) => {}
+                        // Tunnels that work are not given up because something new does not.
+                        Err(error) if configured => self.repair_later(&error),
+                        Err(error) => return Err(error),
                     }
                 }
                 Action::Datapath(command) => self.host.tell(command).await,
@@ -347,6 +373,18 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    async fn repair(&mut self) {
+        self.repair_at = None;
+        if let Err(error) = self.host.repair().await {
+            self.repair_later(&error);
+        }
+    }
+
+    fn repair_later(&mut self, error: &anyhow::Error) {
+        tracing::warn!(%error, "cannot program the interface; trying again");
+        self.repair_at = Some(Instant::now() + REPAIR_DELAY);
     }
 
     fn handle_session(&mut self, event: session::Event) {
@@ -447,13 +485,15 @@ impl Agent {
         let (done, resolves) = oneshot::channel();
         let (shared, name) = (Arc::clone(&self.shared), name.to_owned());
         self.tasks.spawn(async move {
+            let mut pause = NAMES_PROBE.0;
             while let Some(resolver) = shared.resolver.load_full() {
                 if resolver.resolve(&name).await.is_ok() {
                     let _ = done.send(());
                     return;
                 }
                 drop(resolver);
-                sleep(NAMES_PROBE).await;
+                sleep(pause).await;
+                pause = (pause * 3 / 2).min(NAMES_PROBE.1);
             }
         });
         resolves
@@ -471,8 +511,9 @@ impl Agent {
         let registrar = self.control.registrar();
         let patience_over =
             !registrar.connected && Instant::now() - registrar.since >= READY_WITHOUT_REGISTRAR;
-        let ready =
-            self.control.settings().is_some() && (self.names_resolve || patience_over) && !registrar.refused;
+        // Who has been told that names resolve as far as they can is not told otherwise once a registrar is there.
+        let names = self.names_resolve || patience_over || self.notified;
+        let ready = self.control.settings().is_some() && names && !registrar.refused;
         if ready != self.readiness.get() {
             self.readiness.set(ready);
             tracing::info!(ready, "readiness");
@@ -481,6 +522,18 @@ impl Agent {
             self.notified = true;
             let _ = sd_notify::notify(&[NotifyState::Ready]);
         }
+    }
+
+    /// Sees to it that names which have been learnt are written.
+    fn plan_names(&mut self) {
+        let Some(resolver) = self.shared.resolver.load_full() else { return };
+        let delay = match resolver.unsaved() {
+            Unsaved::Nothing => return,
+            Unsaved::Refreshed => NAMES_REFRESH_DELAY,
+            Unsaved::New => NAMES_DELAY,
+        };
+        let at = Instant::now() + delay;
+        self.names_at = Some(self.names_at.map_or(at, |planned| planned.min(at)));
     }
 
     fn save_names(&mut self) {
@@ -495,6 +548,16 @@ fn endpoints(addresses: &[IpAddr], port: u16) -> Vec<SocketAddr> {
     addresses.iter().map(|address| SocketAddr::new(*address, port)).collect()
 }
 
+/// An event of a data plane that goes on.
+fn alive(event: Option<Event>) -> anyhow::Result<Event> {
+    let reason = match event {
+        Some(Event::Failed(reason)) => reason,
+        Some(event) => return Ok(event),
+        None => "its thread is gone; look for a panic above".to_owned(),
+    };
+    anyhow::bail!("the data plane has ended: {reason}\nremedy: restart the agent")
+}
+
 /// The next of what comes, if anything can.
 async fn receive<T>(receiver: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     match receiver {
@@ -503,9 +566,28 @@ async fn receive<T>(receiver: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     }
 }
 
+/// The next change, if there can be any.
+async fn change(receiver: &mut Option<watch::Receiver<u64>>) -> Option<()> {
+    receiver.as_mut()?.changed().await.ok()
+}
+
 /// What comes once.
 async fn completion<T>(receiver: &mut Option<oneshot::Receiver<T>>) -> Option<T> {
     let outcome = receiver.as_mut()?.await.ok();
     *receiver = None;
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_plane_never_ends_in_silence() {
+        assert_eq!(alive(Some(Event::PeerDown([1; 32]))).unwrap(), Event::PeerDown([1; 32]));
+        for (end, reason) in [(Some(Event::Failed("no device".into())), "no device"), (None, "panic")] {
+            let error = alive(end).unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains("restart the agent"), "{error}");
+        }
+    }
 }

@@ -217,6 +217,8 @@ impl EventLoop {
         for _ in 0..BATCH {
             match self.requests.try_recv() {
                 Ok(Request::Command(command)) => self.command(command, now),
+                Ok(Request::SetPools(pools)) => self.pools = pools,
+                Ok(Request::Roam) => self.roam(now),
                 Ok(Request::Snapshot(answer)) => {
                     let _ = answer.send(self.snapshot(now));
                 }
@@ -239,6 +241,14 @@ impl EventLoop {
             Command::NoSuchDevice(address) => self.tunnel.no_such_device(address, now),
             Command::UnknownKey(key) => self.tunnel.unknown_key(translate::key(key), now),
             Command::SetLocalAddresses(addresses) => self.local_addresses = addresses,
+        }
+    }
+
+    fn roam(&mut self, now: Instant) {
+        let live: Vec<_> =
+            self.tunnel.peers(now).filter(|peer| peer.has_session).map(|peer| peer.public_key).collect();
+        for key in live {
+            self.tunnel.connect(&key, now);
         }
     }
 

@@ -200,6 +200,8 @@ pub struct Stopped;
 
 enum Request {
     Command(Command),
+    SetPools(Vec<IpNet>),
+    Roam,
     Snapshot(oneshot::Sender<Snapshot>),
 }
 
@@ -254,6 +256,17 @@ impl Handle {
     /// Queues a command; commands take effect in the order they are sent in. Waits while the queue is full.
     pub async fn send(&self, command: Command) -> Result<(), Stopped> {
         self.request(Request::Command(command)).await
+    }
+
+    /// Replaces the pools of [`DatapathConfig::pools`]; peers that are told of from now on are held against them.
+    pub async fn set_pools(&self, pools: Vec<IpNet>) -> Result<(), Stopped> {
+        self.request(Request::SetPools(pools)).await
+    }
+
+    /// This host has another address: begins a handshake with every peer that has a session, so that they send there
+    /// at once, and not only when this device has something to send.
+    pub async fn roam(&self) -> Result<(), Stopped> {
+        self.request(Request::Roam).await
     }
 
     /// Asks for the state of all peers and counters.

@@ -202,6 +202,46 @@ fn an_interface_that_somebody_takes_down_and_up_is_programmed_anew() {
 }
 
 #[test]
+fn what_somebody_removes_is_noticed_but_not_what_going_down_removes() {
+    if !have_root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    namespace.enter(async || {
+        let _tun = Tun::create("muster0").expect("create");
+        let (mut interface, _) = Interface::program("muster0", &config()).await.expect("program");
+        let mut changed = interface.watch().expect("watch");
+        let state = || {
+            let routes = namespace.ip("route show proto 139") + &namespace.ip("-6 route show proto 139");
+            routes + &namespace.ip("-br addr show muster0")
+        };
+        let before = state();
+        let soon = std::time::Duration::from_secs(5);
+        for removal in [
+            "addr del 100.64.1.2/32 dev muster0",
+            "addr del fd00:1::2/128 dev muster0",
+            "addr del 169.254.20.10/32 dev muster0",
+            "route del 100.96.0.0/12",
+            "-6 route del fd00:1::/48",
+        ] {
+            namespace.ip(removal);
+            tokio::time::timeout(soon, changed.changed()).await.expect(removal).expect("watched");
+            interface.update(&config()).await.expect("again");
+            let after = state();
+            let sorted = |text: &str| {
+                let mut words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+                words.sort();
+                words
+            };
+            assert_eq!(sorted(&after), sorted(&before), "{removal}");
+        }
+        namespace.ip("link set muster0 down");
+        let pause = std::time::Duration::from_millis(900);
+        tokio::time::timeout(pause, changed.changed()).await.expect_err("it stays down");
+    });
+}
+
+#[test]
 fn an_interface_that_is_not_there_is_named() {
     if !have_root() {
         return;

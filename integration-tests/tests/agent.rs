@@ -384,6 +384,10 @@ fn a_transfer_survives_a_new_address() {
                 let now = length();
                 if now > before + (2 << 20) { Ok(()) } else { Err(now.to_string()) }
             })?;
+            // The second time there is no registrar that could tell bob.
+            if new == "10.1.0.11" {
+                site.registrar.kill();
+            }
             alice.sh(&format!("ip addr add {new}/24 dev eth0; ip addr del {old}/24 dev eth0"))?;
             let (at, moved) = (length(), seconds());
             wait_for("the transfer to go on", Duration::from_secs(10), || {
@@ -398,11 +402,19 @@ fn a_transfer_survives_a_new_address() {
             "the whole file",
             &format!("{status} {}", curl.log()),
         )?;
+        // And a third time with nothing to send, which would tell bob by itself.
+        let own = alice.sh("ip -o -4 addr show dev muster0 | awk '/ 100\\./{print $4}' | cut -d/ -f1")?;
+        reaches(&bob, own.trim())?;
+        alice.sh("ip addr add 10.2.0.12/24 dev eth0; ip addr del 10.1.0.11/24 dev eth0")?;
+        wait_for("bob to reach alice where she is now", Duration::from_secs(8), || {
+            ping(&bob, own.trim()).map_err(|e| e.to_string())
+        })?;
+        site.registrar.serve()?;
         connected(&site.alice, true)?;
         // Whoever looks alice up now is told of her new address.
         wait_for("the new endpoint", PATIENCE, || {
             let answer = bob.sh("dig +noall +additional alice.net.example").map_err(|e| e.to_string())?;
-            if answer.contains("10.1.0.11") && !answer.contains("10.2.0.10") { Ok(()) } else { Err(answer) }
+            if answer.contains("10.2.0.12") && !answer.contains("10.1.0.11") { Ok(()) } else { Err(answer) }
         })?;
         expect(site.bob.process().is_some_and(Process::is_running), "bob runs", "")
     });

@@ -54,17 +54,18 @@ fn join_of(arguments: &[&str]) -> JoinCommand {
 /// Registrations of devices that have a certificate, each with another endpoint than before, so that each is a
 /// durable write. A line a round: seconds, registrations, transactions and commits of the store, puts.
 async fn register(join: &JoinCommand, put: bool) -> Result<(), Error> {
-    let mut clients = Vec::new();
-    for caller in 0..CALLERS {
-        let mut client = Device::join(join, &format!("caller{caller}")).await?.connect().await?;
-        // Has the device take its key and addresses, and warms the connection.
-        client.register(register_request(caller + 1, 0)).await?;
-        clients.push(client);
-    }
-    for round in 1..=ROUNDS {
+    for round in 0..ROUNDS as u64 {
+        // Other devices in each round, since a device may not write as often as this for long.
+        let mut clients = Vec::new();
+        for key in round * CALLERS + 1..=(round + 1) * CALLERS {
+            let mut client = Device::join(join, &format!("caller{key}")).await?.connect().await?;
+            // Has the device take its key and addresses, and warms the connection.
+            client.register(register_request(key, 0)).await?;
+            clients.push((key, client));
+        }
         let before = Counters::read().await?;
         let start = Instant::now();
-        let count = register_for(ROUND, &clients, u32::try_from(round)?).await?;
+        let count = register_for(ROUND, clients).await?;
         let seconds = (Instant::now() - start).as_secs_f64();
         let after = Counters::read().await?;
         let put_rate = if put { put_for(ROUND).await? / ROUND.as_secs_f64() } else { 0.0 };
@@ -77,16 +78,15 @@ async fn register(join: &JoinCommand, put: bool) -> Result<(), Error> {
     Ok(())
 }
 
-async fn register_for(time: Duration, clients: &[Client], round: u32) -> Result<u64, Error> {
+async fn register_for(time: Duration, clients: Vec<(u64, Client)>) -> Result<u64, Error> {
     let end = Instant::now() + time;
     let mut tasks = Vec::new();
-    for (key, mut client) in (1..).zip(clients.iter().cloned()) {
+    for (key, mut client) in clients {
         tasks.push(tokio::spawn(async move {
             let mut done = 0_u32;
             while Instant::now() < end {
-                // No two of one caller's follow each other with the same address.
                 done += 1;
-                client.register(register_request(key, round << 20 | done)).await?;
+                client.register(register_request(key, done)).await?;
             }
             Ok(done.into())
         }));

@@ -6,7 +6,7 @@ AS_ROOT := integration-tests/as-root.sh
 PREPARE := integration-tests/prepare.sh
 
 # command=package, of Debian 12
-BUILD_PACKAGES := cc=gcc
+BUILD_PACKAGES := cc=build-essential
 LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=python3
 TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime man=man-db

@@ -5,19 +5,22 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use aws_lc_rs::{constant_time, digest};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::{CryptoProvider, verify_tls13_signature},
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
     version::TLS13,
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::{ALPN_H2, TlsError, certificate_identity};
+use super::{
+    ALPN_H2, TlsError, certificate_identity,
+    verify::{other, refuse_tls12, schemes, signature},
+};
 use crate::identity::Party;
 
 /// SHA-256 of a certificate's SubjectPublicKeyInfo, written `sha256:` and 64 hexadecimal digits.
@@ -116,10 +119,6 @@ struct WrongCa(SpkiHash);
 #[error("the server is not a registrar, but {0}")]
 struct NotARegistrar(String);
 
-fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
-}
-
 impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
@@ -155,7 +154,7 @@ impl ServerCertVerifier for Pinned {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".into()))
+        refuse_tls12()
     }
 
     fn verify_tls13_signature(
@@ -164,10 +163,10 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        signature(&self.provider, message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        schemes(&self.provider)
     }
 }

@@ -9,7 +9,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::verify_tls13_signature,
+    crypto::{CryptoProvider, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
         ParsedCertificate, WebPkiClientVerifier,
@@ -42,28 +42,35 @@ impl Verifier {
             Err(other(WrongParty(identity.to_string())))
         }
     }
-
-    fn signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.credentials.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn schemes(&self) -> Vec<SignatureScheme> {
-        self.credentials.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0} is not a party that this connection may be with")]
 struct WrongParty(String);
 
-fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+/// An error that rustls carries whole, so that [`super::explain`] can tell it.
+pub(super) fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+}
+
+/// Checks the signature over a TLS 1.3 handshake.
+pub(super) fn signature(
+    provider: &CryptoProvider,
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, Error> {
+    verify_tls13_signature(message, cert, dss, &provider.signature_verification_algorithms)
+}
+
+/// The signature schemes that [`signature`] can check.
+pub(super) fn schemes(provider: &CryptoProvider) -> Vec<SignatureScheme> {
+    provider.signature_verification_algorithms.supported_schemes()
+}
+
+/// The answer to a TLS 1.2 signature, which no configuration of ours lets come about.
+pub(super) fn refuse_tls12() -> Result<HandshakeSignatureValid, Error> {
+    Err(Error::General("only TLS 1.3 is spoken".into()))
 }
 
 impl ServerCertVerifier for Verifier {
@@ -92,7 +99,7 @@ impl ServerCertVerifier for Verifier {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".into()))
+        refuse_tls12()
     }
 
     fn verify_tls13_signature(
@@ -101,11 +108,11 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signature(message, cert, dss)
+        signature(&self.credentials.provider, message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
+        schemes(&self.credentials.provider)
     }
 }
 
@@ -139,7 +146,7 @@ impl ClientCertVerifier for Verifier {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".into()))
+        refuse_tls12()
     }
 
     fn verify_tls13_signature(
@@ -148,10 +155,10 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signature(message, cert, dss)
+        signature(&self.credentials.provider, message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
+        schemes(&self.credentials.provider)
     }
 }

@@ -231,6 +231,13 @@ impl AgentService for Api {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
+    async fn list_services(
+        &self,
+        _: Request<muster_proto::agent::ListServicesRequest>,
+    ) -> Result<Response<muster_proto::agent::ListServicesResponse>, Status> {
+        Ok(Response::new(muster_proto::agent::ListServicesResponse::default()))
+    }
+
     async fn resolve(&self, request: Request<ResolveRequest>) -> Result<Response<ResolveResponse>, Status> {
         let name = request.into_inner().name;
         let answer = resolver(&self.shared)?.resolve(&name).await.map_err(|e| explain(&e))?;

@@ -43,6 +43,80 @@ pub struct Zone {
     /// The pools that virtual addresses and ClusterIPs come from. The network's reverse zones are cut from
     /// them at octets (IPv4) and nibbles (IPv6).
     pub pools: Vec<IpNet>,
+    /// Domain of the external zone of the network (specification 12), if it has one.
+    pub external_domain: Option<Domain>,
+    /// External zone's SOA serial: moves only when an external record does.
+    pub external_serial: u32,
+}
+
+/// What stands behind a Service's own name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ServiceKind {
+    /// Its cluster IPs, at most one per family.
+    ClusterIp(Vec<IpAddr>),
+    /// Its ready endpoints.
+    Headless,
+    /// Another name, as it was written.
+    ExternalName(String),
+}
+
+/// The protocol of a port, as in `_tcp`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A port of a Service or of its endpoints.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Port {
+    /// The name in lower case; empty for an unnamed port.
+    pub name: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// 1 to 65,535.
+    pub number: u16,
+}
+
+/// One address of an endpoint that counts (specification 4): those that are not ready are left out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// The endpoint's hostname, in lower case, if it has one.
+    pub hostname: Option<Label>,
+    /// Name of the device that the endpoint refers to, if it does.
+    pub device: Option<Label>,
+    /// The address.
+    pub address: IpAddr,
+    /// The ports of the slice that the endpoint is in; shared by all endpoints of it.
+    pub ports: Arc<[Port]>,
+}
+
+/// Where a Service is reached from outside (specification 12).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ExternalAddress {
+    /// An external IP, or a load balancer's address.
+    Ip(IpAddr),
+    /// A load balancer's host name.
+    Host(String),
+}
+
+/// What the records of one Service are made from: its slices are merged.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// The Service's name.
+    pub name: Label,
+    /// The namespace it is in.
+    pub namespace: Label,
+    /// What its own name answers.
+    pub kind: ServiceKind,
+    /// The Service's ports.
+    pub ports: Vec<Port>,
+    /// Its ready endpoints, in the order of slices' names and of each slice.
+    pub endpoints: Vec<Endpoint>,
+    /// Its external addresses.
+    pub external: Vec<ExternalAddress>,
 }
 
 /// What the records of one device are made from.
@@ -65,7 +139,8 @@ pub trait Directory: Send + Sync {
     /// SERVFAIL and not denied.
     fn is_loaded(&self) -> bool;
 
-    /// The zone with the longest domain at or above `name`, which is in lower case and has no trailing dot.
+    /// The zone with the longest domain or external domain at or above `name`, which is in lower case and has no
+    /// trailing dot.
     fn zone(&self, name: &str) -> Option<Arc<Zone>>;
 
     /// The zone that has a pool which holds all of `prefix`, among the networks that `viewer` may see.
@@ -79,6 +154,36 @@ pub trait Directory: Send + Sync {
     /// The name of the device with virtual address `address` in `zone`, if `viewer` may see it.
     /// Only called when `viewer` may see the zone's network.
     fn device_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Option<Label>;
+
+    /// Whether `namespace` (in lower case) exists in `zone`.
+    fn namespace(&self, zone: &Zone, namespace: &str) -> bool {
+        let _ = (zone, namespace);
+        false
+    }
+
+    /// The Service called `name` in `namespace` (both in lower case), if `viewer` may see it.
+    fn service(&self, zone: &Zone, viewer: &Viewer, namespace: &str, name: &str) -> Option<Arc<Service>> {
+        let _ = (zone, viewer, namespace, name);
+        None
+    }
+
+    /// The Services that have `address` as a cluster IP, an endpoint's, or an external one, by namespace and name.
+    fn services_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Vec<Arc<Service>> {
+        let _ = (zone, viewer, address);
+        Vec::new()
+    }
+
+    /// All Services that `viewer` may see, by namespace and name: for zone transfer.
+    fn services(&self, zone: &Zone, viewer: &Viewer) -> Vec<Arc<Service>> {
+        let _ = (zone, viewer);
+        Vec::new()
+    }
+
+    /// The namespace of the live device that has `address` as its virtual address (specification 6, 15).
+    fn namespace_of(&self, zone: &Zone, address: IpAddr) -> Option<Label> {
+        let _ = (zone, address);
+        None
+    }
 }
 
 impl<D: Directory + ?Sized> Directory for Arc<D> {
@@ -100,5 +205,25 @@ impl<D: Directory + ?Sized> Directory for Arc<D> {
 
     fn device_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Option<Label> {
         (**self).device_at(zone, viewer, address)
+    }
+
+    fn namespace(&self, zone: &Zone, namespace: &str) -> bool {
+        (**self).namespace(zone, namespace)
+    }
+
+    fn service(&self, zone: &Zone, viewer: &Viewer, namespace: &str, name: &str) -> Option<Arc<Service>> {
+        (**self).service(zone, viewer, namespace, name)
+    }
+
+    fn services_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Vec<Arc<Service>> {
+        (**self).services_at(zone, viewer, address)
+    }
+
+    fn services(&self, zone: &Zone, viewer: &Viewer) -> Vec<Arc<Service>> {
+        (**self).services(zone, viewer)
+    }
+
+    fn namespace_of(&self, zone: &Zone, address: IpAddr) -> Option<Label> {
+        (**self).namespace_of(zone, address)
     }
 }

@@ -15,6 +15,7 @@ pub mod directory;
 pub mod engine;
 pub mod fixed;
 pub mod message;
+pub mod options;
 mod records;
 pub mod reverse;
 pub mod server;

@@ -56,6 +56,8 @@ impl Zones {
             public_addresses: network.public_addresses.clone(),
             name_server_addresses: self.name_servers.clone(),
             pools: network.pools.iter().map(|(_, net)| net).collect(),
+            external_domain: None,
+            external_serial: state.serial,
         });
         let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
         made.insert(network.name.clone(), (network.revision, zone.clone()));

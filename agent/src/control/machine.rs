@@ -142,7 +142,11 @@ impl Control {
                     self.apply_config(config);
                 }
                 self.link = Link::Opening { deadline: now + ANSWER_PATIENCE };
-                let hello = SessionHello { revision: self.revision, held_peer_uids: self.peers.hello() };
+                let hello = SessionHello {
+                    revision: self.revision,
+                    held_peer_uids: self.peers.hello(),
+                    held_services: Vec::new(),
+                };
                 self.actions.push_back(Action::OpenSession { attempt, hello });
             }
         }
@@ -202,7 +206,7 @@ impl Control {
                 }
             }
             Some(Message::Bookmark(bookmark)) => self.revision = bookmark.revision,
-            None => {}
+            Some(Message::ServiceChanged(_)) | None => {}
         }
         self.settle(now);
     }

@@ -30,6 +30,8 @@ fn zone(network: &str, domain: &str, pools: &[&str]) -> Zone {
         public_addresses: vec!["203.0.113.10".parse().unwrap()],
         name_server_addresses: vec!["203.0.113.53".parse().unwrap(), "2001:db8::53".parse().unwrap()],
         pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(),
+        external_domain: None,
+        external_serial: 1,
     }
 }
 

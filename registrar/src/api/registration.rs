@@ -153,6 +153,14 @@ impl RegistrationService for Registration {
         Ok(Response::new(LookupResponse { peer: Some(peer) }))
     }
 
+    async fn list_services(
+        &self,
+        request: Request<muster_proto::registration::ListServicesRequest>,
+    ) -> Result<Response<muster_proto::registration::ListServicesResponse>, Status> {
+        self.0.device(&request)?;
+        Ok(Response::new(muster_proto::registration::ListServicesResponse::default()))
+    }
+
     async fn session(
         &self,
         request: Request<Streaming<SessionRequest>>,

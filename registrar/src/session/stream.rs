@@ -141,7 +141,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Some(Err(status)) => return Err(status),
             None => return Err(Status::cancelled("the agent ended the session before it began")),
         };
-        let SessionHello { mut revision, held_peer_uids } = hello;
+        let SessionHello { mut revision, held_peer_uids, held_services: _ } = hello;
         let held = uids("hello.held_peer_uids", &held_peer_uids)?;
         // The agent may come from a registrar that was faster. Of a store that never had the revision, all is new.
         if self.hub.registry.reached(revision).await.is_err() {
@@ -234,6 +234,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                 // They may have changed since the agent looked them up.
                 registered.session.post(|mailbox| new.into_iter().for_each(|peer| mailbox.peer(peer)));
             }
+            Some(session_request::Message::HeldServices(_)) => {}
             Some(session_request::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a session has one hello, its first message"));
             }

@@ -163,7 +163,7 @@ impl World {
                     }
                 }
             }
-            Some(session_request::Message::Hello(_)) | None => {}
+            Some(session_request::Message::Hello(_) | session_request::Message::HeldServices(_)) | None => {}
         }
         self.flush_sessions(r);
         Ok(())

@@ -159,6 +159,7 @@ fn network(args: &CreateNetwork) -> Result<Network> {
             directors: directors.collect(),
             record_ttl: args.record_ttl.map(proto),
             address_quarantine: args.address_quarantine.map(proto),
+            external_domain: String::new(),
         }),
         status: None,
     })

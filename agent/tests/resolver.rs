@@ -94,6 +94,8 @@ fn directory(ttl: u32) -> FixedDirectory {
         public_addresses: addresses(&["203.0.113.10"]),
         name_server_addresses: addresses(&["203.0.113.53"]),
         pools: addresses(&["100.64.0.0/11"]),
+        external_domain: None,
+        external_serial: 1,
     };
     let web = Device {
         name: "web".parse().unwrap(),
@@ -163,7 +165,7 @@ fn registrar(authority: &Authority, ttl: u32) -> Running {
     let handler = Arc::new(Counted(handler, Arc::clone(&queries)));
     let listener = bind_tcp(ANY_PORT, false).unwrap();
     let address = listener.local_addr().unwrap();
-    let config = Arc::new(authority.credentials(REGISTRAR).server_config(ALPN_DOT).unwrap());
+    let config = authority.credentials(REGISTRAR).resuming_server(ALPN_DOT).unwrap();
     let task = tokio::spawn(async move {
         stream::serve_tls(listener, config, handler, StreamLimits::default(), &metrics()).await
     });

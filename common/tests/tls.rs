@@ -267,6 +267,89 @@ async fn connections_end_with_the_certificate_and_are_never_resumed() {
     assert!(tokio::time::timeout(Duration::from_millis(200), callers.recv()).await.is_err());
 }
 
+/// A server that resumes sessions. What it thinks of each connection comes out of the channel, once it has been
+/// asked to look at it through the other.
+async fn serve_resuming(
+    credentials: &Arc<Credentials>,
+) -> (SocketAddr, tokio::sync::mpsc::Sender<()>, tokio::sync::mpsc::Receiver<(rustls::HandshakeKind, bool)>) {
+    let server = credentials.resuming_server(ALPN_H2).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (look, mut looks) = tokio::sync::mpsc::channel(16);
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(server.config());
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            // The client reads this, and with it its tickets.
+            stream.write_all(b"x").await.unwrap();
+            stream.flush().await.unwrap();
+            looks.recv().await;
+            let connection = stream.get_ref().1;
+            assert!(connection.peer_certificates().is_some());
+            let verdict = (connection.handshake_kind().unwrap(), server.check(connection).is_ok());
+            sender.send(verdict).await.unwrap();
+        }
+    });
+    (address, look, receiver)
+}
+
+#[tokio::test]
+async fn resumed_sessions_are_verified_again() {
+    use rustls::HandshakeKind::{Full, Resumed};
+    let (old, new) = (ca(), ca());
+    let server = credentials(&issue(&old, REGISTRAR, -1, 1), &[&old]);
+    let (address, look, mut verdicts) = serve_resuming(&server).await;
+    let device = credentials(&issue(&old, DEVICE, -1, 1), &[&old]);
+    let mut config = device.client_config(is_registrar, ALPN_H2).unwrap();
+    config.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    for kind in [Full, Resumed, Resumed] {
+        silent(address, config.clone()).await.read_u8().await.unwrap();
+        look.send(()).await.unwrap();
+        assert_eq!(verdicts.recv().await.unwrap(), (kind, true));
+    }
+    // The root goes just after a resumed handshake, which nobody believes then.
+    silent(address, config.clone()).await.read_u8().await.unwrap();
+    server.replace_roots(&[new.der().clone()]).unwrap();
+    look.send(()).await.unwrap();
+    assert_eq!(verdicts.recv().await.unwrap(), (Resumed, false));
+    // Later, there is no resumed handshake any more, and the full one fails.
+    let late = TcpStream::connect(address).await.unwrap();
+    let late = TlsConnector::from(Arc::new(config)).connect(address.ip().into(), late).await;
+    if let Ok(mut late) = late {
+        ended(&mut late).await;
+    }
+    assert!(verdicts.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_session_does_not_outlive_its_certificate() {
+    use rustls::HandshakeKind::{Full, Resumed};
+    let ca = ca();
+    let server = credentials(&issue(&ca, REGISTRAR, -1, 1), &[&ca]);
+    let (address, look, mut verdicts) = serve_resuming(&server).await;
+    let key = RcgenKey::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(DEVICE.try_into().unwrap())];
+    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(2);
+    let certificate = params.signed_by(&key, &ca).unwrap();
+    let pair = KeyPair {
+        chain: vec![certificate.der().clone(), ca.der().clone()],
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+    };
+    let mut config = credentials(&pair, &[&ca]).client_config(is_registrar, ALPN_H2).unwrap();
+    config.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    silent(address, config.clone()).await.read_u8().await.unwrap();
+    look.send(()).await.unwrap();
+    assert_eq!(verdicts.recv().await.unwrap(), (Full, true));
+    // It is valid to the end of its last second.
+    tokio::time::sleep(Duration::from_millis(3200)).await;
+    silent(address, config).await.read_u8().await.unwrap();
+    look.send(()).await.unwrap();
+    assert_eq!(verdicts.recv().await.unwrap(), (Resumed, false));
+}
+
 #[tokio::test]
 async fn strangers_stay_no_longer_than_joining_takes() {
     let ca = ca();

@@ -9,7 +9,7 @@
 //!   octet or nibble has several reverse zones, cut at the next one.
 //! - Over UDP, no response to a stranger is more than three times as large as its query; the rest goes over TCP.
 //! - Zone transfer is REFUSED. EDNS options are ignored.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod directory;
 pub mod engine;

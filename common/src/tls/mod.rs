@@ -2,6 +2,7 @@
 //! and peers known by their SPIFFE IDs, never by host names or addresses (design §3).
 
 mod pin;
+mod resume;
 mod verify;
 
 use std::{sync::Arc, time::Duration};
@@ -9,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use rustls::{
     CertificateError, ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
-    client::ResolvesClientCert,
+    client::{ResolvesClientCert, Resumption},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
@@ -20,6 +21,7 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 
 use crate::{identity::SpiffeId, time::Timestamp};
 pub use pin::{SpkiHash, pinned_client_config};
+pub use resume::ResumingServer;
 
 /// Which registrars, operators, devices or directors a connection may be with.
 pub type Accept = fn(&crate::identity::Party) -> bool;
@@ -167,6 +169,7 @@ impl Credentials {
     }
 
     /// For connections to parties that `accept` accepts. The name that the caller gives rustls is not looked at.
+    /// Sessions are not resumed: a server shows its certificate on every connection.
     pub fn client_config(self: &Arc<Self>, accept: Accept, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
         let verifier = verify::Verifier::new(Arc::clone(self), accept);
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
@@ -176,6 +179,7 @@ impl Credentials {
             .with_client_cert_resolver(Arc::new(Resolver(Arc::clone(self))));
         config.alpn_protocols = vec![alpn.to_vec()];
         config.enable_sni = false;
+        config.resumption = Resumption::disabled();
         Ok(config)
     }
 

@@ -4,6 +4,7 @@
 pub mod limit;
 pub mod metrics;
 pub mod stream;
+mod sys;
 pub mod udp;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use muster_common::{identity::SpiffeId, net::BindError};
 use socket2::{Domain, Protocol, Socket, Type};
+use udp::UdpSockets;
 
 use crate::{
     directory::{Directory, Viewer},
@@ -44,7 +46,7 @@ pub enum Handling {
     Later(BoxFuture<'static, (Outcome, Vec<u8>)>),
 }
 
-/// Answers queries. Called on the task that reads the socket, so it must not block.
+/// Answers queries. Called where sockets are read, on several threads at a time, so it must not block.
 pub trait Handler: Send + Sync + 'static {
     /// Answers `query`, writing the response over `out`, or says that it takes time.
     fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling;
@@ -78,14 +80,10 @@ where
     }
 }
 
-/// Binds `address` for UDP. With `early`, the address need not be on the host yet (`IP_FREEBIND`).
-pub fn bind_udp(address: SocketAddr, early: bool) -> Result<tokio::net::UdpSocket, BindError> {
-    let bind = || {
-        let socket = prepare(address, Type::DGRAM, Protocol::UDP, early)?;
-        socket.bind(&address.into())?;
-        tokio::net::UdpSocket::from_std(socket.into())
-    };
-    bind().map_err(|e| BindError::new("DNS over UDP", address, e))
+/// Binds `address` for UDP, once for each processor core. With `early`, the address need not be on the host yet
+/// (`IP_FREEBIND`).
+pub fn bind_udp(address: SocketAddr, early: bool) -> Result<UdpSockets, BindError> {
+    UdpSockets::bind(address, early, std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Binds `address` for TCP, in the clear or for TLS. With `early`, the address need not be on the host yet.

@@ -1,37 +1,53 @@
 //! DNS over TCP (RFC 7766) and over TLS (RFC 7858): many queries on a connection, answered as they come or out
 //! of order, one write for everything that is ready.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use muster_common::{
     census::{Bounds, Census, Place},
     time::{Instant, Timestamp},
-    tls,
+    tls::{self, ResumingServer},
 };
-use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     Handler, Handling, Source, canonical,
-    metrics::{Listener, Metrics},
+    metrics::{Connected, Listener, Metrics, Reason, Tally},
 };
 use crate::{engine::Outcome, message::Transport};
 
 /// Largest query that a connection may bring; real ones have some hundred octets.
 const QUERY_MAX: usize = 4096;
-/// Room for queries that have been read and not yet handled.
-const READ_BUFFER: usize = 2 * (QUERY_MAX + 2);
+/// Octets that are read at a time.
+const READ_ROOM: usize = 1 << 16;
 /// Responses are written once so many octets are ready, although more queries wait.
 const WRITE_BATCH: usize = 1 << 16;
+/// Room for responses that a connection gets first, and may keep while it waits.
+const BATCH_KEPT: usize = 1 << 12;
 /// Pause after an error of accept, such as having no file descriptors left.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// What is read is handled before anything else happens on the thread, so that one buffer is enough, and
+    /// connections that wait have none.
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_ROOM].into_boxed_slice());
+}
 
 /// Bounds of one TCP or TLS listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,40 +92,34 @@ pub async fn serve_tcp<H: Handler>(
     accept(listener, None, handler, limits, metrics).await
 }
 
-/// Serves `handler` over TLS on `listener`. `config` decides which clients get in; one that has a certificate is
+/// Serves `handler` over TLS on `listener`. `server` decides which clients get in; one that has a certificate is
 /// known to the handler by its identity.
 pub async fn serve_tls<H: Handler>(
     listener: TcpListener,
-    config: Arc<ServerConfig>,
+    server: ResumingServer,
     handler: Arc<H>,
     limits: StreamLimits,
     metrics: &Metrics,
 ) -> io::Result<()> {
-    accept(listener, Some(TlsAcceptor::from(config)), handler, limits, metrics).await
+    accept(listener, Some(Arc::new(server)), handler, limits, metrics).await
 }
 
 /// A connection's place and its part in the metrics, given back on drop.
 struct Slot {
     place: Place,
     metrics: Listener,
+    _connected: Connected,
 }
 
 impl Slot {
     fn new(place: Place, metrics: &Listener) -> Self {
-        metrics.connections.inc();
-        Self { place, metrics: metrics.clone() }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.metrics.connections.dec();
+        Self { place, metrics: metrics.clone(), _connected: metrics.connected() }
     }
 }
 
 async fn accept<H: Handler>(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ResumingServer>>,
     handler: Arc<H>,
     limits: StreamLimits,
     metrics: &Metrics,
@@ -137,7 +147,7 @@ async fn accept<H: Handler>(
         };
         let address = canonical(address);
         let Ok(place) = census.admit(address.ip()) else {
-            metrics.dropped("connections");
+            metrics.dropped(Reason::Connections);
             continue;
         };
         let (tls, handler, slot) = (tls.clone(), Arc::clone(&handler), Slot::new(place, &metrics));
@@ -152,7 +162,7 @@ async fn accept<H: Handler>(
 async fn serve<H: Handler>(
     stream: TcpStream,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ResumingServer>>,
     handler: &H,
     mut limits: StreamLimits,
     mut slot: Slot,
@@ -162,7 +172,9 @@ async fn serve<H: Handler>(
         let source = Source { address, transport: Transport::Tcp, identity: None };
         return Connection::new(stream, source, handler, &limits, &slot.metrics).run().await;
     };
-    let stream = timeout(limits.handshake, tls.accept(stream)).await.map_err(io::Error::from)??;
+    let accept = TlsAcceptor::from(tls.config()).accept(stream);
+    let stream = timeout(limits.handshake, accept).await.map_err(io::Error::from)??;
+    tls.check(stream.get_ref().1).map_err(io::Error::other)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let identity = match certificate {
         None => {
@@ -190,15 +202,25 @@ struct Connection<'a, S, H> {
     handler: &'a H,
     limits: &'a StreamLimits,
     metrics: &'a Listener,
-    /// When the connection was opened, or last brought a whole query.
+    /// When the connection was last looked at.
+    now: Instant,
+    /// When it was opened, or last brought a whole query.
     active: Instant,
-    /// Octets read; those before `taken` have been handled.
-    read: Vec<u8>,
-    taken: usize,
+    /// Octets read that are not a whole query yet, or queries that have to wait.
+    rest: Vec<u8>,
     pending: FuturesUnordered<Pending>,
     response: Vec<u8>,
     /// Responses, each behind its length, ready to be written.
     batch: Vec<u8>,
+    tally: Tally,
+}
+
+/// What a connection waited for.
+enum Event {
+    /// Queries have come, or parts; `false` if none will any more.
+    Read(bool),
+    Ready((Outcome, Vec<u8>, usize, Instant)),
+    Timer,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
@@ -209,83 +231,135 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
         limits: &'a StreamLimits,
         metrics: &'a Listener,
     ) -> Self {
+        let now = Instant::now();
         Self {
             stream,
             source,
             handler,
             limits,
             metrics,
-            active: Instant::now(),
-            read: Vec::with_capacity(512),
-            taken: 0,
+            now,
+            active: now,
+            rest: Vec::new(),
             pending: FuturesUnordered::new(),
             response: Vec::new(),
             batch: Vec::new(),
+            tally: Tally::default(),
         }
     }
 
     async fn run(mut self) -> io::Result<()> {
         let opened = self.active;
         let mut open = true;
+        // Not set anew at every query: when it fires, it is seen how long nothing has come.
+        let mut timer = pin!(sleep(self.limits.idle));
         loop {
-            self.handle_queries()?;
-            while let Some(Some(ready)) = self.pending.next().now_or_never() {
+            if !self.rest.is_empty() {
+                let rest = std::mem::take(&mut self.rest);
+                self.handle(&rest)?;
+            }
+            while !self.pending.is_empty()
+                && let Some(Some(ready)) = self.pending.next().now_or_never()
+            {
                 self.finish(ready);
             }
             if !self.batch.is_empty() {
                 self.write().await?;
-                // Places in the pipeline or the batch have become free: more queries may wait.
-                continue;
+                if !self.rest.is_empty() {
+                    // Places in the pipeline or the batch have become free.
+                    continue;
+                }
             }
-            open = open && Instant::now() - opened < self.limits.age;
+            open = open && self.now - opened < self.limits.age;
             if !open && self.pending.is_empty() {
                 return self.stream.shutdown().await;
             }
-            let readable = open && self.read.len() - self.taken < READ_BUFFER;
-            let limit = (READ_BUFFER - (self.read.len() - self.taken).min(READ_BUFFER)) as u64;
-            let idle = self.limits.idle.saturating_sub(Instant::now() - self.active);
-            let (stream, read) = (&mut self.stream, &mut self.read);
-            tokio::select! {
-                octets = async { stream.take(limit).read_buf(read).await }, if readable => open = octets? > 0,
-                Some(ready) = self.pending.next(), if !self.pending.is_empty() => self.finish(ready),
-                () = tokio::time::sleep(idle), if open => open = false,
+            let readable = open && self.pending.len() < self.limits.pipelined;
+            let event = poll_fn(|cx| {
+                if readable && let Poll::Ready(read) = self.poll_read(cx) {
+                    return Poll::Ready(read.map(Event::Read));
+                }
+                if let Poll::Ready(Some(ready)) = self.pending.poll_next_unpin(cx) {
+                    return Poll::Ready(Ok(Event::Ready(ready)));
+                }
+                if open && timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Ok(Event::Timer));
+                }
+                self.batch.shrink_to(BATCH_KEPT);
+                Poll::Pending
+            });
+            match event.await? {
+                Event::Read(more) => open = more,
+                Event::Ready(ready) => self.finish(ready),
+                Event::Timer => {
+                    self.now = Instant::now();
+                    let left = self.limits.idle.saturating_sub(self.now - self.active);
+                    open = !left.is_zero();
+                    timer.set(sleep(left));
+                }
             }
         }
     }
 
-    /// Hands over all queries that have been read, as far as there is room for what they cause.
-    fn handle_queries(&mut self) -> io::Result<()> {
+    /// Reads what is there, and hands over the queries in it. `false` if that was the last.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        READ.with_borrow_mut(|room| {
+            let mut buffer = ReadBuf::new(room);
+            buffer.put_slice(&self.rest);
+            let mut more = true;
+            while more && buffer.remaining() > 0 {
+                let before = buffer.filled().len();
+                match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                    Poll::Ready(Ok(())) => more = buffer.filled().len() > before,
+                    // First what has come before it.
+                    Poll::Ready(Err(_)) if before > self.rest.len() => more = false,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending if before > self.rest.len() => break,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            self.handle(buffer.filled())?;
+            Poll::Ready(Ok(more))
+        })
+    }
+
+    /// Hands over the queries in `octets`, as far as there is room for what they cause, and keeps the rest.
+    fn handle(&mut self, octets: &[u8]) -> io::Result<()> {
+        let started = Instant::now();
+        let (mut octets, v4) = (octets, self.source.address.is_ipv4());
+        self.now = started;
         while self.pending.len() < self.limits.pipelined && self.batch.len() < WRITE_BATCH {
-            let Some((length, rest)) = self.read.get(self.taken..).and_then(<[u8]>::split_first_chunk) else {
-                break;
-            };
+            let Some((length, rest)) = octets.split_first_chunk() else { break };
             let length = usize::from(u16::from_be_bytes(*length));
             if length > QUERY_MAX {
                 return Err(io::Error::other(format!("a query of {length} octets")));
             }
-            let Some(query) = rest.get(..length) else { break };
-            let started = Instant::now();
+            let Some((query, rest)) = rest.split_at_checked(length) else { break };
             match self.handler.handle(query, &self.source, &mut self.response) {
                 Handling::Done(outcome) => {
-                    let took = Instant::now() - started;
-                    self.metrics.handled(&self.source, outcome, length, self.response.len(), took);
+                    self.metrics.handled(v4, outcome, length, self.response.len(), &mut self.tally);
                     append(&mut self.batch, &self.response);
                 }
                 Handling::Later(answer) => self.pending.push(
                     answer.map(move |(outcome, response)| (outcome, response, length, started)).boxed(),
                 ),
             }
-            self.taken += 2 + length;
+            octets = rest;
             self.active = started;
         }
-        self.read.drain(..self.taken.min(self.read.len()));
-        self.taken = 0;
+        self.rest.clear();
+        self.rest.extend_from_slice(octets);
+        if !self.batch.is_empty() {
+            self.metrics.took(&mut self.tally, Instant::now() - started);
+        }
         Ok(())
     }
 
     fn finish(&mut self, (outcome, response, query, started): (Outcome, Vec<u8>, usize, Instant)) {
-        let took = Instant::now() - started;
-        self.metrics.handled(&self.source, outcome, query, response.len(), took);
+        self.now = Instant::now();
+        let v4 = self.source.address.is_ipv4();
+        self.metrics.handled(v4, outcome, query, response.len(), &mut self.tally);
+        self.metrics.took(&mut self.tally, self.now - started);
         append(&mut self.batch, &response);
     }
 
@@ -296,7 +370,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
         };
         timeout(self.limits.idle, write).await.map_err(io::Error::from)??;
         self.batch.clear();
-        self.batch.shrink_to(WRITE_BATCH);
         Ok(())
     }
 }
@@ -304,6 +377,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
 fn append(batch: &mut Vec<u8>, response: &[u8]) {
     let Ok(length) = u16::try_from(response.len()) else { return };
     if length > 0 {
+        if batch.capacity() == 0 {
+            batch.reserve(BATCH_KEPT);
+        }
         batch.extend_from_slice(&length.to_be_bytes());
         batch.extend_from_slice(response);
     }

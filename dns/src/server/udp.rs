@@ -1,32 +1,42 @@
-//! DNS over UDP: datagrams are read in batches, and answered from the address they came to.
+//! DNS over UDP: a socket and a thread for each processor core, which reads what is there by one system call, and
+//! answers it by another, from the addresses the queries came to.
 
 use std::{
-    io::{self, IoSliceMut},
-    net::IpAddr,
-    sync::Arc,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::Duration,
 };
 
-use muster_common::time::Instant;
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use tokio::{io::Interest, net::UdpSocket, sync::Semaphore};
+use futures_util::future::BoxFuture;
+use muster_common::{net::BindError, time::Instant};
+use socket2::{Protocol, Socket, Type};
+use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{
-    Handler, Handling, Source, canonical,
+    Handler, Handling, Source,
     limit::{Limiter, Rate, Verdict},
-    metrics::{Listener, Metrics},
+    metrics::{Listener, Metrics, Reason, Tally},
+    prepare,
+    sys::{self, Batch, Peer},
 };
 use crate::{
     engine::Outcome,
     message::{self, Parsed, Transport},
 };
 
-/// Datagrams, or trains of datagrams, read by one system call.
-const BATCH: usize = 8;
-/// Room for each: the kernel may hand over a train of datagrams as one.
-const BUFFER: usize = 1 << 16;
+/// Room for queries that wait, per socket.
+const RECEIVE_ROOM: i32 = 4 << 20;
 /// Pause after an error of the socket that is not about one datagram.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
+/// How often, and how long apart, a response that took time is tried when there is no room to send.
+const RETRIES: u32 = 5;
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Bounds of one UDP listener.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -43,76 +53,186 @@ impl Default for UdpLimits {
     }
 }
 
-struct Socket {
-    socket: UdpSocket,
-    state: UdpSocketState,
-    metrics: Listener,
+/// Sockets that share an address, among which the kernel distributes the clients.
+#[derive(Debug)]
+pub struct UdpSockets {
+    sockets: Vec<Socket>,
+    address: SocketAddr,
 }
 
-/// Serves `handler` on `socket` until dropped. An error means that the socket cannot be used at all.
+impl UdpSockets {
+    /// Binds `count` sockets, at least one, to `address`; if that has port 0, all to the same port. With `early`, the
+    /// address need not be on the host yet (`IP_FREEBIND`).
+    pub fn bind(address: SocketAddr, early: bool, count: usize) -> Result<Self, BindError> {
+        Self::try_bind(address, early, count).map_err(|e| BindError::new("DNS over UDP", address, e))
+    }
+
+    fn try_bind(address: SocketAddr, early: bool, count: usize) -> io::Result<Self> {
+        // The first takes the address for itself, so that whoever has it already is noticed, also if they would
+        // share it. Only then may others join, which the kernel grants to processes of the same user alone.
+        let first = prepare(address, Type::DGRAM, Protocol::UDP, early)?;
+        first.bind(&address.into())?;
+        let bound = first.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        if count > 1 {
+            first.set_reuse_port(true)?;
+        }
+        let mut sockets = vec![first];
+        while sockets.len() < count {
+            let socket = prepare(bound, Type::DGRAM, Protocol::UDP, early)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&bound.into())?;
+            sockets.push(socket);
+        }
+        for socket in &sockets {
+            socket.set_nonblocking(false)?;
+            sys::receive_room(socket.as_fd(), RECEIVE_ROOM)?;
+            if bound.ip().is_unspecified() {
+                sys::want_destinations(socket.as_fd(), bound.is_ipv6())?;
+            }
+        }
+        Ok(Self { sockets, address: bound })
+    }
+
+    /// The address of all of them.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+/// A running listener. When it is dropped, it stops, and its threads have ended.
+#[derive(Debug)]
+pub struct Udp {
+    stop: Arc<AtomicBool>,
+    sockets: Vec<Arc<Socket>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Udp {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for socket in &self.sockets {
+            // Says that there is no connection, and wakes the thread that waits all the same.
+            let _ = socket.shutdown(std::net::Shutdown::Read);
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves `handler` on `sockets`, each with a thread of its own, until the returned guard is dropped. What takes
+/// time is left to the tokio runtime that this is called in.
+///
+/// # Errors
+/// There is no runtime, or the system refuses a thread.
+pub fn spawn<H: Handler>(
+    sockets: UdpSockets,
+    handler: Arc<H>,
+    limits: UdpLimits,
+    metrics: &Metrics,
+) -> io::Result<Udp> {
+    let runtime = Handle::try_current().map_err(io::Error::other)?;
+    let destinations = sockets.address.ip().is_unspecified();
+    let limiter = limits.rate.map(|rate| Arc::new(Limiter::new(rate)));
+    let pending = Arc::new(Semaphore::new(limits.pending));
+    let mut udp = Udp { stop: Arc::default(), sockets: Vec::new(), threads: Vec::new() };
+    let shared = metrics.listener(Transport::Udp, sockets.address);
+    for (number, socket) in sockets.sockets.into_iter().enumerate() {
+        let socket = Arc::new(socket);
+        udp.sockets.push(Arc::clone(&socket));
+        let worker = Worker {
+            socket,
+            handler: Arc::clone(&handler),
+            limiter: limiter.clone(),
+            metrics: metrics.sole_listener(Transport::Udp, sockets.address),
+            later: Later { runtime: runtime.clone(), pending: Arc::clone(&pending), metrics: shared.clone() },
+            stop: Arc::clone(&udp.stop),
+        };
+        let run = move || worker.run(Batch::new(destinations));
+        udp.threads.push(std::thread::Builder::new().name(format!("dns-udp-{number}")).spawn(run)?);
+    }
+    Ok(udp)
+}
+
+/// As [`spawn`], until the future is dropped. It never ends by itself, except with an error.
 pub async fn serve<H: Handler>(
-    socket: UdpSocket,
+    sockets: UdpSockets,
     handler: Arc<H>,
     limits: UdpLimits,
     metrics: &Metrics,
 ) -> io::Result<()> {
-    let metrics = metrics.listener(Transport::Udp, socket.local_addr()?);
-    let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-    let socket = Arc::new(Socket { socket, state, metrics });
-    let pending = Arc::new(Semaphore::new(limits.pending));
-    let mut limiter = limits.rate.map(Limiter::new);
-    let mut storage = vec![0; BATCH * BUFFER];
-    let mut out = Vec::with_capacity(usize::from(message::UDP_CEILING));
-    loop {
-        let mut metas = [RecvMeta::default(); BATCH];
-        let received = {
-            let mut chunks = storage.chunks_exact_mut(BUFFER).map(IoSliceMut::new);
-            let mut buffers: [IoSliceMut<'_>; BATCH] =
-                std::array::from_fn(|_| chunks.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-            let read = || socket.state.recv(UdpSockRef::from(&socket.socket), &mut buffers, &mut metas);
-            socket.socket.async_io(Interest::READABLE, read).await
-        };
-        let received = match received {
-            Ok(received) => received,
-            Err(error) => {
-                tracing::debug!(%error, "cannot read DNS queries");
-                tokio::time::sleep(ERROR_PAUSE).await;
-                continue;
+    let _running = spawn(sockets, handler, limits, metrics)?;
+    std::future::pending().await
+}
+
+/// One thread's.
+struct Worker<H> {
+    socket: Arc<Socket>,
+    handler: Arc<H>,
+    limiter: Option<Arc<Limiter>>,
+    metrics: Listener,
+    later: Later,
+    stop: Arc<AtomicBool>,
+}
+
+impl<H: Handler> Worker<H> {
+    fn run(&self, mut batch: Batch) {
+        let mut tally = Tally::default();
+        loop {
+            let received = match batch.receive(self.socket.as_fd()) {
+                _ if self.stop.load(Ordering::Relaxed) => return,
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot read DNS queries");
+                    std::thread::sleep(ERROR_PAUSE);
+                    continue;
+                }
+            };
+            let started = Instant::now();
+            for index in 0..received {
+                if let Some((peer, query, out)) = batch.query(index) {
+                    self.handle(peer, query, started, out, &mut tally);
+                }
             }
-        };
-        let now = Instant::now();
-        for (meta, buffer) in metas.iter().take(received).zip(storage.chunks_exact(BUFFER)) {
-            let train = buffer.get(..meta.len).unwrap_or_default();
-            for query in train.chunks(meta.stride.max(1)) {
-                let source =
-                    Source { address: canonical(meta.addr), transport: Transport::Udp, identity: None };
-                let verdict = match &mut limiter {
-                    Some(limiter) => limiter.check(source.address.ip(), now),
-                    None => Verdict::Answer,
-                };
-                let reply = Reply { socket: &socket, meta, source, query: query.len(), started: now };
-                match verdict {
-                    Verdict::Drop => socket.metrics.dropped("rate"),
-                    Verdict::Slip => {
-                        socket.metrics.dropped("rate");
-                        slip(query, &mut out);
-                        socket.send(meta, &out).await;
-                    }
-                    Verdict::Answer => match handler.handle(query, &reply.source, &mut out) {
-                        Handling::Done(outcome) => reply.send(outcome, &out).await,
-                        Handling::Later(answer) => reply.send_later(answer, &pending),
-                    },
+            let failed = batch.send(self.socket.as_fd());
+            if failed > 0 {
+                tracing::debug!(failed, "cannot send DNS responses");
+            }
+            self.metrics.took(&mut tally, Instant::now() - started);
+        }
+    }
+
+    fn handle(&self, peer: &Peer, query: &[u8], started: Instant, out: &mut Vec<u8>, tally: &mut Tally) {
+        out.clear();
+        let Some(address) = peer.address() else { return };
+        let source = Source { address, transport: Transport::Udp, identity: None };
+        if let Some(limiter) = &self.limiter {
+            let id = query.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+            match limiter.check(address.ip(), id, started) {
+                Verdict::Answer => {}
+                Verdict::Drop => return self.metrics.dropped(Reason::Rate),
+                Verdict::Slip => {
+                    slip(query, out);
+                    return self.metrics.dropped(Reason::Rate);
                 }
             }
         }
-        // Everything was ready: give other tasks of this thread their turn.
-        tokio::task::coop::consume_budget().await;
+        match self.handler.handle(query, &source, out) {
+            Handling::Done(outcome) => {
+                self.metrics.handled(address.is_ipv4(), outcome, query.len(), out.len(), tally);
+            }
+            Handling::Later(answer) => {
+                out.clear();
+                let socket = Arc::clone(&self.socket);
+                self.later.spawn(socket, *peer, address.is_ipv4(), query.len(), started, answer);
+            }
+        }
     }
 }
 
 /// An empty response with TC, which sends the client to TCP.
 fn slip(query: &[u8], out: &mut Vec<u8>) {
-    out.clear();
     if let Parsed::Request(request) = message::parse(query) {
         let mut response = request.response(hickory_proto::op::ResponseCode::NoError);
         response.metadata.truncation = true;
@@ -122,51 +242,47 @@ fn slip(query: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-struct Reply<'a> {
-    socket: &'a Arc<Socket>,
-    meta: &'a RecvMeta,
-    source: Source,
-    query: usize,
-    started: Instant,
+/// What sends the answers that take time.
+struct Later {
+    runtime: Handle,
+    pending: Arc<Semaphore>,
+    metrics: Listener,
 }
 
-impl Reply<'_> {
-    async fn send(self, outcome: Outcome, response: &[u8]) {
-        let took = Instant::now() - self.started;
-        self.socket.metrics.handled(&self.source, outcome, self.query, response.len(), took);
-        self.socket.send(self.meta, response).await;
-    }
-
-    fn send_later(
-        self,
-        answer: futures_util::future::BoxFuture<'static, (Outcome, Vec<u8>)>,
-        pending: &Arc<Semaphore>,
+impl Later {
+    fn spawn(
+        &self,
+        socket: Arc<Socket>,
+        peer: Peer,
+        v4: bool,
+        query: usize,
+        started: Instant,
+        answer: BoxFuture<'static, (Outcome, Vec<u8>)>,
     ) {
-        let Ok(slot) = Arc::clone(pending).try_acquire_owned() else {
-            return self.socket.metrics.dropped("busy");
+        let Ok(slot) = Arc::clone(&self.pending).try_acquire_owned() else {
+            return self.metrics.dropped(Reason::Busy);
         };
-        let (socket, meta, source) = (Arc::clone(self.socket), *self.meta, self.source);
-        let (query, started) = (self.query, self.started);
-        tokio::spawn(async move {
+        let metrics = self.metrics.clone();
+        self.runtime.spawn(async move {
             let (outcome, response) = answer.await;
-            Reply { socket: &socket, meta: &meta, source, query, started }.send(outcome, &response).await;
+            let mut tally = Tally::default();
+            metrics.handled(v4, outcome, query, response.len(), &mut tally);
+            metrics.took(&mut tally, Instant::now() - started);
+            if !response.is_empty() {
+                send(&socket, &peer, &response).await;
+            }
             drop(slot);
         });
     }
 }
 
-impl Socket {
-    async fn send(&self, meta: &RecvMeta, response: &[u8]) {
-        if response.is_empty() {
-            return;
-        }
-        // From a multicast or broadcast address nothing can be sent.
-        let src_ip = meta.dst_ip.filter(|ip| !ip.is_multicast() && *ip != IpAddr::from([255; 4]));
-        let transmit =
-            Transmit { destination: meta.addr, ecn: None, contents: response, segment_size: None, src_ip };
-        let write = || self.state.try_send(UdpSockRef::from(&self.socket), &transmit);
-        if let Err(error) = self.socket.async_io(Interest::WRITABLE, write).await {
-            tracing::debug!(%error, "cannot send a DNS response");
+async fn send(socket: &Socket, peer: &Peer, response: &[u8]) {
+    for _ in 0..RETRIES {
+        match sys::send(socket.as_fd(), peer, response) {
+            Ok(()) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY_PAUSE).await,
+            Err(error) => return tracing::debug!(%error, "cannot send a DNS response"),
         }
     }
+    tracing::debug!("no room to send a DNS response");
 }

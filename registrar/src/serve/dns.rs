@@ -20,13 +20,10 @@ use muster_dns::{
         limit::Rate,
         metrics::Metrics as DnsMetrics,
         stream::{self, StreamLimits},
-        udp::{self, UdpLimits},
+        udp::{self, UdpLimits, UdpSockets},
     },
 };
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, task::JoinSet};
 
 use super::ServeError;
 use crate::{
@@ -37,7 +34,7 @@ use crate::{
 
 /// Bound, not yet served.
 pub(super) struct DnsSockets {
-    udp: UdpSocket,
+    udp: UdpSockets,
     tcp: TcpListener,
     tls: TcpListener,
 }
@@ -86,7 +83,7 @@ pub(super) fn spawn(
         connections_per_client: limits.connections_per_client,
         ..StreamLimits::default()
     };
-    let tls = Arc::new(credentials.server_config(ALPN_DOT)?);
+    let tls = credentials.resuming_server(ALPN_DOT)?;
 
     let (udp_handler, tcp_handler, tls_handler) = (handler.clone(), handler.clone(), handler);
     let (udp_metrics, tcp_metrics, tls_metrics) = (dns_metrics.clone(), dns_metrics.clone(), dns_metrics);

@@ -12,7 +12,7 @@ use tonic_health::pb::{
 
 use crate::{
     error::Result,
-    resource::{Events, Names, Resource, Scope, Secret},
+    resource::{Events, Key, Names, Resource, Scope, Secret},
 };
 
 /// What kind of failure it was, as far as commands act upon it.
@@ -95,9 +95,9 @@ impl Client {
     }
 
     /// One object.
-    pub async fn get<R: Resource>(&self, network: &str, name: &str) -> Result<R, CallError> {
-        let call = R::get(self.channel.clone(), network, name);
-        let object = self.call::<R, _>("get", network, name, call).await?;
+    pub async fn get<R: Resource>(&self, key: &Key) -> Result<R, CallError> {
+        let call = R::get(self.channel.clone(), key);
+        let object = self.call::<R, _>("get", key, call).await?;
         object.ok_or_else(|| Self::hollow("get"))
     }
 
@@ -128,33 +128,54 @@ impl Client {
         page_token: String,
     ) -> Result<crate::resource::Page<R>, CallError> {
         let options = ListOptions { page_size, page_token, label_selector: scope.selector.clone() };
-        self.call::<R, _>("list", &scope.network, "", R::list(self.channel.clone(), scope, options)).await
+        self.call::<R, _>("list", &whole(scope), R::list(self.channel.clone(), scope, options)).await
     }
 
     /// Creates an object.
     pub async fn create<R: Resource>(&self, object: R) -> Result<(R, Option<Secret>), CallError> {
-        let (network, name) = place(&object);
-        let call = R::create(self.channel.clone(), object);
-        let (object, secret) = self.call::<R, _>("create", &network, &name, call).await?;
+        let key = Key::of(&object);
+        let call = R::create(self.channel.clone(), object, false);
+        let (object, secret) = self.call::<R, _>("create", &key, call).await?;
         Ok((object.ok_or_else(|| Self::hollow("create"))?, secret))
+    }
+
+    /// Asks whether an object could be created, and how it would be; kinds that cannot be checked are taken as
+    /// they are.
+    pub async fn check_create<R: Resource>(&self, object: R) -> Result<R, CallError> {
+        if !R::VALIDATES {
+            return Ok(object);
+        }
+        let key = Key::of(&object);
+        let call = R::create(self.channel.clone(), object.clone(), true);
+        Ok(self.call::<R, _>("create", &key, call).await?.0.unwrap_or(object))
+    }
+
+    /// Asks whether an object could be changed, and how it would be then.
+    pub async fn check_update<R: Resource>(&self, object: R, mask: Vec<String>) -> Result<R, CallError> {
+        if !R::VALIDATES {
+            return Ok(object);
+        }
+        let key = Key::of(&object);
+        let call = R::update(self.channel.clone(), object.clone(), FieldMask { paths: mask }, true);
+        Ok(self.call::<R, _>("change", &key, call).await?.unwrap_or(object))
     }
 
     /// Changes the fields of an object that `mask` names.
     pub async fn update<R: Resource>(&self, object: R, mask: Vec<String>) -> Result<R, CallError> {
-        let (network, name) = place(&object);
-        let call = R::update(self.channel.clone(), object, FieldMask { paths: mask });
-        self.call::<R, _>("change", &network, &name, call).await?.ok_or_else(|| Self::hollow("change"))
+        let key = Key::of(&object);
+        let call = R::update(self.channel.clone(), object, FieldMask { paths: mask }, false);
+        self.call::<R, _>("change", &key, call).await?.ok_or_else(|| Self::hollow("change"))
     }
 
     /// Deletes an object.
-    pub async fn delete<R: Resource>(&self, network: &str, name: &str) -> Result<(), CallError> {
-        self.call::<R, _>("delete", network, name, R::delete(self.channel.clone(), network, name)).await
+    pub async fn delete<R: Resource>(&self, key: &Key) -> Result<(), CallError> {
+        self.call::<R, _>("delete", key, R::delete(self.channel.clone(), key)).await
     }
 
     /// Watches the objects in `scope` from `revision`. Errors in the stream are for [`Self::explain`].
     pub async fn watch<R: Resource>(&self, scope: &Scope, revision: u64) -> Result<Events<R>, CallError> {
         let call = R::watch(self.channel.clone(), scope, revision);
-        self.call::<R, _>("watch", &scope.network, "", call).await
+        self.call::<R, _>("watch", &whole(scope), call).await
     }
 
     /// The registrar's health, such as `SERVING`.
@@ -163,7 +184,7 @@ impl Client {
         let call = client.check(HealthCheckRequest::default());
         match tokio::time::timeout(self.timeout, call).await {
             Ok(Ok(response)) => Ok(response.into_inner().status()),
-            Ok(Err(status)) => Err(self.explain(None, "ask the health of", "", "", &status)),
+            Ok(Err(status)) => Err(self.explain(None, "ask the health of", &Key::default(), &status)),
             Err(_) => Err(self.late("health")),
         }
     }
@@ -171,13 +192,12 @@ impl Client {
     async fn call<R: Resource, T>(
         &self,
         action: &str,
-        network: &str,
-        name: &str,
+        key: &Key,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, CallError> {
         match tokio::time::timeout(self.timeout, call).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) => Err(self.explain(Some(R::KIND.names()), action, network, name, &status)),
+            Ok(Err(status)) => Err(self.explain(Some(R::KIND.names()), action, key, &status)),
             Err(_) => Err(self.late(action)),
         }
     }
@@ -196,21 +216,17 @@ impl Client {
     }
 
     /// What `status` means, when `action` was asked for.
-    pub fn explain(
-        &self,
-        names: Option<&Names>,
-        action: &str,
-        network: &str,
-        name: &str,
-        status: &Status,
-    ) -> CallError {
+    pub fn explain(&self, names: Option<&Names>, action: &str, key: &Key, status: &Status) -> CallError {
+        let Key { network, namespace, name } = key;
         let what = match names {
             Some(names) if name.is_empty() => names.plural.to_owned(),
             Some(names) => format!("{} {name:?}", names.singular),
             None => "the registrar".into(),
         };
         let place = if names.is_some_and(|n| n.in_network) && !network.is_empty() {
-            format!(" in network {network:?}")
+            let namespace =
+                if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace:?}") };
+            format!("{namespace} in network {network:?}")
         } else {
             String::new()
         };
@@ -276,7 +292,7 @@ fn is_transport(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 
-/// Network and name of an object, for messages.
-fn place<R: Resource>(object: &R) -> (String, String) {
-    object.metadata().map_or_else(Default::default, |m| (m.network.clone(), m.name.clone()))
+/// All that is in `scope`, for messages.
+pub(crate) fn whole(scope: &Scope) -> Key {
+    Key { network: scope.network.clone(), namespace: scope.namespace.clone(), name: String::new() }
 }

@@ -11,10 +11,8 @@ use muster_proto::admin::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::resource::{Kind, Resource};
+use crate::resource::{Kind, MUSTER as API_VERSION, Resource};
 
-/// `apiVersion` of Muster's own resources.
-pub const API_VERSION: &str = "muster/v1";
 /// Longest manifest file that is read, in octets.
 const SIZE_MAX: u64 = 64 << 20;
 
@@ -266,8 +264,9 @@ fn manifest_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn value<R: Resource>(object: &R) -> Value {
     let mut value = serde_json::to_value(object).unwrap_or_else(|_| json!({}));
     normalize_times(&mut value);
+    R::present(&mut value);
     if let Value::Object(map) = &mut value {
-        map.insert("apiVersion".into(), API_VERSION.into());
+        map.insert("apiVersion".into(), R::KIND.names().api_version.into());
         map.insert("kind".into(), R::KIND.names().kind.into());
     }
     value
@@ -377,11 +376,11 @@ status:
         );
         assert_eq!(
             error(&DEVICE.replace("Device", "Pod")),
-            "f.yaml: kind: \"Pod\" is not known; there are Network, Device, Token"
+            "f.yaml: kind: \"Pod\" is not known; there are Network, Device, Token, Namespace, Service, EndpointSlice"
         );
         assert_eq!(
             error("apiVersion: muster/v1\nkind: List\nitems: [{apiVersion: muster/v1}]"),
-            "f.yaml: items[0].kind: missing; there are Network, Device, Token"
+            "f.yaml: items[0].kind: missing; there are Network, Device, Token, Namespace, Service, EndpointSlice"
         );
         assert!(error(&format!("{DEVICE}more: 1\n")).starts_with("f.yaml: more: unknown field"));
         assert!(error("a: [\n").contains("cannot read f.yaml as YAML"));

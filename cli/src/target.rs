@@ -1,7 +1,7 @@
 //! What a command is about, as kubectl users write it: `devices`, `device web db`, `device/web token/x`,
 //! `devices,tokens`. Pure.
 
-use crate::resource::Kind;
+use crate::resource::{Kind, known_types};
 
 /// Objects of one kind: the named ones, or, with no names, all that the rest of the command selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Target {
 /// Reads the words of a command, such as `["device", "web", "db"]`.
 pub fn parse(words: &[String]) -> Result<Vec<Target>, String> {
     let Some((first, rest)) = words.split_first() else {
-        return Err("say which resource type: networks, devices or tokens".into());
+        return Err(format!("say which resource type: {}", known_types()));
     };
     if words.iter().any(|word| word.contains('/')) {
         return pairs(words);

@@ -165,7 +165,8 @@ const TARGETS: &str = "TYPE [NAME…] | TYPE/NAME…";
 
 /// `muster get`
 #[derive(Debug, Args)]
-#[command(after_help = "Resource types: networks (net), devices (dev), tokens.
+#[command(
+    after_help = "Resource types: networks (net), devices (dev), tokens, namespaces (ns), services (svc), endpointslices.
 
 Examples:
   muster get devices
@@ -173,7 +174,10 @@ Examples:
   muster get device web -o yaml
   muster get device/web token/k3v9 -o json
   muster get devices,tokens -A
-  muster get devices -w")]
+  muster get svc -n prod -o wide
+  muster get endpointslices -l kubernetes.io/service-name=my-cs
+  muster get devices -w"
+)]
 pub struct Get {
     /// What to show
     #[arg(required = true, value_name = TARGETS)]

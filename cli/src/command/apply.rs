@@ -8,7 +8,7 @@ use crate::{
     manifest::{self, Manifest},
     output::print_change,
     patch,
-    resource::{Kind, Resource},
+    resource::{Key, Kind, Resource},
     with_resource,
 };
 
@@ -43,7 +43,6 @@ struct At<'a> {
 async fn one<R: Resource>(ctx: &mut Context<'_>, manifest: &Manifest, printing: &Printing) -> Result {
     let client = ctx.client().await?;
     let wanted = create::complete::<R>(ctx, manifest.object()?).await?;
-    let network = wanted.metadata().map(|m| m.network.clone()).unwrap_or_default();
     let pinned = manifest.object::<R>()?.metadata().is_some_and(|m| m.resource_version > 0);
     let mut attempts = if pinned { 1 } else { ATTEMPTS };
     loop {
@@ -51,7 +50,7 @@ async fn one<R: Resource>(ctx: &mut Context<'_>, manifest: &Manifest, printing: 
         // A token without a name is always a new one.
         let current = match wanted.name() {
             "" => None,
-            name => match client.get::<R>(&network, name).await {
+            _ => match client.get::<R>(&Key::of(&wanted)).await {
                 Ok(current) => Some(current),
                 Err(error) if error.failure == Failure::NotFound => None,
                 Err(error) => return Err(error.into()),

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     output::print_change,
     patch::{self, Change, map_of},
-    resource::Resource,
+    resource::{Key, Resource},
     target, with_resource,
 };
 
@@ -55,7 +55,7 @@ async fn one<R: Resource>(
         match client.update(object.clone(), vec![field.to_owned()]).await {
             Ok(object) => return Ok((object, done)),
             Err(error) if error.failure == Failure::Conflict && attempts > 0 => {
-                object = client.get(client.network(), object.name()).await?;
+                object = client.get(&Key::of(&object)).await?;
             }
             Err(error) => return Err(error.into()),
         }

@@ -6,7 +6,7 @@ use crate::{
     client::{Client, Failure},
     error::{Error, Result},
     manifest,
-    resource::Resource,
+    resource::{Key, Resource},
     with_resource,
 };
 
@@ -18,8 +18,7 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Delete) -> Result {
         for manifest in manifests.iter().rev() {
             with_resource!(manifest.kind, R => {
                 let object = create::complete::<R>(ctx, manifest.object()?).await?;
-                let network = object.metadata().map(|m| m.network.clone()).unwrap_or_default();
-                one::<R>(ctx, &args, &client, &network, object.name()).await?;
+                one::<R>(ctx, &args, &client, &Key::of(&object)).await?;
             });
         }
         return Ok(());
@@ -29,17 +28,18 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Delete) -> Result {
     for target in &targets {
         with_resource!(target.kind, R => {
             // Named objects are looked at first only if they must be in a certain namespace.
-            let check = ctx.global.namespace.is_some() && target.kind.names().namespaced;
-            let names = if target.names.is_empty() || (check && !args.ignore_not_found) {
+            let names = target.kind.names();
+            let check = ctx.global.namespace.is_some() && names.namespaced && !names.unique_in_namespace;
+            let keys: Vec<Key> = if target.names.is_empty() || (check && !args.ignore_not_found) {
                 let selected = ctx.select::<R>(target, &args.selection).await?;
-                selected.objects.iter().map(|object| object.name().to_owned()).collect()
+                selected.objects.iter().map(Key::of).collect()
             } else {
-                target.names.clone()
+                target.names.iter().map(|name| ctx.key::<R>(&client, name)).collect()
             };
-            for name in &names {
-                one::<R>(ctx, &args, &client, client.network(), name).await?;
+            for key in &keys {
+                one::<R>(ctx, &args, &client, key).await?;
             }
-            if names.is_empty() && ctx.failed == 0 {
+            if keys.is_empty() && ctx.failed == 0 {
                 writeln!(ctx.err, "No resources found")?;
             }
         });
@@ -47,14 +47,9 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Delete) -> Result {
     Ok(())
 }
 
-async fn one<R: Resource>(
-    ctx: &mut Context<'_>,
-    args: &Delete,
-    client: &Client,
-    network: &str,
-    name: &str,
-) -> Result {
-    match client.delete::<R>(network, name).await {
+async fn one<R: Resource>(ctx: &mut Context<'_>, args: &Delete, client: &Client, key: &Key) -> Result {
+    let name = &key.name;
+    match client.delete::<R>(key).await {
         Ok(()) if args.output.is_some() => writeln!(ctx.out, "{}/{name}", R::KIND)?,
         Ok(()) => writeln!(ctx.out, "{} {name:?} deleted", R::KIND)?,
         Err(error) if error.failure == Failure::NotFound && args.ignore_not_found => {}

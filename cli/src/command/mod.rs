@@ -27,7 +27,7 @@ use crate::{
     client::{CallError, Client},
     error::{Error, Result},
     generate,
-    resource::{Resource, Scope},
+    resource::{Key, Resource, Scope},
     target::{self, Target},
 };
 
@@ -105,6 +105,16 @@ impl Context<'_> {
         self.global.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
     }
 
+    /// What finds the object with `name`.
+    fn key<R: Resource>(&self, client: &Client, name: &str) -> Key {
+        let names = R::KIND.names();
+        Key {
+            network: if names.in_network { client.network().to_owned() } else { String::new() },
+            namespace: if names.unique_in_namespace { self.namespace() } else { String::new() },
+            name: name.to_owned(),
+        }
+    }
+
     /// What a list of `R` covers.
     fn scope<R: Resource>(&self, network: &str, selection: &Selection) -> Scope {
         let names = R::KIND.names();
@@ -140,7 +150,7 @@ impl Context<'_> {
 
     /// The object with `name`; with `-n`, only if it is in that namespace.
     async fn find<R: Resource>(&self, client: &Client, name: &str) -> std::result::Result<R, CallError> {
-        let object: R = client.get(client.network(), name).await?;
+        let object: R = client.get(&self.key::<R>(client, name)).await?;
         match &self.global.namespace {
             Some(wanted) if R::KIND.names().namespaced => {
                 let found = object.metadata().map_or("", |m| m.namespace.as_str());
@@ -164,6 +174,14 @@ fn targets(words: &[String], selection: &Selection) -> Result<Vec<Target>> {
         if targets.iter().any(|t| !t.names.is_empty()) {
             return Err(Error::Usage("give names or a selector (-l), not both".into()));
         }
+    }
+    let by_name = |t: &&Target| t.kind.names().unique_in_namespace && !t.names.is_empty();
+    if selection.all_namespaces
+        && let Some(target) = targets.iter().find(by_name)
+    {
+        let plural = target.kind.names().plural;
+        let reason = format!("{plural} of one name can be in several namespaces; give -n NAMESPACE, not -A");
+        return Err(Error::Usage(reason));
     }
     Ok(targets)
 }

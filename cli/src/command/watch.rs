@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Context;
 use crate::{
     args::{Get, Output},
-    client::{CallError, Client, Failure},
+    client::{CallError, Client, Failure, whole},
     error::Result,
     manifest,
     output::{Style, print_document},
@@ -25,7 +25,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 pub(super) async fn run<R: Resource>(ctx: &mut Context<'_>, target: &Target, args: &Get) -> Result {
     let client = ctx.client().await?;
     let mut scope = ctx.scope::<R>(client.network(), &args.selection);
-    if !target.names.is_empty() && ctx.global.namespace.is_none() {
+    if !target.names.is_empty() && ctx.global.namespace.is_none() && !R::KIND.names().unique_in_namespace {
         // Names are unique in a network.
         scope.namespace.clear();
     }
@@ -92,7 +92,7 @@ async fn follow<R: Resource>(
                 handle(event)?;
             }
             Err(status) => {
-                return Ok(Some(client.explain(Some(R::KIND.names()), "watch", &scope.network, "", &status)));
+                return Ok(Some(client.explain(Some(R::KIND.names()), "watch", &whole(scope), &status)));
             }
         }
     }

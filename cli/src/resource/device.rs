@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tonic::{Status, transport::Channel};
 
-use super::{Event, Events, Kind, Names, Page, Resource, Scope, Secret, events};
+use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, events};
 use crate::{
     age::{moment, timestamp},
     describe::Description,
@@ -20,11 +20,13 @@ use crate::{
 };
 
 pub(super) const NAMES: Names = Names {
+    api_version: super::MUSTER,
     kind: "Device",
     singular: "device",
     plural: "devices",
     short: "dev",
     namespaced: true,
+    unique_in_namespace: false,
     in_network: true,
 };
 
@@ -82,8 +84,8 @@ impl Resource for Device {
         true
     }
 
-    async fn get(channel: Channel, network: &str, name: &str) -> Result<Option<Self>, Status> {
-        let request = GetDeviceRequest { network: network.to_owned(), name: name.to_owned() };
+    async fn get(channel: Channel, key: &Key) -> Result<Option<Self>, Status> {
+        let request = GetDeviceRequest { network: key.network.clone(), name: key.name.clone() };
         Ok(Client::new(channel).get_device(request).await?.into_inner().device)
     }
 
@@ -97,19 +99,28 @@ impl Resource for Device {
         Ok(Page { items: page.devices, next: page.next_page_token, revision: page.resource_version })
     }
 
-    async fn create(channel: Channel, device: Self) -> Result<(Option<Self>, Option<Secret>), Status> {
+    async fn create(
+        channel: Channel,
+        device: Self,
+        _: bool,
+    ) -> Result<(Option<Self>, Option<Secret>), Status> {
         let request = CreateDeviceRequest { device: Some(device) };
         Ok((Client::new(channel).create_device(request).await?.into_inner().device, None))
     }
 
-    async fn update(channel: Channel, device: Self, mask: FieldMask) -> Result<Option<Self>, Status> {
+    async fn update(
+        channel: Channel,
+        device: Self,
+        mask: FieldMask,
+        _: bool,
+    ) -> Result<Option<Self>, Status> {
         let request = UpdateDeviceRequest { device: Some(device), update_mask: Some(mask) };
         Ok(Client::new(channel).update_device(request).await?.into_inner().device)
     }
 
-    async fn delete(channel: Channel, network: &str, name: &str) -> Result<(), Status> {
+    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
         let request =
-            DeleteDeviceRequest { network: network.to_owned(), name: name.to_owned(), resource_version: 0 };
+            DeleteDeviceRequest { network: key.network.clone(), name: key.name.clone(), resource_version: 0 };
         Client::new(channel).delete_device(request).await.map(drop)
     }
 

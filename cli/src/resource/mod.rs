@@ -2,7 +2,10 @@
 //! module per kind; everything else in this crate is written once, over [`Resource`].
 
 mod device;
+mod endpoint_slice;
+mod namespace;
 mod network;
+mod service;
 mod token;
 
 use std::{fmt, str::FromStr};
@@ -36,12 +39,24 @@ macro_rules! with_resource {
                 type $R = muster_proto::admin::Token;
                 $body
             }
+            $crate::resource::Kind::Namespace => {
+                type $R = muster_proto::admin::Namespace;
+                $body
+            }
+            $crate::resource::Kind::Service => {
+                type $R = muster_proto::admin::Service;
+                $body
+            }
+            $crate::resource::Kind::EndpointSlice => {
+                type $R = muster_proto::admin::EndpointSlice;
+                $body
+            }
         }
     };
 }
 
 /// A kind of resource.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
     /// A virtual network.
     Network,
@@ -49,28 +64,39 @@ pub enum Kind {
     Device,
     /// A join token.
     Token,
+    /// A namespace of a network.
+    Namespace,
+    /// A Service, as Kubernetes has it.
+    Service,
+    /// Endpoints of a Service, as Kubernetes has them.
+    EndpointSlice,
 }
 
 /// What a kind is called.
 #[derive(Debug)]
 pub struct Names {
+    /// In manifests: `muster/v1`.
+    pub api_version: &'static str,
     /// In manifests: `Device`.
     pub kind: &'static str,
     /// `device`
     pub singular: &'static str,
     /// `devices`
     pub plural: &'static str,
-    /// `dev`
+    /// `dev`; the singular if there is nothing shorter
     pub short: &'static str,
     /// Whether its objects are in namespaces.
     pub namespaced: bool,
+    /// Whether names are unique in their namespace only, so that one object is found by both.
+    pub unique_in_namespace: bool,
     /// Whether its objects belong to a network.
     pub in_network: bool,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Network, Self::Device, Self::Token];
+    pub const ALL: [Self; 6] =
+        [Self::Network, Self::Device, Self::Token, Self::Namespace, Self::Service, Self::EndpointSlice];
 
     /// What the kind is called.
     pub const fn names(self) -> &'static Names {
@@ -78,6 +104,9 @@ impl Kind {
             Self::Network => &network::NAMES,
             Self::Device => &device::NAMES,
             Self::Token => &token::NAMES,
+            Self::Namespace => &namespace::NAMES,
+            Self::Service => &service::NAMES,
+            Self::EndpointSlice => &endpoint_slice::NAMES,
         }
     }
 }
@@ -97,11 +126,39 @@ impl FromStr for Kind {
             let names = kind.names();
             [names.singular, names.plural, names.short].contains(&lower.as_str())
         });
-        kind.ok_or_else(|| {
-            let known: Vec<_> =
-                Self::ALL.iter().map(|k| format!("{} ({})", k.names().plural, k.names().short)).collect();
-            format!("there is no resource type {text:?}; there are {}", known.join(", "))
-        })
+        kind.ok_or_else(|| format!("there is no resource type {text:?}; there are {}", known_types()))
+    }
+}
+
+/// What all kinds are called on the command line: `networks (net), devices (dev)…`.
+pub fn known_types() -> String {
+    let name = |kind: &Kind| match kind.names() {
+        names if names.short == names.singular => names.plural.to_owned(),
+        names => format!("{} ({})", names.plural, names.short),
+    };
+    Kind::ALL.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// `apiVersion` of Muster's own resources.
+pub const MUSTER: &str = "muster/v1";
+
+/// What finds one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Name of the network; empty for networks themselves.
+    pub network: String,
+    /// Empty for kinds whose names are unique in the network.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of `object`.
+    pub fn of<R: Resource>(object: &R) -> Self {
+        let meta = object.metadata().cloned().unwrap_or_default();
+        let namespace = if R::KIND.names().unique_in_namespace { meta.namespace } else { String::new() };
+        Self { network: meta.network, namespace, name: meta.name }
     }
 }
 
@@ -159,24 +216,47 @@ pub trait Resource: Clone + Default + PartialEq + Serialize + DeserializeOwned +
     /// All that there is to tell, after the metadata.
     fn describe(&self, description: &mut Description, now: Timestamp);
 
-    /// Checks that `value` can be this kind's `spec`.
-    fn check_spec(value: &Value) -> Result<(), serde_json::Error>;
+    /// Checks that `value` can be this kind's `spec`. Kubernetes' kinds are checked as a whole instead.
+    fn check_spec(value: &Value) -> Result<(), serde_json::Error> {
+        let _ = value;
+        Ok(())
+    }
+
+    /// Turns the JSON mapping of an object into the form in which it is printed.
+    fn present(value: &mut Value) {
+        let _ = value;
+    }
+
+    /// Writes out what is left to defaults, so that objects that mean the same are equal.
+    fn fill_defaults(&mut self) {}
 
     /// Marks it as revoked; false if this kind cannot be.
     fn revoke(&mut self) -> bool {
         false
     }
 
+    /// Whether the registrar can check a change without making it.
+    const VALIDATES: bool = false;
+
     /// Asks for one object.
-    async fn get(channel: Channel, network: &str, name: &str) -> Result<Option<Self>, Status>;
+    async fn get(channel: Channel, key: &Key) -> Result<Option<Self>, Status>;
     /// Asks for a page of objects.
     async fn list(channel: Channel, scope: &Scope, options: ListOptions) -> Result<Page<Self>, Status>;
-    /// Creates the object; a token comes with its secret.
-    async fn create(channel: Channel, object: Self) -> Result<(Option<Self>, Option<Secret>), Status>;
-    /// Changes the fields named in `mask`.
-    async fn update(channel: Channel, object: Self, mask: FieldMask) -> Result<Option<Self>, Status>;
+    /// Creates the object, or only checks it; a token comes with its secret.
+    async fn create(
+        channel: Channel,
+        object: Self,
+        validate_only: bool,
+    ) -> Result<(Option<Self>, Option<Secret>), Status>;
+    /// Changes the fields named in `mask`, or only checks the change.
+    async fn update(
+        channel: Channel,
+        object: Self,
+        mask: FieldMask,
+        validate_only: bool,
+    ) -> Result<Option<Self>, Status>;
     /// Deletes the object.
-    async fn delete(channel: Channel, network: &str, name: &str) -> Result<(), Status>;
+    async fn delete(channel: Channel, key: &Key) -> Result<(), Status>;
     /// Watches from `revision`; 0 sends what is there first.
     async fn watch(channel: Channel, scope: &Scope, revision: u64) -> Result<Events<Self>, Status>;
 
@@ -210,7 +290,7 @@ mod tests {
         let error = "pod".parse::<Kind>().unwrap_err();
         assert_eq!(
             error,
-            "there is no resource type \"pod\"; there are networks (net), devices (dev), tokens (token)"
+            "there is no resource type \"pod\"; there are networks (net), devices (dev), tokens, namespaces (ns), services (svc), endpointslices"
         );
     }
 }

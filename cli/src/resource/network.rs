@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tonic::{Status, transport::Channel};
 
-use super::{Event, Events, Kind, Names, Page, Resource, Scope, Secret, events};
+use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, events};
 use crate::{
     age,
     describe::Description,
@@ -19,11 +19,13 @@ use crate::{
 };
 
 pub(super) const NAMES: Names = Names {
+    api_version: super::MUSTER,
     kind: "Network",
     singular: "network",
     plural: "networks",
     short: "net",
     namespaced: false,
+    unique_in_namespace: false,
     in_network: false,
 };
 
@@ -85,8 +87,8 @@ impl Resource for Network {
         NetworkSpec::deserialize(value).map(drop)
     }
 
-    async fn get(channel: Channel, _: &str, name: &str) -> Result<Option<Self>, Status> {
-        let request = GetNetworkRequest { name: name.to_owned() };
+    async fn get(channel: Channel, key: &Key) -> Result<Option<Self>, Status> {
+        let request = GetNetworkRequest { name: key.name.clone() };
         Ok(Client::new(channel).get_network(request).await?.into_inner().network)
     }
 
@@ -96,18 +98,27 @@ impl Resource for Network {
         Ok(Page { items: page.networks, next: page.next_page_token, revision: page.resource_version })
     }
 
-    async fn create(channel: Channel, network: Self) -> Result<(Option<Self>, Option<Secret>), Status> {
+    async fn create(
+        channel: Channel,
+        network: Self,
+        _: bool,
+    ) -> Result<(Option<Self>, Option<Secret>), Status> {
         let request = CreateNetworkRequest { network: Some(network) };
         Ok((Client::new(channel).create_network(request).await?.into_inner().network, None))
     }
 
-    async fn update(channel: Channel, network: Self, mask: FieldMask) -> Result<Option<Self>, Status> {
+    async fn update(
+        channel: Channel,
+        network: Self,
+        mask: FieldMask,
+        _: bool,
+    ) -> Result<Option<Self>, Status> {
         let request = UpdateNetworkRequest { network: Some(network), update_mask: Some(mask) };
         Ok(Client::new(channel).update_network(request).await?.into_inner().network)
     }
 
-    async fn delete(channel: Channel, _: &str, name: &str) -> Result<(), Status> {
-        let request = DeleteNetworkRequest { name: name.to_owned(), resource_version: 0 };
+    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
+        let request = DeleteNetworkRequest { name: key.name.clone(), resource_version: 0 };
         Client::new(channel).delete_network(request).await.map(drop)
     }
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tonic::{Status, transport::Channel};
 
-use super::{Event, Events, Kind, Names, Page, Resource, Scope, events};
+use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, events};
 use crate::{
     age::{self, moment, timestamp},
     describe::Description,
@@ -19,11 +19,13 @@ use crate::{
 };
 
 pub(super) const NAMES: Names = Names {
+    api_version: super::MUSTER,
     kind: "Token",
     singular: "token",
     plural: "tokens",
     short: "token",
     namespaced: false,
+    unique_in_namespace: false,
     in_network: true,
 };
 
@@ -91,8 +93,8 @@ impl Resource for Token {
         true
     }
 
-    async fn get(channel: Channel, network: &str, name: &str) -> Result<Option<Self>, Status> {
-        let request = GetTokenRequest { network: network.to_owned(), name: name.to_owned() };
+    async fn get(channel: Channel, key: &Key) -> Result<Option<Self>, Status> {
+        let request = GetTokenRequest { network: key.network.clone(), name: key.name.clone() };
         Ok(Client::new(channel).get_token(request).await?.into_inner().token)
     }
 
@@ -102,21 +104,25 @@ impl Resource for Token {
         Ok(Page { items: page.tokens, next: page.next_page_token, revision: page.resource_version })
     }
 
-    async fn create(channel: Channel, token: Self) -> Result<(Option<Self>, Option<Secret>), Status> {
+    async fn create(
+        channel: Channel,
+        token: Self,
+        _: bool,
+    ) -> Result<(Option<Self>, Option<Secret>), Status> {
         let request = CreateTokenRequest { token: Some(token) };
         let created = Client::new(channel).create_token(request).await?.into_inner();
         let secret = Secret { token: created.secret, join_command: created.join_command };
         Ok((created.token, Some(secret)))
     }
 
-    async fn update(channel: Channel, token: Self, mask: FieldMask) -> Result<Option<Self>, Status> {
+    async fn update(channel: Channel, token: Self, mask: FieldMask, _: bool) -> Result<Option<Self>, Status> {
         let request = UpdateTokenRequest { token: Some(token), update_mask: Some(mask) };
         Ok(Client::new(channel).update_token(request).await?.into_inner().token)
     }
 
-    async fn delete(channel: Channel, network: &str, name: &str) -> Result<(), Status> {
+    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
         let request =
-            DeleteTokenRequest { network: network.to_owned(), name: name.to_owned(), resource_version: 0 };
+            DeleteTokenRequest { network: key.network.clone(), name: key.name.clone(), resource_version: 0 };
         Client::new(channel).delete_token(request).await.map(drop)
     }
 

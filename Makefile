@@ -10,10 +10,11 @@ BUILD_PACKAGES := cc=build-essential
 LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=python3
 TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime man=man-db
-BENCH_PACKAGES := dig=dnsutils etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3
+BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq openssl=openssl taskset=util-linux \
+	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
 
-.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-tunnel clean
+.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel fuzz clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,9 +37,9 @@ release: ## Build everything, for use
 	@$(PREPARE) $(BUILD_PACKAGES)
 	$(CARGO) build --locked --release -p muster-cli -p muster-registrar -p muster-agent
 
-bench: bench-control bench-agent bench-tunnel ## Measure everything (some minutes; on a machine that has nothing else to do)
+bench: bench-control bench-agent bench-dns bench-tunnel ## Measure everything (some minutes; on a machine that has nothing else to do)
 
-bench-control bench-agent bench-tunnel: bench-build ## One part: registrar, agent, or tunnel
+bench-control bench-agent bench-dns bench-tunnel: bench-build ## One part: registrar, agent, DNS, or tunnel
 	@MAKE_TARGET=$@ $(AS_ROOT) target/release/$@
 
 bench-build: release
@@ -47,6 +48,9 @@ bench-build: release
 
 install: release ## Install binaries, units, configuration, completions, man pages (DESTDIR, PREFIX)
 	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/install.sh
+
+fuzz: build ## Test with many more random cases than `make test` (FUZZ_CASES each)
+	PROPTEST_CASES=$(or $(FUZZ_CASES),100000) $(CARGO) test --release --locked -p muster-dns -p muster-cli --no-fail-fast
 
 test-systemd: build ## Boot a small Debian in an emulator, and see the units at work there
 	@$(PREPARE) $(SYSTEMD_PACKAGES)

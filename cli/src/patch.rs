@@ -15,55 +15,83 @@ use crate::{
 /// object is as the manifest wants it. Labels and annotations are added to those that are there.
 pub fn merge<R: Resource>(current: &R, manifest: &Manifest) -> Result<(R, Vec<String>), ManifestError> {
     let wanted: R = manifest.object()?;
-    let field = |field: &str, reason: String| ManifestError::Field {
-        place: manifest.place.clone(),
-        field: field.into(),
-        reason,
-    };
     let (now, then) = (current.metadata().cloned().unwrap_or_default(), wanted.metadata().cloned());
     let then = then.unwrap_or_default();
     if R::KIND.names().namespaced && !then.namespace.is_empty() && then.namespace != now.namespace {
         let reason =
             format!("{} is in {:?}, which cannot be changed", current.qualified_name(), now.namespace);
-        return Err(field("metadata.namespace", reason));
+        return Err(manifest.error("metadata.namespace", reason));
     }
 
     let mut object = current.clone();
     let mut mask = Vec::new();
     let meta = object.metadata_mut();
-    if extend(&mut meta.labels, then.labels) {
+    if extend(&mut meta.labels, then.labels.clone()) {
         mask.push("metadata.labels".to_owned());
     }
-    if extend(&mut meta.annotations, then.annotations) {
+    if extend(&mut meta.annotations, then.annotations.clone()) {
         mask.push("metadata.annotations".to_owned());
     }
     // The change depends on the revision in the manifest, else on the one just seen.
-    if then.resource_version > 0 {
+    if is_pinned(&then, &now) {
         meta.resource_version = then.resource_version;
     }
 
-    let mut json = serde_json::to_value(&object).map_err(|e| field("spec", e.to_string()))?;
-    let wanted = serde_json::to_value(&wanted).map_err(|e| field("spec", e.to_string()))?;
-    let nothing = Value::Null;
-    let wanted = wanted.get("spec").unwrap_or(&nothing);
-    if let Value::Object(map) = &mut json {
-        let spec = map.entry("spec").or_insert_with(|| Value::Object(Map::new()));
-        for key in manifest.written("spec") {
-            // What the mapping leaves out has its default value.
-            if spec.get(&key) == wanted.get(&key) {
-                continue;
-            }
-            if let Value::Object(spec) = spec {
-                match wanted.get(&key) {
-                    Some(value) => spec.insert(key.clone(), value.clone()),
-                    None => spec.remove(&key),
-                };
-            }
-            mask.push(format!("spec.{}", snake_case(&key)));
+    let json = |object: &R| {
+        serde_json::to_value(object).map_err(|e| manifest.error(R::KIND.names().kind, e.to_string()))
+    };
+    let mut changed = json(&object)?;
+    // Objects are compared with their defaults filled in, as one may have been written with them.
+    let (mut full_object, mut full_wanted) = (object, wanted);
+    full_object.fill_defaults();
+    full_wanted.fill_defaults();
+    let (current, wanted) = (json(&full_object)?, json(&full_wanted)?);
+    for path in manifest.written() {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        let (now, then) = (current.pointer(&pointer), wanted.pointer(&pointer));
+        // What the mapping leaves out has its default value.
+        if now == then {
+            continue;
         }
+        if R::FIXED.contains(&path.as_str()) {
+            match (now, then) {
+                // Left to the registrar, which has chosen.
+                (_, None) => continue,
+                (Some(now), _) => {
+                    let reason = format!(
+                        "is {now} and cannot be changed; leave it out, or delete the {} first",
+                        R::KIND.names().singular
+                    );
+                    return Err(manifest.error(&path, reason));
+                }
+                (None, _) => {}
+            }
+        }
+        let (parent, key) = path.split_once('.').map_or(("", path.as_str()), |(section, key)| (section, key));
+        let parent = match (parent, &mut changed) {
+            ("", Value::Object(map)) => Some(map),
+            (section, Value::Object(map)) => {
+                map.entry(section).or_insert_with(|| Value::Object(Map::new())).as_object_mut()
+            }
+            _ => None,
+        };
+        if let Some(parent) = parent {
+            match then {
+                Some(value) => parent.insert(key.to_owned(), value.clone()),
+                None => parent.remove(key),
+            };
+        }
+        mask.push(snake_case(&path));
     }
-    let object = serde_json::from_value(json).map_err(|e| field("spec", e.to_string()))?;
+    let object =
+        serde_json::from_value(changed).map_err(|e| manifest.error(R::KIND.names().kind, e.to_string()))?;
     Ok((object, mask))
+}
+
+/// Whether a manifest with metadata `then` is about one revision of the object that has `now`. The revision of another
+/// object, such as the one in Kubernetes that the manifest was copied from, says nothing.
+pub fn is_pinned(then: &ObjectMeta, now: &ObjectMeta) -> bool {
+    then.resource_version > 0 && (then.uid.is_empty() || then.uid == now.uid)
 }
 
 /// Adds `more` to `map`; true if that changes it.
@@ -133,13 +161,15 @@ pub fn map_of(meta: &mut ObjectMeta, annotations: bool) -> &mut Labels {
     if annotations { &mut meta.annotations } else { &mut meta.labels }
 }
 
-/// `virtualIpv4` to `virtual_ipv4`, as field masks spell it.
+/// `spec.clusterIPs` to `spec.cluster_ips`, as field masks spell it.
 fn snake_case(camel: &str) -> String {
     let mut text = String::with_capacity(camel.len() + 4);
+    let mut lower = false;
     for c in camel.chars() {
-        if c.is_ascii_uppercase() {
+        if c.is_ascii_uppercase() && lower {
             text.push('_');
         }
+        lower = c.is_ascii_lowercase();
         text.push(c.to_ascii_lowercase());
     }
     text

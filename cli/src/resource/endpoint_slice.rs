@@ -30,6 +30,7 @@ impl Resource for EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
     const COLUMNS: &'static [Column] =
         &[Column::new("ADDRESSTYPE"), Column::new("PORTS"), Column::new("ENDPOINTS")];
+    const FIXED: &'static [&'static str] = &["addressType"];
     const VALIDATES: bool = true;
 
     fn metadata(&self) -> Option<&ObjectMeta> {

@@ -235,6 +235,8 @@ pub trait Resource: Clone + Default + PartialEq + Serialize + DeserializeOwned +
         false
     }
 
+    /// Paths of fields that stay as they were first set.
+    const FIXED: &'static [&'static str] = &[];
     /// Whether the registrar can check a change without making it.
     const VALIDATES: bool = false;
 

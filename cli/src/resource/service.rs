@@ -36,6 +36,7 @@ impl Resource for Service {
         Column::new("PORT(S)"),
         Column::wide("SELECTOR"),
     ];
+    const FIXED: &'static [&'static str] = &["spec.clusterIP", "spec.clusterIPs"];
     const VALIDATES: bool = true;
 
     fn metadata(&self) -> Option<&ObjectMeta> {

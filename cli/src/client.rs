@@ -28,6 +28,8 @@ pub enum Failure {
     Unavailable,
     /// The revision to watch from is no longer kept.
     Expired,
+    /// What it builds upon is not as it must be.
+    Precondition,
     /// Anything else.
     Other,
 }
@@ -246,6 +248,9 @@ impl Client {
             }
             (Code::Aborted, _) => {
                 CallError::new(Failure::Conflict, format!("cannot {action} {what}{place}: {said}"))
+            }
+            (Code::FailedPrecondition, _) => {
+                CallError::new(Failure::Precondition, format!("cannot {action} {what}{place}: {said}"))
             }
             (Code::OutOfRange, _) => {
                 CallError::new(Failure::Expired, format!("cannot {action} {what}{place}: {said}"))

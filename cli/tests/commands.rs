@@ -209,6 +209,96 @@ async fn manifests_are_applied() {
     assert_eq!(operator.fake.device("a").unwrap().metadata.unwrap().labels["role"], "db");
 }
 
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests");
+
+#[tokio::test]
+async fn what_kubectl_prints_is_applied_and_what_is_printed_too() {
+    let operator = Operator::new().await;
+    let ran = operator.run(&format!("apply -f {MANIFESTS}")).await;
+    assert_eq!(
+        ran.out,
+        "namespace/shop created\nservice/my-cs created\nservice/db created\nservice/headless created\nservice/lb created\nendpointslice/headless-x7k2p created\n",
+        "{ran:?}"
+    );
+    assert_eq!(ran.code, 0);
+    let warnings: Vec<_> = ran.err.lines().collect();
+    assert_eq!(warnings.len(), 3, "{}", ran.err);
+    let of_items = "items[0].endpoints[0].hints, items[0].metadata.ownerReferences";
+    assert!(
+        warnings[0]
+            .ends_with("headless.yml: left out, as it has no meaning here: items[0].metadata.finalizers")
+    );
+    assert!(warnings[1].contains("spec.ports[0].nodePort") && warnings[1].contains("spec.loadBalancerClass"));
+    assert!(
+        warnings[2].ends_with(&format!("kubectl-list.json: left out, as it has no meaning here: {of_items}"))
+    );
+    let ran = operator.run(&format!("apply -f {MANIFESTS}")).await;
+    assert_eq!(ran.out.matches(" unchanged").count(), 6, "{}", ran.out);
+
+    let table = operator.run("get svc -n shop").await.out;
+    assert!(table.starts_with("NAME"), "{table}");
+    assert!(table.contains("TYPE           CLUSTER-IP   EXTERNAL-IP"), "{table}");
+    let printed = operator.run("get svc,endpointslices,ns -n shop -o yaml").await.out;
+    assert!(printed.starts_with("apiVersion: v1\n") && printed.contains("targetPort: 9376"), "{printed}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("all.yaml");
+    std::fs::write(&file, &printed).unwrap();
+    let ran = operator.run(&format!("apply -f {}", file.display())).await;
+    assert_eq!((ran.err.as_str(), ran.out.matches(" unchanged").count()), ("", 6), "{ran:?}");
+
+    operator.prints("delete svc lb -n shop", "service \"lb\" deleted\n").await;
+    operator.fails("get svc lb -n shop", "services \"lb\" not found in namespace \"shop\"").await;
+    assert_eq!(operator.run("get svc lb -A").await.code, 2);
+}
+
+#[tokio::test]
+async fn nothing_is_half_applied() {
+    let operator = Operator::new().await;
+    operator.fake.refuse("lb");
+    let ran = operator.run(&format!("apply -f {MANIFESTS}")).await;
+    assert_eq!((operator.fake.objects(), ran.code), (vec![], 1), "{ran:?}");
+    assert!(ran.err.contains("outside the network's service pool"), "{ran:?}");
+    assert!(ran.err.contains("namespace/shop deleted again"), "{ran:?}");
+    // With the namespace there, it is seen before anything is done.
+    operator.prints("create namespace shop", "namespace/shop created\n").await;
+    let ran = operator.run(&format!("apply -f {MANIFESTS}")).await;
+    assert_eq!((operator.fake.objects(), ran.code), (vec!["/shop".into()], 1), "{ran:?}");
+    assert!(ran.err.contains("nothing has been changed") && ran.out.is_empty(), "{ran:?}");
+}
+
+#[tokio::test]
+async fn services_are_created_as_kubectl_creates_them() {
+    let operator = Operator::new().await;
+    operator
+        .prints(
+            "create service clusterip a --tcp=5678:8080 --udp=53:dns --dry-run",
+            "service/a created (server dry run)\n",
+        )
+        .await;
+    operator.prints("create svc nodeport a --tcp=80 --dry-run=client -o name", "service/a\n").await;
+    assert!(operator.fake.objects().is_empty());
+    operator.prints("create service clusterip a --tcp=5678:8080 --udp=53:dns", "service/a created\n").await;
+    operator.prints("create service clusterip b --clusterip=None", "service/b created\n").await;
+    operator
+        .prints("create service externalname c --external-name db.example.com", "service/c created\n")
+        .await;
+    assert_eq!(operator.run("create service clusterip d").await.code, 2);
+    assert_eq!(operator.run("create service externalname d --external-name a..b").await.code, 2);
+    assert_eq!(
+        operator.run("get svc -o wide").await.out,
+        "\
+NAME   TYPE           CLUSTER-IP   EXTERNAL-IP      PORT(S)           AGE         SELECTOR
+a      ClusterIP      100.96.1.7   <none>           5678/TCP,53/UDP   <unknown>   app=a
+b      ClusterIP      None         <none>           <none>            <unknown>   app=b
+c      ExternalName   <none>       db.example.com   <none>            <unknown>   app=c
+"
+    );
+    operator.prints("label svc a x=y", "service/a labeled\n").await;
+    let ran = operator.run("describe svc a").await;
+    assert!(ran.out.contains("5678-8080 5678/TCP to 8080"), "{}", ran.out);
+    operator.fails("create service clusterip a --tcp=1 -n none", "namespace \"none\" does not exist").await;
+}
+
 /// Hands over each line as it is written.
 struct Lines(mpsc::UnboundedSender<String>, String);
 

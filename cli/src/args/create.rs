@@ -9,8 +9,8 @@ use std::{
 use clap::{Args, Subcommand};
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::Printing;
-use crate::duration;
+use super::{DryRun, Printing};
+use crate::{duration, manifest};
 
 /// `muster create`
 #[derive(Debug, Args)]
@@ -19,6 +19,8 @@ use crate::duration;
   muster create token --reusable --ttl 1h -l role=web
   muster create network lab --domain lab.example --device-pool-v4 10.64.0.0/16
   muster create device web --virtual-ipv4 100.64.0.10
+  muster create namespace prod
+  muster create service clusterip my-cs --tcp=80:8080 -n prod
   muster create -f device.yaml")]
 pub struct Create {
     /// Kind and properties
@@ -27,6 +29,9 @@ pub struct Create {
     /// File with manifests, a directory of such files, or - for standard input
     #[arg(short, long, value_name = "FILE")]
     pub filename: Vec<PathBuf>,
+    /// Show what -f would create, and create nothing
+    #[arg(long, value_enum, value_name = "WHERE", num_args = 0..=1, require_equals = true, default_missing_value = "server")]
+    pub dry_run: Option<DryRun>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub printing: Printing,
@@ -56,6 +61,154 @@ Blocks of different networks must not overlap.")]
     #[command(visible_aliases = ["devices", "dev"])]
     #[command(after_help = "Example:\n  muster create device web --virtual-ipv4 100.64.0.10 -l role=web")]
     Device(CreateDevice),
+    /// Create a namespace
+    #[command(visible_aliases = ["namespaces", "ns"])]
+    #[command(after_help = "Example:\n  muster create namespace prod")]
+    Namespace(CreateNamespace),
+    /// Create a Service
+    #[command(subcommand, visible_aliases = ["services", "svc"])]
+    #[command(after_help = "Example:\n  muster create service clusterip my-cs --tcp=80:8080")]
+    Service(CreateService),
+}
+
+/// `muster create namespace`
+#[derive(Debug, Args)]
+pub struct CreateNamespace {
+    /// Name
+    pub name: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub labels: Labels,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub making: Making,
+}
+
+/// How to create, and what to print.
+#[derive(Debug, Args)]
+pub struct Making {
+    /// Show what would be created, and create nothing
+    #[arg(long, value_enum, value_name = "WHERE", num_args = 0..=1, require_equals = true, default_missing_value = "server")]
+    pub dry_run: Option<DryRun>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster create service`
+#[derive(Debug, Subcommand)]
+pub enum CreateService {
+    /// Create a Service with an address of its own, or a headless one
+    #[command(name = "clusterip")]
+    #[command(after_help = "The Service selects devices with the label app=NAME.
+
+Examples:
+  muster create service clusterip my-cs --tcp=5678:8080
+  muster create service clusterip my-headless --clusterip=None")]
+    ClusterIp(ClusterIpService),
+    /// Create a Service of type NodePort; there are no node ports here, so that it is as clusterip
+    #[command(name = "nodeport")]
+    #[command(after_help = "Example:\n  muster create service nodeport my-ns --tcp=5678:8080")]
+    NodePort(PortService),
+    /// Create a Service of type LoadBalancer
+    #[command(name = "loadbalancer")]
+    #[command(after_help = "Example:\n  muster create service loadbalancer my-lbs --tcp=5678:8080")]
+    LoadBalancer(PortService),
+    /// Create a Service that stands for a host name outside
+    #[command(name = "externalname")]
+    #[command(
+        after_help = "Example:\n  muster create service externalname my-ns --external-name db.example.com"
+    )]
+    ExternalName(ExternalNameService),
+}
+
+/// Ports of a Service.
+#[derive(Debug, Args)]
+pub struct Ports {
+    /// TCP port, and the endpoints' port or its name; may be repeated or comma-separated
+    #[arg(long, value_name = "PORT[:TARGET]", value_delimiter = ',', value_parser = parse_port)]
+    pub tcp: Vec<PortPair>,
+    /// UDP port, as --tcp
+    #[arg(long, value_name = "PORT[:TARGET]", value_delimiter = ',', value_parser = parse_port)]
+    pub udp: Vec<PortPair>,
+}
+
+/// `muster create service clusterip`
+#[derive(Debug, Args)]
+pub struct ClusterIpService {
+    /// Name
+    pub name: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub ports: Ports,
+    /// Address of the network's service pool, or None [default: the registrar chooses]
+    #[arg(long = "clusterip", value_name = "ADDRESS", value_parser = parse_cluster_ip)]
+    pub cluster_ip: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub making: Making,
+}
+
+/// `muster create service nodeport`, `muster create service loadbalancer`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp"]).multiple(true).required(true))]
+pub struct PortService {
+    /// Name
+    pub name: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub ports: Ports,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub making: Making,
+}
+
+/// `muster create service externalname`
+#[derive(Debug, Args)]
+pub struct ExternalNameService {
+    /// Name
+    pub name: String,
+    /// Host name that the Service stands for
+    #[arg(long, value_name = "HOST")]
+    pub external_name: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub ports: Ports,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub making: Making,
+}
+
+/// Value of `--tcp` and `--udp`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPair {
+    /// As written.
+    pub text: String,
+    /// The Service's port.
+    pub port: u16,
+    /// The endpoints' port, or its name.
+    pub target: String,
+}
+
+fn parse_port(text: &str) -> Result<PortPair, String> {
+    let bad = || format!("{text:?} is not PORT or PORT:TARGET, such as 80:8080 or 80:http");
+    let (port, target) = text.split_once(':').unwrap_or((text, text));
+    let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    let port = number(port).ok_or_else(bad)?;
+    if number(target).is_none() && !manifest::is_port_name(target) {
+        return Err(bad());
+    }
+    Ok(PortPair { text: text.to_owned(), port, target: target.to_owned() })
+}
+
+fn parse_cluster_ip(text: &str) -> Result<String, String> {
+    match text {
+        "None" | "" => Ok(text.to_owned()),
+        _ => text
+            .parse::<IpAddr>()
+            .map(|ip| ip.to_string())
+            .map_err(|_| format!("{text:?} is neither an IP address nor None")),
+    }
 }
 
 /// Labels of what is created.

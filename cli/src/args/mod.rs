@@ -9,7 +9,10 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser as _},
 };
 
-pub use create::{Create, CreateDevice, CreateNetwork, CreateToken, CreateWhat, Director, Labels};
+pub use create::{
+    ClusterIpService, Create, CreateDevice, CreateNamespace, CreateNetwork, CreateService, CreateToken,
+    CreateWhat, Director, ExternalNameService, Labels, Making, PortPair, PortService, Ports,
+};
 
 use crate::duration;
 
@@ -136,6 +139,25 @@ pub struct Printing {
     pub output: Option<Format>,
 }
 
+/// How far to go without changing anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// Do not let the registrar check it
+    Client,
+    /// Let the registrar check it
+    Server,
+}
+
+impl DryRun {
+    /// `created (server dry run)`
+    pub fn says(self, done: &str) -> String {
+        match self {
+            Self::Client => format!("{done} (dry run)"),
+            Self::Server => format!("{done} (server dry run)"),
+        }
+    }
+}
+
 /// How to print tables and objects.
 #[derive(Debug, Args)]
 pub struct Showing {
@@ -236,17 +258,22 @@ pub struct Describe {
 #[derive(Debug, Args)]
 #[command(
     after_help = "What a manifest says is set, and what it leaves out stays as it is; labels are added to those
-that are there.
+that are there. Services, EndpointSlices and Namespaces are Kubernetes' own, as they are. Nothing is changed
+unless everything can be.
 
 Examples:
   muster apply -f network.yaml
   muster apply -f manifests/
+  kubectl get svc my-cs -o yaml | muster apply -f - --dry-run
   muster get device web -o yaml | sed s/role:.*/role:\\ db/ | muster apply -f -"
 )]
 pub struct Apply {
     /// File with manifests, YAML or JSON; a directory of such files; or - for standard input
     #[arg(short, long, required = true, value_name = "FILE")]
     pub filename: Vec<PathBuf>,
+    /// Show what would be done, and change nothing
+    #[arg(long, value_enum, value_name = "WHERE", num_args = 0..=1, require_equals = true, default_missing_value = "server")]
+    pub dry_run: Option<DryRun>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub printing: Printing,
@@ -362,6 +389,14 @@ mod tests {
             "create network lab --domain lab.example --public-address ::1 --director d=[::1]:1 --record-ttl 0",
             "create device web --virtual-ipv4 100.64.0.10 --virtual-ipv6 fd00::1",
             "create -f - -o name",
+            "create namespace prod --dry-run -o yaml",
+            "create ns prod",
+            "create service clusterip my-cs --tcp=5678:8080 --tcp 443,80 --udp=53:dns",
+            "create svc clusterip my-cs --clusterip=None",
+            "create service nodeport my-ns --tcp=80 --dry-run=client",
+            "create service loadbalancer my-lb --tcp=80:http",
+            "create service externalname my-ns --external-name db.example.com",
+            "apply -f x --dry-run=server",
             "apply -f a -f b --request-timeout 5s",
             "delete device web db --ignore-not-found",
             "delete tokens --all",
@@ -387,6 +422,16 @@ mod tests {
             "get devices -n a -A",
             "create",
             "create token -o wide",
+            "create service",
+            "create service clusterip",
+            "create service clusterip x --tcp=0",
+            "create service clusterip x --tcp=80:0",
+            "create service clusterip x --tcp=80:a_b",
+            "create service clusterip x --tcp=70000",
+            "create service clusterip x --clusterip=10.0.0",
+            "create service nodeport x",
+            "create service externalname x",
+            "create namespace",
             "delete device web -o json",
             "version -o name",
             "create token --ttl never",

@@ -5,18 +5,21 @@ use muster_common::{
     time::Timestamp,
 };
 use muster_proto::admin::{
-    Device, DeviceSpec, DirectorAddress, Network, NetworkSpec, ObjectMeta, Token, TokenSpec,
+    Device, DeviceSpec, DirectorAddress, Namespace, Network, NetworkSpec, ObjectMeta, Token, TokenSpec,
 };
 
-use super::Context;
+use super::{
+    Context,
+    apply::{self, Plan},
+    service,
+};
 use crate::{
     age::{moment, timestamp},
-    args::{Create, CreateDevice, CreateNetwork, CreateToken, CreateWhat, Format, Printing},
+    args::{Create, CreateDevice, CreateNetwork, CreateToken, CreateWhat, DryRun, Format, Making, Printing},
     error::{Error, Result},
     manifest,
     output::{print_change, print_document},
     resource::{Resource, Secret},
-    with_resource,
 };
 
 pub(super) async fn run(ctx: &mut Context<'_>, args: Create) -> Result {
@@ -38,19 +41,25 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Create) -> Result {
             meta.namespace = ctx.namespace();
             one(ctx, device, &args.printing).await
         }
+        Some(CreateWhat::Namespace(args)) => {
+            let metadata = ObjectMeta {
+                name: args.name,
+                labels: parse_labels(&args.labels.labels)?,
+                ..ObjectMeta::default()
+            };
+            make(ctx, Namespace { metadata: Some(metadata), status: None }, &args.making).await
+        }
+        Some(CreateWhat::Service(args)) => {
+            let (service, making) = service::object(&args)?;
+            make(ctx, service, making).await
+        }
     }
 }
 
 async fn from_files(ctx: &mut Context<'_>, args: &Create) -> Result {
-    for manifest in manifest::load(&args.filename).map_err(Error::Manifests)? {
-        with_resource!(manifest.kind, R => {
-            let object = complete::<R>(ctx, manifest.object()?).await?;
-            if let Err(error) = one(ctx, object, &args.printing).await {
-                ctx.fail(&error);
-            }
-        });
-    }
-    Ok(())
+    let manifests = manifest::load(&args.filename).map_err(Error::Manifests)?;
+    let plan = Plan { only_create: true, dry_run: args.dry_run, printing: &args.printing };
+    Box::pin(apply::all(ctx, manifests, plan)).await
 }
 
 /// Fills in network and namespace where a manifest leaves them out.
@@ -65,6 +74,22 @@ pub(super) async fn complete<R: Resource>(ctx: &mut Context<'_>, mut object: R) 
         meta.namespace = ctx.namespace();
     }
     Ok(object)
+}
+
+/// Creates an object, or shows what would be created.
+async fn make<R: Resource>(ctx: &mut Context<'_>, object: R, making: &Making) -> Result {
+    // Without the registrar, there is no need to know the network.
+    let object = if making.dry_run == Some(DryRun::Client) { object } else { complete(ctx, object).await? };
+    match making.dry_run {
+        None => one(ctx, object, &making.printing).await,
+        Some(dry_run) => {
+            let object = match dry_run {
+                DryRun::Client => object,
+                DryRun::Server => ctx.client().await?.check_create(object).await?,
+            };
+            print_change(ctx.out, making.printing.output, &object, &dry_run.says("created"))
+        }
+    }
 }
 
 async fn one<R: Resource>(ctx: &mut Context<'_>, object: R, printing: &Printing) -> Result {

@@ -12,9 +12,10 @@ use crate::{
 
 pub(super) async fn run(ctx: &mut Context<'_>, args: Delete) -> Result {
     if !args.filename.is_empty() {
-        let manifests = manifest::load(&args.filename).map_err(Error::Manifests)?;
+        let mut manifests = manifest::load(&args.filename).map_err(Error::Manifests)?;
         let client = ctx.client().await?;
-        // In reverse, so that networks go after what is in them.
+        // In reverse, so that networks and namespaces go after what is in them.
+        manifests.sort_by_key(|manifest| manifest.kind.rank());
         for manifest in manifests.iter().rev() {
             with_resource!(manifest.kind, R => {
                 let object = create::complete::<R>(ctx, manifest.object()?).await?;

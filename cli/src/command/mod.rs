@@ -8,6 +8,7 @@ mod delete;
 mod describe;
 mod get;
 mod revoke;
+mod service;
 mod version;
 mod watch;
 

@@ -385,7 +385,8 @@ fn is_label(text: &str) -> bool {
     text.parse::<Label>().is_ok_and(|label| label.as_str() == text)
 }
 
-fn is_port_name(text: &str) -> bool {
+/// Whether `text` can be the name of a port (RFC 6335, 5.1).
+pub fn is_port_name(text: &str) -> bool {
     is_label(text)
         && text.len() <= 15
         && !text.contains("--")

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 pub use check::{Member, duplicates, service as check_service};
+pub use kubernetes::is_port_name;
 pub use print::{list, value};
 
 use crate::resource::{Kind, Resource};
@@ -92,6 +93,12 @@ impl Manifest {
             }
         }
         paths
+    }
+
+    /// The Service that an EndpointSlice is of.
+    pub fn service_name(&self) -> Option<String> {
+        let labels = self.fields.get("metadata")?.get("labels")?;
+        Some(labels.get("kubernetes.io/service-name")?.as_str()?.to_owned())
     }
 
     /// An error in `field` of this manifest.
@@ -350,5 +357,7 @@ fn camel_case(snake: &str) -> String {
     text
 }
 
+#[cfg(test)]
+mod kubernetes_tests;
 #[cfg(test)]
 mod tests;

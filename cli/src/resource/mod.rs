@@ -98,6 +98,16 @@ impl Kind {
     pub const ALL: [Self; 6] =
         [Self::Network, Self::Device, Self::Token, Self::Namespace, Self::Service, Self::EndpointSlice];
 
+    /// Order in which kinds are created: networks first, then namespaces, as the others live in them.
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self::Network => 0,
+            Self::Namespace => 1,
+            Self::Device | Self::Token | Self::Service => 2,
+            Self::EndpointSlice => 3,
+        }
+    }
+
     /// What the kind is called.
     pub const fn names(self) -> &'static Names {
         match self {

@@ -1,6 +1,8 @@
 //! A registrar's admin API in memory: devices in full, tokens as far as creating them. Pages are short, so that
 //! every list takes several.
 
+mod kubernetes;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -27,6 +29,7 @@ struct State {
     revision: u64,
     /// Updates to answer with a conflict first.
     conflicts: u32,
+    objects: kubernetes::Objects,
 }
 
 /// The fake, shared with its server.
@@ -44,7 +47,10 @@ impl Fake {
         let address = listener.local_addr().unwrap().to_string();
         let server = tonic::transport::Server::builder()
             .add_service(DeviceServiceServer::new(fake.clone()))
-            .add_service(TokenServiceServer::new(fake.clone()));
+            .add_service(TokenServiceServer::new(fake.clone()))
+            .add_service(namespace_service_server::NamespaceServiceServer::new(fake.clone()))
+            .add_service(service_service_server::ServiceServiceServer::new(fake.clone()))
+            .add_service(endpoint_slice_service_server::EndpointSliceServiceServer::new(fake.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         (fake, Client::new(channel, address, "net".into(), Duration::from_secs(10)))
@@ -53,6 +59,18 @@ impl Fake {
     /// The next `count` updates are told that the object has changed.
     pub(crate) fn conflict(&self, count: u32) {
         self.state.lock().unwrap().conflicts = count;
+    }
+
+    /// Objects of Kubernetes' kinds with `name` are refused from now on.
+    pub(crate) fn refuse(&self, name: &str) {
+        self.state.lock().unwrap().objects.refused.push(name.into());
+    }
+
+    /// Names of the namespaces, Services and EndpointSlices that there are.
+    pub(crate) fn objects(&self) -> Vec<String> {
+        let objects = &self.state.lock().unwrap().objects;
+        let keys = objects.namespaces.keys().chain(objects.services.keys()).chain(objects.slices.keys());
+        keys.map(|(namespace, name)| format!("{namespace}/{name}")).collect()
     }
 
     /// A device as it is now.

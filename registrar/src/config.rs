@@ -1,11 +1,17 @@
 //! The registrar's configuration file, `/etc/muster/registrar.toml` by default.
 
+mod dns;
+mod listen;
+
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use ipnet::IpNet;
 use muster_common::{census::Bounds, config::ConfigError, telemetry::LogConfig};
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    dns::{Dns, Pods},
+    listen::{DnsListen, DnsListenError},
+};
 use crate::store::etcd::EtcdConfig;
 
 /// Where the configuration is, unless `--config` says otherwise.
@@ -36,13 +42,15 @@ pub struct Config {
 }
 
 /// Addresses that the registrar listens on, each `ADDRESS:PORT`.
+///
+/// [`DnsListen`] says why DNS does not listen on every address by default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Listen {
     /// gRPC over mutual TLS.
     pub grpc: SocketAddr,
-    /// DNS over UDP and TCP.
-    pub dns: SocketAddr,
+    /// DNS over UDP and TCP, or `auto`.
+    pub dns: DnsListen,
     /// DNS over TLS.
     pub dot: SocketAddr,
     /// Metrics and health over HTTP, without authentication.
@@ -109,22 +117,6 @@ pub struct Certificates {
     pub operator_lifetime: Period,
 }
 
-/// Answers to DNS queries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Dns {
-    /// CIDR blocks whose hosts may ask for everything without a certificate; all others get the apex alone.
-    pub open_to: Vec<IpNet>,
-    /// UDP responses a second for each source prefix (/24, /56); 0 for no limit.
-    pub responses_per_second: u32,
-    /// UDP responses at once, after a pause.
-    pub burst: u32,
-    /// Connections at a time: of TCP, of TLS with a certificate, and of TLS without one, each.
-    pub connections: usize,
-    /// Connections at a time of one client: of an address, and with a certificate of one device.
-    pub connections_per_client: usize,
-}
-
 /// Bounds of what clients can make the registrar hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -168,7 +160,8 @@ impl Default for Config {
 impl Default for Listen {
     fn default() -> Self {
         let any = |port| SocketAddr::from(([0_u16; 8], port));
-        Self { grpc: any(7500), dns: any(53), dot: any(853), http: SocketAddr::from(([127, 0, 0, 1], 7580)) }
+        let http = SocketAddr::from(([127, 0, 0, 1], 7580));
+        Self { grpc: any(7500), dns: DnsListen::Auto, dot: any(853), http }
     }
 }
 
@@ -190,18 +183,6 @@ impl Default for Certificates {
     fn default() -> Self {
         let days = |days: u64| Period::seconds(days * 24 * 60 * 60);
         Self { device_lifetime: days(30), registrar_lifetime: days(30), operator_lifetime: days(365) }
-    }
-}
-
-impl Default for Dns {
-    fn default() -> Self {
-        Self {
-            open_to: Vec::new(),
-            responses_per_second: 200,
-            burst: 400,
-            connections: 20_000,
-            connections_per_client: 100,
-        }
     }
 }
 
@@ -268,13 +249,12 @@ impl Config {
             ("limits.message_octets", self.limits.message_octets),
             ("limits.joins_per_second", self.limits.joins_per_second as usize),
             ("limits.joins_burst", self.limits.joins_burst as usize),
-            ("dns.connections", self.dns.connections),
-            ("dns.connections_per_client", self.dns.connections_per_client),
         ] {
             if value == 0 {
                 return Err(ConfigError::value(key, value, "use at least 1"));
             }
         }
+        self.dns.check()?;
         if self.store.kind == StoreKind::Etcd && self.store.etcd.endpoints.is_empty() {
             return Err(ConfigError::value("store.etcd.endpoints", "[]", "name at least one member of etcd"));
         }
@@ -403,12 +383,14 @@ mod tests {
         for (text, says) in [
             ("data_dri = \"/x\"", "data_dri"),
             ("[listen]\ngrpc = \"here\"", "grpc"),
+            ("[listen]\ndns = \"53\"", "ADDRESS:PORT"),
             ("[store]\nkind = \"mysql\"", "sqlite"),
             ("[certificates]\ndevice_lifetime = \"a month\"", "write for example 30d"),
             ("[certificates]\ndevice_lifetime = \"10s\"", "certificates.device_lifetime"),
             ("[advertise]\nregistrars = [\"host\"]", "HOST:PORT"),
             ("[advertise]\ndns = [\"host:0\"]", "HOST:PORT"),
             ("[dns]\nopen_to = [\"10.0.0.0/33\"]", "open_to"),
+            ("[dns]\nupstream = [\"resolver\"]", "dns.upstream"),
             ("[limits]\nconnections = 0", "limits.connections"),
             ("[store]\nkind = \"etcd\"\n[store.etcd]\nendpoints = []", "store.etcd.endpoints"),
         ] {

@@ -124,6 +124,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     let open_files = allow_open_files();
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
+    let dns_addresses = dns_sockets.addresses();
     let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
     let store = open_store(&config, &metrics)?;
     let format = read_format(&*store, &place(&config)).await?;
@@ -175,7 +176,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     readiness.set(true);
     systemd::ready();
     let Config { listen, .. } = &config;
-    tracing::info!(grpc = %listen.grpc, dns = %listen.dns, dot = %listen.dot, http = %listen.http, "serving");
+    tracing::info!(grpc = %listen.grpc, dns = ?dns_addresses, dot = %listen.dot, http = %listen.http, "serving");
     if open_files
         .is_some_and(|files| usize::try_from(files).is_ok_and(|files| files < config.limits.connections))
     {
@@ -284,7 +285,7 @@ fn router(
 async fn bind(config: &Config) -> Result<(TcpListener, DnsSockets, TcpListener), BindError> {
     let listen = &config.listen;
     let grpc = bind_grpc(listen.grpc).await?;
-    let dns = DnsSockets::bind(listen)?;
+    let dns = DnsSockets::bind(listen, config.dns.workers)?;
     Ok((grpc, dns, telemetry::bind(listen.http).await?))
 }
 

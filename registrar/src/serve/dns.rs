@@ -1,5 +1,7 @@
 //! The registrar's DNS listeners, and who is who on them.
 
+mod upstream;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -34,18 +36,27 @@ use crate::{
 
 /// Bound, not yet served.
 pub(super) struct DnsSockets {
-    udp: UdpSockets,
-    tcp: TcpListener,
+    clear: Vec<(SocketAddr, UdpSockets, TcpListener)>,
     tls: TcpListener,
 }
 
 impl DnsSockets {
-    pub(super) fn bind(listen: &Listen) -> Result<Self, BindError> {
+    pub(super) fn bind(listen: &Listen, workers: usize) -> Result<Self, BindError> {
+        let udp = |address| match workers {
+            0 => server::bind_udp(address, false),
+            count => UdpSockets::bind(address, false, count),
+        };
+        let addresses = listen.dns.addresses().into_iter();
+        let clear = addresses.map(|at| Ok((at, udp(at)?, server::bind_tcp(at, false)?)));
         Ok(Self {
-            udp: server::bind_udp(listen.dns, false)?,
-            tcp: server::bind_tcp(listen.dns, false)?,
+            clear: clear.collect::<Result<_, BindError>>()?,
             tls: server::bind_tcp(listen.dot, false)?,
         })
+    }
+
+    /// Where DNS is answered in the clear.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.clear.iter().map(|(address, ..)| *address).collect()
     }
 }
 
@@ -85,16 +96,18 @@ pub(super) fn spawn(
     };
     let tls = credentials.resuming_server(ALPN_DOT)?;
 
-    let (udp_handler, tcp_handler, tls_handler) = (handler.clone(), handler.clone(), handler);
-    let (udp_metrics, tcp_metrics, tls_metrics) = (dns_metrics.clone(), dns_metrics.clone(), dns_metrics);
+    for (_, udp, tcp) in sockets.clear {
+        let (udp_handler, tcp_handler) = (handler.clone(), handler.clone());
+        let (udp_metrics, tcp_metrics) = (dns_metrics.clone(), dns_metrics.clone());
+        tasks.spawn(async move {
+            ended("DNS over UDP", udp::serve(udp, udp_handler, udp_limits, &udp_metrics).await)
+        });
+        tasks.spawn(async move {
+            ended("DNS over TCP", stream::serve_tcp(tcp, tcp_handler, stream_limits, &tcp_metrics).await)
+        });
+    }
     tasks.spawn(async move {
-        ended("DNS over UDP", udp::serve(sockets.udp, udp_handler, udp_limits, &udp_metrics).await)
-    });
-    tasks.spawn(async move {
-        ended("DNS over TCP", stream::serve_tcp(sockets.tcp, tcp_handler, stream_limits, &tcp_metrics).await)
-    });
-    tasks.spawn(async move {
-        let served = stream::serve_tls(sockets.tls, tls, tls_handler, stream_limits, &tls_metrics).await;
+        let served = stream::serve_tls(sockets.tls, tls, handler, stream_limits, &dns_metrics).await;
         ended("DNS over TLS", served)
     });
     Ok(())

@@ -14,19 +14,28 @@ impl Process {
         kibibytes.map(|k| k * 1024.0).ok_or_else(|| odd(&path, &status))
     }
 
-    /// Time on a processor so far, of all threads that live, to the nanosecond.
+    /// Time on a processor so far, of all threads that live, of the process and those it has started, to the
+    /// nanosecond.
     pub fn processor_time(&self) -> Result<Duration> {
-        let tasks = format!("/proc/{}/task", self.id());
-        let entries = fs::read_dir(&tasks).map_err(|source| LabError::File { path: tasks, source })?;
-        let mut total = Duration::ZERO;
-        for entry in entries.flatten() {
-            let path = entry.path().join("schedstat").display().to_string();
-            let text = read(&path)?;
-            let nanoseconds = text.split_whitespace().next().and_then(|first| first.parse().ok());
-            total += Duration::from_nanos(nanoseconds.ok_or_else(|| odd(&path, &text))?);
-        }
-        Ok(total)
+        processor_time(self.id())
     }
+}
+
+fn processor_time(process: u32) -> Result<Duration> {
+    let tasks = format!("/proc/{process}/task");
+    let entries = fs::read_dir(&tasks).map_err(|source| LabError::File { path: tasks, source })?;
+    let mut total = Duration::ZERO;
+    for entry in entries.flatten() {
+        let path = entry.path().join("schedstat").display().to_string();
+        let text = read(&path)?;
+        let nanoseconds = text.split_whitespace().next().and_then(|first| first.parse().ok());
+        total += Duration::from_nanos(nanoseconds.ok_or_else(|| odd(&path, &text))?);
+        let children = read(&entry.path().join("children").display().to_string()).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+            total += processor_time(child)?;
+        }
+    }
+    Ok(total)
 }
 
 fn read(path: &str) -> Result<String> {

@@ -18,8 +18,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{ROUND, ROUNDS, query};
 
-/// Queries under way at a time on all connections; at least one on each.
-const WINDOW: usize = 512;
+/// Queries under way at a time on all connections, at least one on each. NSD closes connections with many.
+const WINDOW: usize = 16;
 
 /// Keeps queries under way on `connections`. A line a round: answers, seconds, lost queries (none).
 pub(crate) fn flood(address: &str, names: u32, connections: usize) -> Result<(), Error> {

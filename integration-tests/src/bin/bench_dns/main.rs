@@ -240,9 +240,16 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
         );
         let Some(address) = &server.tls else { continue };
         for (connections, ours) in &tls {
-            let other = load(&host, &server.process, &["tls", address, &names, connections])?;
+            let figure = format!("registrar, TLS, {connections} connections, against {}", server.name);
+            let other = match load(&host, &server.process, &["tls", address, &names, connections]) {
+                Ok(other) => other,
+                Err(error) => {
+                    figures.missing(&figure, error.to_string().lines().last().unwrap_or_default());
+                    continue;
+                }
+            };
             figures.compare(
-                &format!("registrar, TLS, {connections} connections, against {}", server.name),
+                &figure,
                 ours.rate,
                 "queries/s",
                 &format!("{} at {:.0} and {:.1} s per million", server.name, other.rate, other.cost),

@@ -19,3 +19,4 @@ pub mod options;
 mod records;
 pub mod reverse;
 pub mod server;
+pub mod wire;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -63,7 +63,7 @@ pub struct Registry {
     history: Mutex<History>,
     progress: Mutex<Progress>,
     revision: watch::Sender<Revision>,
-    observer: OnceLock<Observer>,
+    observers: RwLock<Vec<Observer>>,
     /// Uses of reusable tokens that are not written yet.
     uses: Mutex<Uses>,
     metrics: RegistryMetrics,
@@ -102,7 +102,7 @@ impl Registry {
             progress: Mutex::new(Progress { revision, waiting: BTreeMap::new() }),
             revision: watch::Sender::new(revision),
             index: RwLock::new(index),
-            observer: OnceLock::new(),
+            observers: RwLock::default(),
             uses: Mutex::new(BTreeMap::new()),
             metrics: RegistryMetrics::default(),
             tasks: Mutex::new(Vec::new()),
@@ -151,9 +151,9 @@ impl Registry {
         lock(&self.history).after(revision, limit)
     }
 
-    /// Has `observer` called with every change from now on; the first observer stays.
+    /// Has `observer` called with every change from now on, before anybody is told that it was made. It must be quick.
     pub fn observe(&self, observer: impl Fn(&Applied) + Send + Sync + 'static) {
-        let _ = self.observer.set(Box::new(observer));
+        self.observers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(observer));
     }
 
     /// Counts that a reusable token was used; written soon.
@@ -279,10 +279,9 @@ impl Registry {
         }
         for applied in applied {
             self.report(&applied.bad);
-            if let Some(observer) = self.observer.get()
-                && !applied.changes.is_empty()
-            {
-                observer(applied);
+            if !applied.changes.is_empty() {
+                let observers = self.observers.read().unwrap_or_else(PoisonError::into_inner);
+                observers.iter().for_each(|observer| observer(applied));
             }
         }
         let Some(revision) = applied.last().map(|applied| applied.revision) else { return };

@@ -147,6 +147,13 @@ pub trait Directory: Send + Sync {
     /// Never called for [`Viewer::Stranger`].
     fn reverse_zone(&self, viewer: &Viewer, prefix: IpNet) -> Option<Arc<Zone>>;
 
+    /// The zones that `viewer` may see more of than the apex, in a fixed order: reverse zones beside those of the
+    /// pools (specification 7) point into them. Never called for [`Viewer::Stranger`].
+    fn zones(&self, viewer: &Viewer) -> Vec<Arc<Zone>> {
+        let _ = viewer;
+        Vec::new()
+    }
+
     /// The device called `label` (in lower case) in `zone`, if `viewer` may see it. A device sees itself.
     /// Only called when `viewer` may see the zone's network.
     fn device(&self, zone: &Zone, viewer: &Viewer, label: &str) -> Option<Device>;
@@ -197,6 +204,10 @@ impl<D: Directory + ?Sized> Directory for Arc<D> {
 
     fn reverse_zone(&self, viewer: &Viewer, prefix: IpNet) -> Option<Arc<Zone>> {
         (**self).reverse_zone(viewer, prefix)
+    }
+
+    fn zones(&self, viewer: &Viewer) -> Vec<Arc<Zone>> {
+        (**self).zones(viewer)
     }
 
     fn device(&self, zone: &Zone, viewer: &Viewer, label: &str) -> Option<Device> {

@@ -147,7 +147,7 @@ impl Response {
             question.emit(&mut encoder)?;
         }
         encoder.set_max_size(max_size.saturating_sub(if self.edns.is_some() { OPT } else { 0 }));
-        let mut truncated = self.metadata.truncation;
+        let mut truncated = false;
         let mut counts = [0; 3];
         for (count, records) in counts.iter_mut().zip([&self.answers, &self.authorities, &self.additionals]) {
             if truncated {
@@ -170,7 +170,7 @@ impl Response {
             Record::from(&edns).emit(&mut encoder)?;
         }
         let mut metadata = self.metadata;
-        metadata.truncation = truncated;
+        metadata.truncation |= truncated;
         let [answers, authorities, additionals] = counts;
         let additionals = additionals + u16::from(self.edns.is_some());
         let queries = u16::from(self.question.is_some());

@@ -19,7 +19,7 @@ use support::{directory, member, query};
 /// The engine's response to `message`, parsed by hickory-proto.
 fn ask_with(directory: FixedDirectory, viewer: Viewer, transport: Transport, message: &Message) -> Message {
     let mut out = Vec::new();
-    let context = QueryContext { viewer, transport };
+    let context = QueryContext { viewer, transport, source: None };
     Engine::new(directory).answer(&message.to_vec().unwrap(), &context, &mut out);
     Message::from_vec(&out).unwrap()
 }
@@ -313,7 +313,7 @@ fn messages_that_are_no_plain_question_are_turned_away() {
 #[test]
 fn octets_that_are_no_query_get_silence_or_formerr() {
     let engine = Engine::new(directory());
-    let context = QueryContext { viewer: Viewer::Stranger, transport: Transport::Udp };
+    let context = QueryContext { viewer: Viewer::Stranger, transport: Transport::Udp, source: None };
     let mut out = vec![1];
     for silent in [&b""[..], b"x", &[0; 11]] {
         assert_eq!(engine.answer(silent, &context, &mut out), Outcome::Silence);
@@ -357,7 +357,7 @@ fn what_does_not_fit_is_dropped_from_the_end() {
             edns
         });
         let mut out = Vec::new();
-        let context = QueryContext { viewer: Viewer::Open, transport };
+        let context = QueryContext { viewer: Viewer::Open, transport, source: None };
         Engine::new(directory()).answer(&message.to_vec().unwrap(), &context, &mut out);
         (out.len(), Message::from_vec(&out).unwrap())
     };
@@ -433,7 +433,8 @@ fn name() -> impl Strategy<Value = String> {
 
 fn check(octets: &[u8], viewer: Viewer, udp: bool) -> Result<(), TestCaseError> {
     let stranger = viewer == Viewer::Stranger;
-    let context = QueryContext { viewer, transport: if udp { Transport::Udp } else { Transport::Tcp } };
+    let transport = if udp { Transport::Udp } else { Transport::Tcp };
+    let context = QueryContext { viewer, transport, source: None };
     let mut out = Vec::new();
     let outcome = Engine::new(directory()).answer(octets, &context, &mut out);
     prop_assert_eq!(outcome == Outcome::Silence, out.is_empty());

@@ -75,7 +75,11 @@ where
     V: Fn(&Source) -> Viewer + Send + Sync + 'static,
 {
     fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling {
-        let context = QueryContext { viewer: (self.viewer)(source), transport: source.transport };
+        let context = QueryContext {
+            viewer: (self.viewer)(source),
+            transport: source.transport,
+            source: Some(source.address.ip()),
+        };
         Handling::Done(self.engine.answer(query, &context, out))
     }
 }

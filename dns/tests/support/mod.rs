@@ -64,7 +64,7 @@ pub(crate) fn directory() -> FixedDirectory {
             (Arc::new(other), vec![device("web", &["10.1.0.2"], &[], &[])]),
         ],
         hidden: vec![(label("d1"), label("vault"))],
-        loading: false,
+        ..FixedDirectory::default()
     }
 }
 

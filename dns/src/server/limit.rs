@@ -77,8 +77,8 @@ impl Limiter {
         }
     }
 
-    /// Decides on a query from `source` with this message `id`, and counts it.
-    pub fn check(&self, source: IpAddr, id: u16, now: Instant) -> Verdict {
+    /// Decides on a query from `source`, and counts it. `salt` differs between queries that come at the same time.
+    pub fn check(&self, source: IpAddr, salt: u32, now: Instant) -> Verdict {
         let now = units(now);
         let key = self.hash(prefix(source));
         let (place, tag) = (key as usize % (BUCKETS / WAYS) * WAYS, (key >> TIME_BITS).max(1));
@@ -101,7 +101,7 @@ impl Limiter {
             let Some((way, bucket, used, _)) = chosen else { return Verdict::Answer };
             if used + self.interval > self.ahead {
                 // By the time as well, so that a client that repeats its query comes to be told.
-                let slip = self.hash(key ^ u64::from(id) ^ now << 16).is_multiple_of(SLIP);
+                let slip = self.hash(key ^ u64::from(salt) ^ now << 32).is_multiple_of(SLIP);
                 return if slip { Verdict::Slip } else { Verdict::Drop };
             }
             let counted = tag << TIME_BITS | (now + used + self.interval) & TIME_MASK;

@@ -192,24 +192,32 @@ impl<H: Handler> Worker<H> {
             let started = Instant::now();
             for index in 0..received {
                 if let Some((peer, query, out)) = batch.query(index) {
-                    self.handle(peer, query, started, out, &mut tally);
+                    self.handle((index, peer), query, started, out, &mut tally);
                 }
             }
+            // Before they are sent: who has a response finds it counted.
+            self.metrics.took(&mut tally, Instant::now() - started);
             let failed = batch.send(self.socket.as_fd());
             if failed > 0 {
                 tracing::debug!(failed, "cannot send DNS responses");
             }
-            self.metrics.took(&mut tally, Instant::now() - started);
         }
     }
 
-    fn handle(&self, peer: &Peer, query: &[u8], started: Instant, out: &mut Vec<u8>, tally: &mut Tally) {
+    fn handle(
+        &self,
+        (index, peer): (usize, &Peer),
+        query: &[u8],
+        started: Instant,
+        out: &mut Vec<u8>,
+        tally: &mut Tally,
+    ) {
         out.clear();
         let Some(address) = peer.address() else { return };
         let source = Source { address, transport: Transport::Udp, identity: None };
         if let Some(limiter) = &self.limiter {
-            let id = query.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
-            match limiter.check(address.ip(), id, started) {
+            let id = query.first_chunk().map_or(0, |id| u32::from(u16::from_be_bytes(*id)));
+            match limiter.check(address.ip(), id << 8 ^ index as u32, started) {
                 Verdict::Answer => {}
                 Verdict::Drop => return self.metrics.dropped(Reason::Rate),
                 Verdict::Slip => {

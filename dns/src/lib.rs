@@ -13,6 +13,7 @@
 
 pub mod directory;
 pub mod engine;
+pub mod fast;
 pub mod fixed;
 pub mod message;
 pub mod options;

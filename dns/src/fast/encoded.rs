@@ -23,7 +23,9 @@ const SHARED_MIN: usize = 12;
 const HEAD: usize = 8;
 const DESCRIPTOR: usize = 9;
 
+/// Flags of a name.
 const MEMBERS: u8 = 1;
+const UNUSUAL: u8 = 2;
 /// Flags of a descriptor: only the engine can answer; addresses begin at another one with each query; spelling of the
 /// query matters; the shared end belongs to it.
 const SLOW: u8 = 1;
@@ -36,6 +38,8 @@ const SHARED: u8 = 8;
 pub struct Encoded {
     /// Whether every member of the network may see the name; if not, members' queries are the engine's.
     pub members: bool,
+    /// Whether all queries are the engine's.
+    unusual: bool,
     tails: Vec<Tail>,
 }
 
@@ -48,7 +52,7 @@ struct Tail {
     octets: Vec<u8>,
 }
 
-/// Asks `engine` for everything that `name` (dotted) holds; `None` if it does not exist, or not for all types alike.
+/// Asks `engine` for everything that `name` (dotted) holds; `None` if it does not exist.
 pub fn encode<D: Directory>(engine: &Engine<D>, name: &str) -> Option<Encoded> {
     encode_types(engine, name, &TYPES)
 }
@@ -59,24 +63,32 @@ pub fn encode_types<D: Directory>(engine: &Engine<D>, name: &str, types: &[Recor
     let context = QueryContext { viewer: Viewer::Open, transport: Transport::Tcp, source: None };
     let mut query = Vec::with_capacity(HEADER + name.len() + 4);
     let mut out = Vec::with_capacity(512);
-    let mut tails = Vec::with_capacity(types.len());
+    let mut encoded = Encoded { members: true, unusual: false, tails: Vec::with_capacity(types.len()) };
+    let mut missing = 0;
     for record_type in types {
         query.clear();
         query.extend([0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         query.extend(&name);
         query.extend(u16::from(*record_type).to_be_bytes());
         query.extend([0, 1]);
-        let tail = match engine.begin(&query, &context, &mut out) {
-            Step::Ask(upstream) if upstream.whole => return None,
-            Step::Ask(_) => Some(Tail::slow(*record_type)),
+        match engine.begin(&query, &context, &mut out) {
+            Step::Ask(upstream) if upstream.whole => missing += 1,
+            Step::Ask(_) => encoded.tails.push(Tail::slow(*record_type)),
+            Step::Done(Outcome::Response { code: ResponseCode::NXDomain, .. }) => missing += 1,
             Step::Done(Outcome::Response { code: ResponseCode::NoError, .. }) => {
-                Tail::read(*record_type, query.len(), &out)?
+                encoded.tails.extend(Tail::read(*record_type, query.len(), &out)?);
             }
-            Step::Done(_) => return None,
-        };
-        tails.extend(tail);
+            Step::Done(_) => encoded.unusual = true,
+        }
     }
-    Some(Encoded { members: true, tails })
+    if missing == types.len() {
+        return None;
+    }
+    // Whether a name exists may depend on the type, or not be known yet: nothing is said about other types then.
+    if missing > 0 || encoded.unusual {
+        (encoded.unusual, encoded.tails) = (true, Vec::new());
+    }
+    Some(encoded)
 }
 
 impl Tail {
@@ -136,7 +148,7 @@ impl Encoded {
         let shared = if shared < SHARED_MIN { 0 } else { shared };
         let mut out = Vec::with_capacity(256);
         out.extend(network.to_ne_bytes());
-        out.push(if self.members { MEMBERS } else { 0 });
+        out.push(if self.members { MEMBERS } else { 0 } | if self.unusual { UNUSUAL } else { 0 });
         out.push(self.tails.len() as u8);
         out.extend((shared as u16).to_ne_bytes());
         let mut heads = Vec::new();
@@ -160,6 +172,7 @@ impl Encoded {
 pub(super) struct Stored<'a> {
     pub(super) network: u32,
     pub(super) members: bool,
+    unusual: bool,
     rest: &'a [u8],
     types: usize,
     shared: usize,
@@ -178,6 +191,7 @@ impl<'a> Stored<'a> {
         Some(Self {
             network: u32::from_ne_bytes([n0, n1, n2, n3]),
             members: flags & MEMBERS != 0,
+            unusual: flags & UNUSUAL != 0,
             rest,
             types: usize::from(types),
             shared: usize::from(u16::from_ne_bytes([s0, s1])),
@@ -187,6 +201,9 @@ impl<'a> Stored<'a> {
     /// What there is for `wanted`; `capitals`: whether the query is spelled with some. `record` is the size of the
     /// records to rotate, 0 for none.
     pub(super) fn look(&self, wanted: u16, capitals: bool) -> Option<Lookup<'a>> {
+        if self.unusual {
+            return Some(Lookup::Slow);
+        }
         let (descriptors, rest) = self.rest.split_at_checked(self.types * DESCRIPTOR)?;
         let (shared, heads) = rest.split_at_checked(self.shared)?;
         let mut at = 0;

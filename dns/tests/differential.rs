@@ -31,8 +31,8 @@ const MEMBERS: [([u8; 16], &str); 2] = [([1; 16], "net"), ([2; 16], "other")];
 
 fn config() -> Config {
     let seconds = std::env::var("MUSTER_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
-    // About a thousand cases a second without optimisation, where proptest cannot be told a time.
-    let longer = seconds.map(|seconds: u32| seconds.saturating_mul(1000));
+    // About 60 cases a second without optimisation, where proptest cannot be told a time.
+    let longer = seconds.map(|seconds: u32| seconds.saturating_mul(60));
     let config = Config { failure_persistence: None, ..Config::default() };
     match longer {
         Some(cases) => Config { cases, ..config },

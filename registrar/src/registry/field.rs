@@ -149,3 +149,8 @@ pub(crate) fn to_timestamp(timestamp: Timestamp) -> pbjson_types::Timestamp {
 pub(crate) fn to_endpoint(endpoint: &SocketAddr) -> Endpoint {
     Endpoint { address: endpoint.ip().to_string(), port: endpoint.port().into() }
 }
+
+/// The beginning of a text that somebody sent, for a message.
+pub(crate) fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}

@@ -74,7 +74,7 @@ mod tests {
         let mut history = History::new(10);
         for revision in 11..=20 {
             let changes = vec![Change::Device { old: None, new: None }; CHANGES_MAX / 4];
-            history.push(Arc::new(Applied { revision, changes, bad: Vec::new() }));
+            history.push(Arc::new(Applied { revision, changes, ..Applied::default() }));
         }
         assert_eq!(history.after(15, 9).unwrap_err(), TooOld { asked: 15, oldest: 16 });
         let revisions = |from, limit| -> Vec<Revision> {

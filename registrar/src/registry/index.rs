@@ -3,8 +3,7 @@
 //! left in the store.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -15,17 +14,21 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use super::{
-    device::Device,
-    devices::Devices,
-    field::{self, FieldError},
-    keys::{self, Key, Owner},
+    device::{DEFAULT_NAMESPACE, Device},
+    field::FieldError,
+    keys::{self, Key},
+    named::{self, Keyed as _},
+    namespace::Namespace,
     network::Network,
+    service::Service,
+    services::{Effects, Services},
+    slice::Slice,
     token::Token,
 };
-use crate::{
-    allocation::{Pool, PoolKind},
-    store::{Event, KeyValue, Revision, WatchBatch},
-};
+use crate::store::{Event, KeyValue, Revision, WatchBatch};
+
+pub use super::state::NetworkState;
+pub(crate) use super::state::pool_kind;
 
 /// The most texts whose memory is shared; enough for namespaces and agent versions of any sane network.
 const INTERNED_MAX: usize = 4096;
@@ -54,6 +57,36 @@ pub enum Change {
         /// As it is.
         new: Option<Arc<Token>>,
     },
+    /// A namespace.
+    Namespace {
+        /// As it was.
+        old: Option<Arc<Namespace>>,
+        /// As it is.
+        new: Option<Arc<Namespace>>,
+    },
+    /// A Service.
+    Service {
+        /// As it was.
+        old: Option<Arc<Service>>,
+        /// As it is.
+        new: Option<Arc<Service>>,
+    },
+    /// An EndpointSlice.
+    EndpointSlice {
+        /// As it was.
+        old: Option<Arc<Slice>>,
+        /// As it is.
+        new: Option<Arc<Slice>>,
+    },
+}
+
+/// The name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// Name of its network.
+    pub network: Arc<str>,
+    /// Its namespace and name, as [`named::key`] makes them into one text.
+    pub key: Box<str>,
 }
 
 /// A value that was skipped.
@@ -72,24 +105,11 @@ pub struct Applied {
     pub revision: Revision,
     /// The changes, in order.
     pub changes: Vec<Change>,
+    /// The Services that DNS answers for differently now: they, their slices or their namespaces have changed, come or
+    /// gone.
+    pub services: Vec<ServiceName>,
     /// What was skipped.
     pub bad: Vec<BadValue>,
-}
-
-/// A network with all that is in it.
-#[derive(Clone, Debug)]
-pub struct NetworkState {
-    /// The network itself.
-    pub network: Arc<Network>,
-    /// Its devices.
-    pub devices: Devices,
-    /// Its tokens, by name.
-    pub tokens: BTreeMap<Box<str>, Arc<Token>>,
-    /// Unix time of the last change to a record that DNS serves; never goes back.
-    pub serial: u32,
-    pools: BTreeMap<PoolKind, Pool>,
-    /// Addresses that have been released, with the revision and the time of that.
-    released: BTreeMap<(Owner, IpAddr), (Revision, Timestamp)>,
 }
 
 /// The registry in memory.
@@ -98,111 +118,13 @@ pub struct Index {
     revision: Revision,
     networks: BTreeMap<Arc<str>, NetworkState>,
     domains: BTreeMap<Box<str>, Arc<str>>,
+    external_domains: BTreeMap<Box<str>, Arc<str>>,
     /// Networks to which nothing can be added, with the revision of their lock.
     locks: BTreeMap<Arc<str>, Revision>,
     /// Revision of `meta/networks`; 0 if it does not exist.
     networks_revision: Revision,
     format: Option<Format>,
     interned: HashSet<Arc<str>>,
-}
-
-impl NetworkState {
-    fn new(network: Arc<Network>, now: Timestamp) -> Self {
-        let mut state = Self {
-            network,
-            devices: Devices::default(),
-            tokens: BTreeMap::new(),
-            serial: unix(now),
-            pools: BTreeMap::new(),
-            released: BTreeMap::new(),
-        };
-        state.fill_pools();
-        state
-    }
-
-    /// Makes the pools agree with the network; those that have not changed keep their reservations.
-    fn fill_pools(&mut self) {
-        for kind in PoolKind::ALL {
-            let Some(net) = self.network.pools.get(kind) else {
-                self.pools.remove(&kind);
-                continue;
-            };
-            if let Some(pool) = self.pools.get_mut(&kind).filter(|pool| pool.net() == net) {
-                pool.set_quarantine(self.network.quarantine);
-                continue;
-            }
-            // The network was checked, so that its pools can be made.
-            let Ok(mut pool) = Pool::new(net, self.network.quarantine) else { continue };
-            for ((owner, address), (_, at)) in &self.released {
-                if pool_kind(*owner, *address) == kind {
-                    pool.release(*address, *at);
-                }
-            }
-            for address in self.devices.after("").flat_map(|device| device.addresses()) {
-                if pool_kind(Owner::Device, address) == kind {
-                    pool.confirm(address);
-                }
-            }
-            self.pools.insert(kind, pool);
-        }
-    }
-
-    /// The pools that there are.
-    pub fn pools(&self) -> impl Iterator<Item = (PoolKind, &Pool)> {
-        self.pools.iter().map(|(kind, pool)| (*kind, pool))
-    }
-
-    /// The pool of a kind.
-    pub fn pool(&mut self, kind: PoolKind) -> Option<&mut Pool> {
-        self.pools.get_mut(&kind)
-    }
-
-    /// When `address` was released for the last time: a revision, and 0 if the store does not know of it.
-    pub(crate) fn released_revision(&self, owner: Owner, address: IpAddr) -> Revision {
-        self.released.get(&(owner, address)).map_or(0, |(revision, _)| *revision)
-    }
-
-    /// Every address that has been released, with the revision of that.
-    pub(crate) fn released(&self) -> impl Iterator<Item = (Owner, IpAddr, Revision)> {
-        self.released.iter().map(|((owner, address), (revision, _))| (*owner, *address, *revision))
-    }
-
-    /// The addresses whose quarantine is over at `now`, with the revision of their release.
-    pub(crate) fn released_before(&self, now: Timestamp) -> impl Iterator<Item = (Owner, IpAddr, Revision)> {
-        let quarantine = self.network.quarantine;
-        let over = self.released.iter().filter(move |(_, (_, at))| *at + quarantine <= now);
-        over.map(|((owner, address), (revision, _))| (*owner, *address, *revision))
-    }
-
-    fn set_address(&mut self, owner: Owner, address: IpAddr, stored: &StoredAddress, revision: Revision) {
-        let pool = self.pools.get_mut(&pool_kind(owner, address));
-        match &stored.released_at {
-            Some(at) => {
-                let at = field::timestamp(at);
-                self.released.insert((owner, address), (revision, at));
-                if let Some(pool) = pool {
-                    pool.release(address, at);
-                }
-            }
-            None => {
-                self.released.remove(&(owner, address));
-                if let Some(pool) = pool {
-                    pool.confirm(address);
-                }
-            }
-        }
-    }
-
-    fn forget_address(&mut self, owner: Owner, address: IpAddr) {
-        self.released.remove(&(owner, address));
-        if let Some(pool) = self.pools.get_mut(&pool_kind(owner, address)) {
-            pool.forget(address);
-        }
-    }
-
-    fn touch(&mut self, now: Timestamp) {
-        self.serial = self.serial.max(unix(now));
-    }
 }
 
 impl Index {
@@ -233,6 +155,11 @@ impl Index {
     /// The network whose domain is `domain`.
     pub fn network_by_domain(&self, domain: &str) -> Option<&NetworkState> {
         self.networks.get(self.domains.get(domain)?)
+    }
+
+    /// The network whose external domain is `domain`.
+    pub fn network_by_external_domain(&self, domain: &str) -> Option<&NetworkState> {
+        self.networks.get(self.external_domains.get(domain)?)
     }
 
     /// A device, by network and uid.
@@ -268,7 +195,9 @@ impl Index {
     pub fn load(&mut self, kvs: &[KeyValue], now: Timestamp) -> Vec<BadValue> {
         let bad =
             |kv: &KeyValue, error: FieldError| BadValue { key: kv.key.clone(), reason: error.to_string() };
-        kvs.iter().filter_map(|kv| self.put(kv, now, &mut Vec::new()).err().map(|e| bad(kv, e))).collect()
+        kvs.iter()
+            .filter_map(|kv| self.put(kv, now, &mut Applied::default()).err().map(|e| bad(kv, e)))
+            .collect()
     }
 
     /// Says that everything has been taken in, as of `revision`.
@@ -281,9 +210,9 @@ impl Index {
         let mut applied = Applied { revision: batch.revision, ..Applied::default() };
         for event in &batch.events {
             let done = match event {
-                Event::Put(kv) => self.put(kv, now, &mut applied.changes),
+                Event::Put(kv) => self.put(kv, now, &mut applied),
                 Event::Delete { key } => {
-                    self.delete(key, now, &mut applied.changes);
+                    self.delete(key, now, &mut applied);
                     Ok(())
                 }
             };
@@ -295,10 +224,12 @@ impl Index {
         applied
     }
 
-    fn put(&mut self, kv: &KeyValue, now: Timestamp, changes: &mut Vec<Change>) -> Result<(), FieldError> {
+    fn put(&mut self, kv: &KeyValue, now: Timestamp, applied: &mut Applied) -> Result<(), FieldError> {
+        let changes = &mut applied.changes;
         let key = keys::parse(&kv.key).ok_or_else(|| FieldError::new("key", "is none of Muster's"))?;
         let decode = |error: prost::DecodeError| FieldError::new("value", error);
         let orphan = || FieldError::new("key", "belongs to a network that does not exist");
+        let misplaced = || FieldError::new("metadata", "namespace and name are not those in the key");
         match key {
             Key::Format => self.format = Some(Format::decode(&*kv.value).map_err(decode)?),
             Key::Networks => self.networks_revision = kv.mod_revision,
@@ -319,7 +250,7 @@ impl Index {
                 let device =
                     Device::decode(&kv.value, &state.network.name, uid, kv.mod_revision, &mut intern)?;
                 let new = Arc::new(device);
-                let old = state.devices.insert(&new);
+                let old = state.put_device(&new);
                 if old.as_ref().is_none_or(|old| is_served_differently(old, &new)) {
                     state.touch(now);
                 }
@@ -339,6 +270,41 @@ impl Index {
                 let old = state.tokens.insert(name.into(), new.clone());
                 changes.push(Change::Token { old, new: Some(new) });
             }
+            Key::Namespace { network, name } => {
+                let state = self.networks.get_mut(network).ok_or_else(orphan)?;
+                let new = Arc::new(Namespace::decode(&kv.value, &state.network.name, kv.mod_revision)?);
+                if new.name.as_str() != name {
+                    return Err(misplaced());
+                }
+                applied.at(state, now, |state, effects| {
+                    let old = state.services.put_namespace(new.clone(), effects);
+                    Change::Namespace { old, new: Some(new) }
+                });
+            }
+            Key::Service { network, namespace, name } => {
+                let state = self.networks.get_mut(network).ok_or_else(orphan)?;
+                check_namespace(state, namespace)?;
+                let new = Arc::new(Service::decode(&kv.value, &state.network.name, kv.mod_revision)?);
+                if *new.key() != *named::key(namespace, name) {
+                    return Err(misplaced());
+                }
+                applied.at(state, now, |state, effects| {
+                    let old = state.services.put_service(new.clone(), effects);
+                    Change::Service { old, new: Some(new) }
+                });
+            }
+            Key::EndpointSlice { network, namespace, name } => {
+                let state = self.networks.get_mut(network).ok_or_else(orphan)?;
+                check_namespace(state, namespace)?;
+                let new = Arc::new(Slice::decode(&kv.value, &state.network.name, kv.mod_revision)?);
+                if *new.key() != *named::key(namespace, name) {
+                    return Err(misplaced());
+                }
+                applied.at(state, now, |state, effects| {
+                    let old = state.services.put_slice(new.clone(), effects);
+                    Change::EndpointSlice { old, new: Some(new) }
+                });
+            }
             Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::Root(_) => {}
         }
         Ok(())
@@ -347,12 +313,17 @@ impl Index {
     fn put_network(&mut self, network: Arc<Network>, now: Timestamp) -> Change {
         let new = Some(network.clone());
         let (name, domain) = (network.name.clone(), network.domain.as_str().into());
+        let external: Option<Box<str>> =
+            network.external_domain.as_ref().map(|domain| domain.as_str().into());
         let old = match self.networks.get_mut(&name) {
             Some(state) => {
                 let old = std::mem::replace(&mut state.network, network);
                 state.fill_pools();
-                state.touch(now);
+                state.network_changed(&old, now);
                 self.domains.remove(old.domain.as_str());
+                if let Some(domain) = &old.external_domain {
+                    self.external_domains.remove(domain.as_str());
+                }
                 Some(old)
             }
             None => {
@@ -360,11 +331,15 @@ impl Index {
                 None
             }
         };
+        if let Some(external) = external {
+            self.external_domains.insert(external, name.clone());
+        }
         self.domains.insert(domain, name);
         Change::Network { old, new }
     }
 
-    fn delete(&mut self, key: &[u8], now: Timestamp, changes: &mut Vec<Change>) {
+    fn delete(&mut self, key: &[u8], now: Timestamp, applied: &mut Applied) {
+        let changes = &mut applied.changes;
         match keys::parse(key) {
             Some(Key::Format) => self.format = None,
             Some(Key::Networks) => self.networks_revision = 0,
@@ -374,6 +349,33 @@ impl Index {
             Some(Key::Network(name)) => {
                 let Some(state) = self.networks.remove(name) else { return };
                 self.domains.remove(state.network.domain.as_str());
+                if let Some(domain) = &state.network.external_domain {
+                    self.external_domains.remove(domain.as_str());
+                }
+                let network = &state.network.name;
+                let names = state.services.differences(&Services::default()).into_iter();
+                applied.services.extend(names.map(|key| ServiceName { network: network.clone(), key }));
+                changes.extend(
+                    state
+                        .services
+                        .slices
+                        .iter()
+                        .map(|old| Change::EndpointSlice { old: Some(old.clone()), new: None }),
+                );
+                changes.extend(
+                    state
+                        .services
+                        .services
+                        .iter()
+                        .map(|old| Change::Service { old: Some(old.clone()), new: None }),
+                );
+                changes.extend(
+                    state
+                        .services
+                        .namespaces
+                        .values()
+                        .map(|old| Change::Namespace { old: Some(old.clone()), new: None }),
+                );
                 let gone = |device: &Arc<Device>| Change::Device { old: Some(device.clone()), new: None };
                 changes.extend(state.devices.after("").map(gone));
                 changes.extend(
@@ -383,7 +385,7 @@ impl Index {
             }
             Some(Key::Device { network, uid }) => {
                 let Some(state) = self.networks.get_mut(network) else { return };
-                if let Some(old) = state.devices.remove(uid) {
+                if let Some(old) = state.remove_device(uid) {
                     state.touch(now);
                     changes.push(Change::Device { old: Some(old), new: None });
                 }
@@ -398,6 +400,34 @@ impl Index {
                 if let Some(old) = state.tokens.remove(name) {
                     changes.push(Change::Token { old: Some(old), new: None });
                 }
+            }
+            Some(Key::Namespace { network, name }) => {
+                let Some(state) = self.networks.get_mut(network) else { return };
+                if name != DEFAULT_NAMESPACE {
+                    // What is in it goes first, unless somebody has changed the store by hand.
+                    let slices: Vec<_> = state.services.slices.within(name).cloned().collect();
+                    for slice in slices {
+                        applied.remove_slice(state, slice.key(), now);
+                    }
+                    let services: Vec<_> = state.services.services.within(name).cloned().collect();
+                    for service in services {
+                        applied.remove_service(state, service.key(), now);
+                    }
+                }
+                if state.services.namespaces.contains_key(name) {
+                    applied.at(state, now, |state, effects| Change::Namespace {
+                        old: state.services.remove_namespace(name, effects),
+                        new: None,
+                    });
+                }
+            }
+            Some(Key::Service { network, namespace, name }) => {
+                let Some(state) = self.networks.get_mut(network) else { return };
+                applied.remove_service(state, &named::key(namespace, name), now);
+            }
+            Some(Key::EndpointSlice { network, namespace, name }) => {
+                let Some(state) = self.networks.get_mut(network) else { return };
+                applied.remove_slice(state, &named::key(namespace, name), now);
             }
             Some(Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::Root(_)) | None => {}
         }
@@ -427,6 +457,11 @@ impl Index {
                     changes.push(Change::Device { old: None, new: Some(device.clone()) });
                 }
             }
+            services_changes(
+                old.map(|state| &state.services),
+                new.map(|state| &state.services),
+                &mut changes,
+            );
             for token in old.iter().flat_map(|state| state.tokens.values()) {
                 let now = new.and_then(|state| state.tokens.get(&token.name));
                 if now.is_none_or(|now| now.revision != token.revision) {
@@ -442,24 +477,101 @@ impl Index {
         changes
     }
 
+    /// The Services that DNS answers for differently by `newer`.
+    pub fn services_changed_to(&self, newer: &Self) -> Vec<ServiceName> {
+        let names: BTreeSet<&Arc<str>> = self.networks.keys().chain(newer.networks.keys()).collect();
+        let none = Services::default();
+        let mut changed = Vec::new();
+        for name in names {
+            let old = self.networks.get(name).map_or(&none, |state| &state.services);
+            let new = newer.networks.get(name).map_or(&none, |state| &state.services);
+            let keys = old.differences(new).into_iter();
+            changed.extend(keys.map(|key| ServiceName { network: name.clone(), key }));
+        }
+        changed
+    }
+
     /// Goes on with the DNS serials of `older`, which must not go back.
     pub fn continue_serials(&mut self, older: &Self) {
         for (name, state) in &mut self.networks {
             if let Some(old) = older.networks.get(name) {
-                state.serial = state.serial.max(old.serial);
+                state.continue_serials(old);
             }
         }
     }
 }
 
-/// The pool that an address of `owner`'s comes from.
-pub(crate) fn pool_kind(owner: Owner, address: IpAddr) -> PoolKind {
-    match (owner, address) {
-        (Owner::Device, IpAddr::V4(_)) => PoolKind::DeviceV4,
-        (Owner::Device, IpAddr::V6(_)) => PoolKind::DeviceV6,
-        (Owner::Service, IpAddr::V4(_)) => PoolKind::ServiceV4,
-        (Owner::Service, IpAddr::V6(_)) => PoolKind::ServiceV6,
+impl Applied {
+    /// Makes a change to the Services of a network, and notes what comes of it.
+    fn at(
+        &mut self,
+        state: &mut NetworkState,
+        now: Timestamp,
+        change: impl FnOnce(&mut NetworkState, &mut Effects) -> Change,
+    ) {
+        let mut effects = Effects::default();
+        self.changes.push(change(state, &mut effects));
+        state.services_changed(&effects, now);
+        let network = &state.network.name;
+        let names = effects.services.into_iter().map(|key| ServiceName { network: network.clone(), key });
+        self.services.extend(names);
     }
+
+    fn remove_service(&mut self, state: &mut NetworkState, key: &str, now: Timestamp) {
+        if state.services.services.by_key(key).is_some() {
+            self.at(state, now, |state, effects| Change::Service {
+                old: state.services.remove_service(key, effects),
+                new: None,
+            });
+        }
+    }
+
+    fn remove_slice(&mut self, state: &mut NetworkState, key: &str, now: Timestamp) {
+        if state.services.slices.by_key(key).is_some() {
+            self.at(state, now, |state, effects| Change::EndpointSlice {
+                old: state.services.remove_slice(key, effects),
+                new: None,
+            });
+        }
+    }
+}
+
+/// Checks that there is a namespace for what is in it.
+fn check_namespace(state: &NetworkState, namespace: &str) -> Result<(), FieldError> {
+    if state.services.namespaces.contains_key(namespace) || namespace == DEFAULT_NAMESPACE {
+        return Ok(());
+    }
+    Err(FieldError::new("key", "belongs to a namespace that does not exist"))
+}
+
+/// What has to change for `old` to become `new`: where the revisions differ.
+fn services_changes(old: Option<&Services>, new: Option<&Services>, changes: &mut Vec<Change>) {
+    let none = Services::default();
+    let (old, new) = (old.unwrap_or(&none), new.unwrap_or(&none));
+    let revision = |object: Option<&Arc<Namespace>>| object.map(|object| object.revision);
+    let names: BTreeSet<&Box<str>> = old.namespaces.keys().chain(new.namespaces.keys()).collect();
+    for name in names {
+        let (old, new) = (old.namespaces.get(name), new.namespaces.get(name));
+        if revision(old) != revision(new) {
+            changes.push(Change::Namespace { old: old.cloned(), new: new.cloned() });
+        }
+    }
+    named::differences(
+        &old.services,
+        &new.services,
+        |service| service.revision,
+        |old, new| {
+            changes.push(Change::Service { old, new });
+        },
+    );
+    named::differences(
+        &old.slices,
+        &new.slices,
+        |slice| slice.revision,
+        |old, new| {
+            changes.push(Change::EndpointSlice { old, new });
+        },
+    );
 }
 
 fn is_served_differently(old: &Device, new: &Device) -> bool {
@@ -476,8 +588,4 @@ fn intern(interned: &mut HashSet<Arc<str>>, text: &str) -> Arc<str> {
         interned.insert(new.clone());
     }
     new
-}
-
-fn unix(now: Timestamp) -> u32 {
-    now.unix_seconds().try_into().unwrap_or(u32::MAX)
 }

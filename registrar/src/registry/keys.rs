@@ -12,6 +12,9 @@
 //! | `device-keys/<network>/<hex>` | `storage.Claim`: keeps WireGuard keys unique |
 //! | `addresses/<network>/<device or service>/<4 or 6><hex>` | `storage.StoredAddress` |
 //! | `tokens/<network>/<name>` | `storage.StoredToken` |
+//! | `namespaces/<network>/<name>` | `admin.Namespace` |
+//! | `services/<network>/<namespace>/<name>` | `admin.Service` |
+//! | `endpoint-slices/<network>/<namespace>/<name>` | `admin.EndpointSlice` |
 //! | `roots/<number>` | `storage.StoredRoot` |
 
 use std::{
@@ -55,13 +58,27 @@ pub enum Key<'a> {
     DeviceKey { network: &'a str, key: [u8; 32] },
     Address { network: &'a str, owner: Owner, address: IpAddr },
     Token { network: &'a str, name: &'a str },
+    Namespace { network: &'a str, name: &'a str },
+    Service { network: &'a str, namespace: &'a str, name: &'a str },
+    EndpointSlice { network: &'a str, namespace: &'a str, name: &'a str },
     Root(u64),
 }
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
 /// transactions, and need not be loaded.
-pub fn loaded() -> [KeyRange; 6] {
-    ["meta/", "networks/", "network-locks/", "addresses/", "devices/", "tokens/"].map(KeyRange::prefix)
+pub fn loaded() -> [KeyRange; 9] {
+    [
+        "meta/",
+        "networks/",
+        "network-locks/",
+        "addresses/",
+        "devices/",
+        "tokens/",
+        "namespaces/",
+        "services/",
+        "endpoint-slices/",
+    ]
+    .map(KeyRange::prefix)
 }
 
 /// `meta/format`
@@ -119,6 +136,21 @@ pub fn token(network: &str, name: &str) -> Bytes {
     join("tokens", &[network, name])
 }
 
+/// `namespaces/<network>/<name>`
+pub fn namespace(network: &str, name: &str) -> Bytes {
+    join("namespaces", &[network, name])
+}
+
+/// `services/<network>/<namespace>/<name>`
+pub fn service(network: &str, namespace: &str, name: &str) -> Bytes {
+    join("services", &[network, namespace, name])
+}
+
+/// `endpoint-slices/<network>/<namespace>/<name>`
+pub fn endpoint_slice(network: &str, namespace: &str, name: &str) -> Bytes {
+    join("endpoint-slices", &[network, namespace, name])
+}
+
 /// `roots/<number>`
 pub fn root(number: u64) -> Bytes {
     join("roots", &[&number.to_string()])
@@ -151,6 +183,9 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
             address: parse_address(part()?)?,
         },
         "tokens" => Key::Token { network: part()?, name: part()? },
+        "namespaces" => Key::Namespace { network: part()?, name: part()? },
+        "services" => Key::Service { network: part()?, namespace: part()?, name: part()? },
+        "endpoint-slices" => Key::EndpointSlice { network: part()?, namespace: part()?, name: part()? },
         "roots" => Key::Root(part()?.parse().ok()?),
         _ => return None,
     };
@@ -225,6 +260,12 @@ mod tests {
                 Key::Address { network: "n", owner: Owner::Device, address: v6 },
             ),
             (token("n", "t"), Key::Token { network: "n", name: "t" }),
+            (namespace("n", "s"), Key::Namespace { network: "n", name: "s" }),
+            (service("n", "s", "web"), Key::Service { network: "n", namespace: "s", name: "web" }),
+            (
+                endpoint_slice("n", "s", "web.1"),
+                Key::EndpointSlice { network: "n", namespace: "s", name: "web.1" },
+            ),
             (root(2), Key::Root(2)),
         ] {
             assert_eq!(parse(&key), Some(expected));
@@ -240,7 +281,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_key_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), text in "(devices|addresses|device-keys|tokens|roots)(/[a-f0-9é]{0,5}){0,4}") {
+        fn no_key_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), text in "(devices|addresses|device-keys|tokens|services|endpoint-slices|namespaces|roots)(/[a-f0-9é]{0,5}){0,4}") {
             let _ = parse(&bytes);
             let _ = parse(text.as_bytes());
         }

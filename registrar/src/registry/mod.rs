@@ -10,17 +10,26 @@ pub mod history;
 pub mod index;
 pub mod keys;
 pub mod metrics;
+pub mod named;
+pub mod namespace;
 pub mod network;
 pub mod plan;
+pub mod service;
+pub mod services;
 pub mod shell;
+pub mod slice;
+pub mod state;
 mod tasks;
 pub mod token;
 pub mod view;
 
 pub use device::Device;
 pub use index::{Applied, Change, Index};
+pub use namespace::Namespace;
 pub use network::Network;
+pub use service::Service;
 pub use shell::{CommitError, Registry};
+pub use slice::Slice;
 pub use token::Token;
 
 #[cfg(test)]

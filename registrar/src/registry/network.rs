@@ -32,6 +32,8 @@ pub struct Network {
     pub label: Label,
     /// Its domain.
     pub domain: Domain,
+    /// Domain of the zone of external addresses.
+    pub external_domain: Option<Domain>,
     /// What the apex of the domain answers.
     pub public_addresses: Vec<IpAddr>,
     /// Where virtual addresses and ClusterIPs come from.
@@ -93,6 +95,7 @@ impl Network {
         let spec = stored.spec.get_or_insert_default();
         let domain: Domain = field::parse("spec.domain", &spec.domain)?;
         spec.domain = domain.as_str().to_owned();
+        let external_domain = external_domain(spec, &domain)?;
         let (public_addresses, directors) = (public_addresses(spec)?, directors(spec)?);
         let pools =
             NetworkPools::parse(spec).map_err(|error| FieldError::new(pool_path(spec, &error), error))?;
@@ -107,6 +110,7 @@ impl Network {
             name,
             label,
             domain,
+            external_domain,
             public_addresses,
             pools,
             directors,
@@ -116,6 +120,20 @@ impl Network {
             revision,
         })
     }
+}
+
+fn external_domain(spec: &mut admin::NetworkSpec, domain: &Domain) -> Result<Option<Domain>, FieldError> {
+    if spec.external_domain.is_empty() {
+        return Ok(None);
+    }
+    let path = "spec.external_domain";
+    let external: Domain = field::parse(path, &spec.external_domain)?;
+    if external == *domain {
+        let reason = "is the network's own domain, which never has external addresses; choose another";
+        return Err(FieldError::new(path, reason));
+    }
+    spec.external_domain = external.as_str().to_owned();
+    Ok(Some(external))
 }
 
 fn public_addresses(spec: &admin::NetworkSpec) -> Result<Vec<IpAddr>, FieldError> {
@@ -182,8 +200,10 @@ mod tests {
     #[test]
     fn bad_fields_are_named() {
         type Break = fn(&mut admin::NetworkSpec);
-        let cases: [(&str, Break); 10] = [
+        let cases: [(&str, Break); 12] = [
             ("spec.domain", |s| s.domain = "example".into()),
+            ("spec.external_domain", |s| s.external_domain = "example".into()),
+            ("spec.external_domain", |s| s.external_domain = "NET.example.".into()),
             ("spec.device_pool_v4", |s| s.device_pool_v4 = "100.64.0.1/11".into()),
             ("spec.device_pool_v4", |s| s.device_pool_v4 = "fd00::/48".into()),
             ("spec.service_pool_v4", |s| s.service_pool_v4 = "100.64.0.0/16".into()),

@@ -322,15 +322,15 @@ impl Registry {
         let (mut index, bad) = load_index(&*self.store).await?;
         let revision = index.revision();
         let stream = self.store.watch(KeyRange::all(), revision + 1).await?;
-        let changes = {
+        let (changes, services) = {
             let mut current = self.write();
-            let changes = current.changes_to(&index);
+            let changed = (current.changes_to(&index), current.services_changed_to(&index));
             index.continue_serials(&current);
             *current = index;
-            changes
+            changed
         };
         tracing::warn!(revision, changes = changes.len(), "the registry was loaded anew");
-        self.publish(&[Arc::new(Applied { revision, changes, bad })]);
+        self.publish(&[Arc::new(Applied { revision, changes, services, bad })]);
         Ok(stream)
     }
 

@@ -274,7 +274,10 @@ impl Hub {
                         });
                     }
                 }
-                Change::Token { .. } => {}
+                Change::Token { .. }
+                | Change::Namespace { .. }
+                | Change::Service { .. }
+                | Change::EndpointSlice { .. } => {}
             }
         }
     }

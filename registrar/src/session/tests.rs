@@ -66,6 +66,7 @@ impl Fixture {
         session.send(session_request::Message::Hello(SessionHello {
             revision,
             held_peer_uids: held.iter().map(Uuid::to_string).collect(),
+            held_services: Vec::new(),
         }));
         session
     }
@@ -330,7 +331,7 @@ async fn bad_beginnings_are_refused() {
     };
     let no_hello = session_request::Message::HeldPeers(HeldPeers::default());
     assert_eq!(start(no_hello).end().await.code(), Code::InvalidArgument);
-    let no_uid = SessionHello { revision: 0, held_peer_uids: vec!["x".into()] };
+    let no_uid = SessionHello { held_peer_uids: vec!["x".into()], ..SessionHello::default() };
     assert_eq!(start(session_request::Message::Hello(no_uid)).end().await.code(), Code::InvalidArgument);
     let mut gone = registrar.open(Uuid::from_u128(99 << 90), 0, &[]);
     assert_eq!(gone.end().await.code(), Code::PermissionDenied);

@@ -1,8 +1,7 @@
 //! Devices, for operators.
 
-use std::{pin::Pin, sync::Arc};
+use std::sync::Arc;
 
-use futures_util::Stream;
 use muster_common::{labels::Labels, time::Timestamp};
 use muster_proto::admin::{
     CreateDeviceRequest, CreateDeviceResponse, DeleteDeviceRequest, DeleteDeviceResponse, Device, EventType,
@@ -14,16 +13,13 @@ use uuid::Uuid;
 
 use super::{
     Api,
-    list::{Page, selector},
+    object::{Events, Object},
     random_uid,
     status::status,
-    watch::{self, Kind, Versions},
+    watch::Versions,
 };
 use crate::{
-    registry::{
-        self, Change, Index,
-        plan::{AdminError, device as plan},
-    },
+    registry::{self, Change, index::NetworkState, plan::device as plan},
     store::Revision,
 };
 
@@ -41,14 +37,6 @@ impl Devices {
         let gone = || Status::aborted("the device was deleted at the same time");
         found.map(|device| self.show(&device)).ok_or_else(gone)
     }
-
-    fn check_network(&self, network: &str) -> Result<(), Status> {
-        if self.0.registry.read().network(network).is_some() {
-            return Ok(());
-        }
-        let name = network.chars().take(80).collect();
-        Err(status(AdminError::NotFound { kind: "network", name }))
-    }
 }
 
 fn network_of(device: &Device) -> String {
@@ -57,7 +45,7 @@ fn network_of(device: &Device) -> String {
 
 #[tonic::async_trait]
 impl DeviceService for Devices {
-    type WatchDevicesStream = Pin<Box<dyn Stream<Item = Result<WatchDevicesResponse, Status>> + Send>>;
+    type WatchDevicesStream = Events<WatchDevicesResponse>;
 
     async fn get_device(
         &self,
@@ -75,20 +63,12 @@ impl DeviceService for Devices {
     ) -> Result<Response<ListDevicesResponse>, Status> {
         self.0.operator(&request)?;
         let ListDevicesRequest { network, namespace, options } = request.into_inner();
-        self.check_network(&network)?;
-        let registry = &self.0.registry;
-        let page = Page::new(options, registry.read().revision())?;
-        let after = |after: &str, limit: usize| -> Vec<Arc<registry::Device>> {
-            let index = registry.read();
-            let devices = index.network(&network).into_iter().flat_map(|state| state.devices.after(after));
-            devices.take(limit).cloned().collect()
-        };
-        let matches =
-            |device: &Arc<registry::Device>| namespace.is_empty() || *device.namespace == *namespace;
-        let (found, next_page_token) =
-            page.collect(after, |device| &device.name, matches, |device| device.labels());
-        let devices = found.iter().map(|device| self.show(device)).collect();
-        Ok(Response::new(ListDevicesResponse { devices, next_page_token, resource_version: page.revision }))
+        let listed = self.0.list::<registry::Device>(&network, &namespace, options)?;
+        Ok(Response::new(ListDevicesResponse {
+            devices: listed.objects.iter().map(|device| self.show(device)).collect(),
+            next_page_token: listed.next_page_token,
+            resource_version: listed.revision,
+        }))
     }
 
     async fn create_device(
@@ -142,55 +122,48 @@ impl DeviceService for Devices {
         self.0.operator(&request)?;
         let WatchDevicesRequest { network, namespace, label_selector, resource_version } =
             request.into_inner();
-        self.check_network(&network)?;
-        let selector = selector("label_selector", &label_selector)?;
-        let kind = Watched { network, namespace };
-        let stream = watch::start(self.0.clone(), kind, selector, resource_version).await?;
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(
+            self.0.watch::<registry::Device>(network, namespace, &label_selector, resource_version).await?,
+        ))
     }
 }
 
-struct Watched {
-    network: String,
-    namespace: String,
-}
-
-impl Kind for Watched {
-    type Object = registry::Device;
+impl Object for registry::Device {
     type Response = WatchDevicesResponse;
 
-    fn after(&self, index: &Index, after: &str, limit: usize) -> Vec<Arc<registry::Device>> {
-        let devices = index.network(&self.network).into_iter().flat_map(|state| state.devices.after(after));
-        devices.take(limit).cloned().collect()
+    fn after(state: &NetworkState, after: &str, limit: usize) -> Vec<Arc<Self>> {
+        state.devices.after(after).take(limit).cloned().collect()
     }
 
-    fn of(change: &Change) -> Option<Versions<'_, registry::Device>> {
+    fn of(change: &Change) -> Option<Versions<'_, Self>> {
         let Change::Device { old, new } = change else { return None };
         Some((old.as_ref(), new.as_ref()))
     }
 
-    fn includes(&self, device: &registry::Device) -> bool {
-        *device.network == *self.network
-            && (self.namespace.is_empty() || *device.namespace == *self.namespace)
+    fn network(&self) -> &str {
+        &self.network
     }
 
-    fn name(device: &registry::Device) -> &str {
-        &device.name
+    fn namespace(&self) -> &str {
+        &self.namespace
     }
 
-    fn labels(device: &registry::Device) -> &Labels {
-        device.labels()
+    fn key(&self) -> &str {
+        &self.name
     }
 
-    fn revision(device: &registry::Device) -> Revision {
-        device.revision
+    fn labels(&self) -> &Labels {
+        self.labels()
+    }
+
+    fn revision(&self) -> Revision {
+        self.revision
     }
 
     fn response(
-        &self,
         api: &Api,
         event: EventType,
-        device: Option<&registry::Device>,
+        device: Option<&Self>,
         revision: Revision,
     ) -> WatchDevicesResponse {
         WatchDevicesResponse {

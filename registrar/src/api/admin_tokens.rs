@@ -1,8 +1,7 @@
 //! Join tokens, for operators.
 
-use std::{pin::Pin, sync::Arc};
+use std::{ops::Bound, sync::Arc};
 
-use futures_util::Stream;
 use muster_common::{labels::Labels, name::Label, time::Timestamp};
 use muster_proto::admin::{
     CreateTokenRequest, CreateTokenResponse, DeleteTokenRequest, DeleteTokenResponse, EventType,
@@ -13,17 +12,14 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    list::{Page, selector},
+    object::{Events, Object, labels},
     random_uid,
     status::status,
-    watch::{self, Kind, Versions},
+    watch::Versions,
 };
 use crate::{
     init,
-    registry::{
-        self, Change, Index, field,
-        plan::{self, AdminError},
-    },
+    registry::{self, Change, field, index::NetworkState, plan},
     store::Revision,
     token::JoinToken,
 };
@@ -38,14 +34,6 @@ impl Tokens {
         Ok(token.to_proto(Timestamp::now()))
     }
 
-    fn check_network(&self, network: &str) -> Result<(), Status> {
-        if self.0.registry.read().network(network).is_some() {
-            return Ok(());
-        }
-        let name = network.chars().take(80).collect();
-        Err(status(AdminError::NotFound { kind: "network", name }))
-    }
-
     fn join_command(&self, secret: &JoinToken) -> String {
         let registrar = self.0.hub.advertised().registrars.first().map_or("HOST:PORT", String::as_str);
         init::join_command(registrar, secret, self.0.ca.current().hash())
@@ -58,7 +46,7 @@ fn network_of(token: &Token) -> String {
 
 #[tonic::async_trait]
 impl TokenService for Tokens {
-    type WatchTokensStream = Pin<Box<dyn Stream<Item = Result<WatchTokensResponse, Status>> + Send>>;
+    type WatchTokensStream = Events<WatchTokensResponse>;
 
     async fn get_token(
         &self,
@@ -75,15 +63,13 @@ impl TokenService for Tokens {
     ) -> Result<Response<ListTokensResponse>, Status> {
         self.0.operator(&request)?;
         let ListTokensRequest { network, options } = request.into_inner();
-        self.check_network(&network)?;
-        let registry = &self.0.registry;
-        let page = Page::new(options, registry.read().revision())?;
-        let after = |after: &str, limit: usize| tokens_after(&registry.read(), &network, after, limit);
-        let (found, next_page_token) =
-            page.collect(after, |token| &token.name, |_| true, |token| labels(token));
+        let listed = self.0.list::<registry::Token>(&network, "", options)?;
         let now = Timestamp::now();
-        let tokens = found.iter().map(|token| token.to_proto(now)).collect();
-        Ok(Response::new(ListTokensResponse { tokens, next_page_token, resource_version: page.revision }))
+        Ok(Response::new(ListTokensResponse {
+            tokens: listed.objects.iter().map(|token| token.to_proto(now)).collect(),
+            next_page_token: listed.next_page_token,
+            resource_version: listed.revision,
+        }))
     }
 
     async fn create_token(
@@ -146,65 +132,47 @@ impl TokenService for Tokens {
     ) -> Result<Response<Self::WatchTokensStream>, Status> {
         self.0.operator(&request)?;
         let WatchTokensRequest { network, label_selector, resource_version } = request.into_inner();
-        self.check_network(&network)?;
-        let selector = selector("label_selector", &label_selector)?;
-        let stream = watch::start(self.0.clone(), Watched { network }, selector, resource_version).await?;
-        Ok(Response::new(Box::pin(stream)))
+        let namespace = String::new();
+        Ok(Response::new(
+            self.0.watch::<registry::Token>(network, namespace, &label_selector, resource_version).await?,
+        ))
     }
 }
 
-fn tokens_after(index: &Index, network: &str, after: &str, limit: usize) -> Vec<Arc<registry::Token>> {
-    let tokens = index.network(network).into_iter().flat_map(|state| state.tokens.values());
-    tokens.filter(|token| &*token.name > after).take(limit).cloned().collect()
-}
-
-static NO_LABELS: Labels = Labels::new();
-
-fn labels(token: &registry::Token) -> &Labels {
-    let meta = token.stored.token.as_ref().and_then(|token| token.metadata.as_ref());
-    meta.map_or(&NO_LABELS, |meta| &meta.labels)
-}
-
-struct Watched {
-    network: String,
-}
-
-impl Kind for Watched {
-    type Object = registry::Token;
+impl Object for registry::Token {
     type Response = WatchTokensResponse;
 
-    fn after(&self, index: &Index, after: &str, limit: usize) -> Vec<Arc<registry::Token>> {
-        tokens_after(index, &self.network, after, limit)
+    fn after(state: &NetworkState, after: &str, limit: usize) -> Vec<Arc<Self>> {
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        state.tokens.range::<str, _>(range).take(limit).map(|(_, token)| token.clone()).collect()
     }
 
-    fn of(change: &Change) -> Option<Versions<'_, registry::Token>> {
+    fn of(change: &Change) -> Option<Versions<'_, Self>> {
         let Change::Token { old, new } = change else { return None };
         Some((old.as_ref(), new.as_ref()))
     }
 
-    fn includes(&self, token: &registry::Token) -> bool {
-        *token.network == *self.network
+    fn network(&self) -> &str {
+        &self.network
     }
 
-    fn name(token: &registry::Token) -> &str {
-        &token.name
+    fn namespace(&self) -> &str {
+        ""
     }
 
-    fn labels(token: &registry::Token) -> &Labels {
-        labels(token)
+    fn key(&self) -> &str {
+        &self.name
     }
 
-    fn revision(token: &registry::Token) -> Revision {
-        token.revision
+    fn labels(&self) -> &Labels {
+        labels(self.stored.token.as_ref().and_then(|token| token.metadata.as_ref()))
     }
 
-    fn response(
-        &self,
-        _: &Api,
-        event: EventType,
-        token: Option<&registry::Token>,
-        revision: Revision,
-    ) -> WatchTokensResponse {
+    fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    fn response(_: &Api, event: EventType, token: Option<&Self>, revision: Revision) -> WatchTokensResponse {
         WatchTokensResponse {
             r#type: event.into(),
             token: token.map(|token| token.to_proto(Timestamp::now())),

@@ -2,11 +2,15 @@
 //! [`crate::registry`] and [`crate::session`].
 
 mod admin_devices;
+mod admin_endpoint_slices;
+mod admin_namespaces;
 mod admin_networks;
+mod admin_services;
 mod admin_tokens;
 mod enrollment;
 pub mod limit;
 mod list;
+mod object;
 mod registration;
 mod status;
 mod watch;
@@ -25,8 +29,10 @@ use muster_common::{
 };
 use muster_proto::{
     admin::{
-        device_service_server::DeviceServiceServer, network_service_server::NetworkServiceServer,
-        token_service_server::TokenServiceServer,
+        device_service_server::DeviceServiceServer,
+        endpoint_slice_service_server::EndpointSliceServiceServer,
+        namespace_service_server::NamespaceServiceServer, network_service_server::NetworkServiceServer,
+        service_service_server::ServiceServiceServer, token_service_server::TokenServiceServer,
     },
     enrollment::enrollment_service_server::EnrollmentServiceServer,
     registration::registration_service_server::RegistrationServiceServer,
@@ -143,6 +149,18 @@ impl Api {
             )
             .add_service(
                 DeviceServiceServer::new(admin_devices::Devices(self.clone()))
+                    .max_decoding_message_size(limit),
+            )
+            .add_service(
+                NamespaceServiceServer::new(admin_namespaces::Namespaces(self.clone()))
+                    .max_decoding_message_size(limit),
+            )
+            .add_service(
+                ServiceServiceServer::new(admin_services::Services(self.clone()))
+                    .max_decoding_message_size(limit),
+            )
+            .add_service(
+                EndpointSliceServiceServer::new(admin_endpoint_slices::EndpointSlices(self.clone()))
                     .max_decoding_message_size(limit),
             )
             .add_service(

@@ -46,10 +46,13 @@ impl Refusal for AdminError {
     fn code(&self) -> Code {
         match self {
             Self::Field(_) => Code::InvalidArgument,
-            Self::NotFound { .. } => Code::NotFound,
+            Self::NotFound { .. } | Self::NoNamespace(_) => Code::NotFound,
             Self::Exists { .. } => Code::AlreadyExists,
             Self::Changed { .. } => Code::Aborted,
-            Self::NotEmpty { .. } => Code::FailedPrecondition,
+            Self::NotEmpty { .. }
+            | Self::Terminating(_)
+            | Self::NamespaceInUse { .. }
+            | Self::DefaultNamespace => Code::FailedPrecondition,
             Self::Locked(_) => Code::Unavailable,
             Self::Address { error, .. } => error.code(),
         }

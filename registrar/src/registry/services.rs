@@ -100,7 +100,11 @@ impl Services {
     }
 
     /// The slices of a Service, there or not, by name.
-    pub fn slices_of(&self, namespace: &str, name: &str) -> impl Iterator<Item = &Arc<Slice>> {
+    pub fn slices_of<'a>(
+        &'a self,
+        namespace: &str,
+        name: &str,
+    ) -> impl Iterator<Item = &'a Arc<Slice>> + use<'a> {
         let keys = self.slices_of.get(&named::key(namespace, name)).into_iter().flatten();
         keys.filter_map(|key| self.slices.by_key(key))
     }

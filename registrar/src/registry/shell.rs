@@ -221,6 +221,35 @@ impl Registry {
         Err(CommitError::Contended)
     }
 
+    /// What `plan` comes to at the store's present state, without writing it.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn validate<R, E>(
+        &self,
+        plan: impl FnOnce(&mut Index, u32) -> Result<Outcome<R>, E>,
+    ) -> Result<R, CommitError<E>> {
+        self.refresh().await?;
+        let mut index = self.write();
+        match plan(&mut index, 0).map_err(CommitError::Refused)? {
+            Outcome::Done(reply) => Ok(reply),
+            Outcome::Write(plan) => {
+                plan.reservations.iter().for_each(|held| index.cancel(held));
+                Ok(plan.reply)
+            }
+        }
+    }
+
+    /// Finishes the deletion of a namespace that has begun.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn empty_namespace(&self, network: &str, name: &str) -> Result<(), CommitError<AdminError>> {
+        let now = Timestamp::now();
+        while !self.commit(|index, _| plan::namespace::empty(index, network, name, now)).await? {}
+        Ok(())
+    }
+
     /// Whether the transaction that begins with `witness` is in the store. If it comes later, its conditions do not
     /// hold any more once the request, planned again, has been written.
     async fn happened(&self, witness: Option<&Op>) -> Result<bool, StoreError> {

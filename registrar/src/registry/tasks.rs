@@ -91,6 +91,12 @@ pub(super) async fn sweep(registry: Weak<Registry>) {
             .map(|(name, revision)| plan::network::unlock(name, *revision))
             .collect();
         locks = seen;
+        let terminating = plan::namespace::terminating(&registry.read());
+        for (network, name) in terminating {
+            if let Err(error) = registry.empty_namespace(&network, &name).await {
+                tracing::warn!(network, name, %error, "cannot finish the deletion of a namespace; trying again later");
+            }
+        }
         loop {
             for txn in done.drain(..) {
                 if let Err(error) = registry.tidy(txn).await {

@@ -68,7 +68,7 @@ pub fn create(
         .put(key, device.encode())
         .put(name_key, claim(uid));
     for address in device.addresses() {
-        txn = take_address(state, txn, &device, address);
+        txn = take_address(state, txn, Owner::Device, uid, address);
     }
     Ok(Outcome::Write(Plan { txn, reservations, reply: uid }))
 }
@@ -85,7 +85,9 @@ fn choose(index: &mut Index, device: &Device, now: Timestamp) -> Result<Vec<Held
             None => Err(no_pool(path, address).into()),
         };
         match chosen {
-            Ok(reservation) => reservations.push(Held { network: device.network.clone(), reservation }),
+            Ok(reservation) => {
+                reservations.push(Held { network: device.network.clone(), owner: Owner::Device, reservation })
+            }
             Err(error) => {
                 reservations.iter().for_each(|held| index.cancel(held));
                 return Err(error);

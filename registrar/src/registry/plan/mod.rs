@@ -5,12 +5,16 @@
 //! - A device changes only at the revision that was seen. So whoever changes or deletes it knows its name, key and
 //!   addresses.
 //! - A name, a key or an address is taken by creating its key, which two cannot do.
+//! - Nothing is added to a namespace that has changed since it was seen: it may be on its way out.
 //! - Nothing is added to a network that is locked; it is locked while it is deleted or its pools are changed.
 
 pub mod device;
 pub mod enroll;
+pub mod namespace;
 pub mod network;
 pub mod register;
+pub mod service;
+pub mod slice;
 pub mod sweep;
 pub mod token;
 
@@ -25,11 +29,14 @@ use muster_proto::{
 use prost::Message as _;
 use uuid::Uuid;
 
+pub(super) use super::field::short;
 use super::{
-    device::Device,
+    device::{DEFAULT_NAMESPACE, Device},
     field::{self, FieldError},
     index::{Index, NetworkState, pool_kind},
     keys::{self, Owner},
+    service::Service,
+    slice::Slice,
 };
 use crate::{
     allocation::{AllocationError, Reservation},
@@ -60,6 +67,7 @@ pub struct Plan<R> {
 #[derive(Debug)]
 pub struct Held {
     network: Arc<str>,
+    owner: Owner,
     reservation: Reservation,
 }
 
@@ -72,7 +80,7 @@ impl<R> Plan<R> {
 impl Index {
     /// Gives up a reservation whose plan has failed.
     pub fn cancel(&mut self, held: &Held) {
-        let kind = pool_kind(Owner::Device, held.reservation.address());
+        let kind = pool_kind(held.owner, held.reservation.address());
         if let Some(pool) = self.network_mut(&held.network).and_then(|state| state.pool(kind)) {
             pool.cancel(held.reservation);
         }
@@ -129,6 +137,25 @@ pub enum AdminError {
     /// A network is being deleted, or its pools are being changed.
     #[error("network {0:?} is being deleted or its pools are being changed; try again in a moment")]
     Locked(String),
+    /// A namespace is named that does not exist.
+    #[error(
+        "metadata.namespace: namespace {0:?} does not exist; create it first: muster create namespace {0}"
+    )]
+    NoNamespace(String),
+    /// A namespace is being deleted.
+    #[error("namespace {0:?} is being deleted; wait until it is gone, or use another")]
+    Terminating(String),
+    /// A namespace still has devices.
+    #[error("namespace {name:?} has {devices} devices; delete them first: muster delete device NAME")]
+    NamespaceInUse {
+        /// The namespace.
+        name: String,
+        /// How many devices are in it.
+        devices: usize,
+    },
+    /// The default namespace is to be deleted.
+    #[error("namespace \"default\" cannot be deleted: every network has it; delete what is in it instead")]
+    DefaultNamespace,
     /// A chosen address cannot be had.
     #[error("{path}: {error}")]
     Address {
@@ -207,12 +234,69 @@ pub(super) fn claim(owner: Uuid) -> Vec<u8> {
     Claim { owner_uid: owner.to_string(), ..Claim::default() }.encode_to_vec()
 }
 
-/// Adds to `txn` that `device` gets the reserved `address`.
-pub(super) fn take_address(state: &NetworkState, txn: Txn, device: &Device, address: IpAddr) -> Txn {
-    let key = keys::address(&device.network, Owner::Device, address);
-    let stored = StoredAddress { owner_uid: device.uid.to_string(), released_at: None };
-    let seen = state.released_revision(Owner::Device, address);
+/// Adds to `txn` that nothing has happened to a namespace that something is to be added to.
+pub(super) fn when_namespace(txn: Txn, state: &NetworkState, namespace: &str) -> Result<Txn, AdminError> {
+    let found = state.services.namespaces.get(namespace);
+    if !state.has_namespace(namespace) {
+        let name = namespace.to_owned();
+        return Err(if found.is_some() {
+            AdminError::Terminating(name)
+        } else {
+            AdminError::NoNamespace(name)
+        });
+    }
+    let key = keys::namespace(&state.network.name, namespace);
+    Ok(txn.when(Condition::ModRevision(key, found.map_or(0, |namespace| namespace.revision))))
+}
+
+/// The namespace that a request names; none means `default`.
+pub(super) fn namespace_of(text: &str) -> String {
+    if text.is_empty() { DEFAULT_NAMESPACE.to_owned() } else { text.to_ascii_lowercase() }
+}
+
+/// Changes labels or annotations, as `path` says.
+pub(super) fn set_meta(new: &mut ObjectMeta, wanted: &ObjectMeta, path: &str) {
+    match path {
+        "metadata.labels" => new.labels.clone_from(&wanted.labels),
+        "metadata.annotations" => new.annotations.clone_from(&wanted.annotations),
+        _ => {}
+    }
+}
+
+/// Adds to `txn` that the reserved `address` belongs to `uid` from now on.
+pub(super) fn take_address(state: &NetworkState, txn: Txn, owner: Owner, uid: Uuid, address: IpAddr) -> Txn {
+    let key = keys::address(&state.network.name, owner, address);
+    let stored = StoredAddress { owner_uid: uid.to_string(), released_at: None };
+    let seen = state.released_revision(owner, address);
     txn.when(Condition::ModRevision(key.clone(), seen)).put(key, stored.encode_to_vec())
+}
+
+/// Adds to `txn` that the quarantine of `address` begins.
+pub(super) fn release_address(
+    txn: Txn,
+    network: &str,
+    owner: Owner,
+    uid: &str,
+    address: IpAddr,
+    now: Timestamp,
+) -> Txn {
+    let stored = StoredAddress { owner_uid: uid.to_owned(), released_at: Some(field::to_timestamp(now)) };
+    txn.put(keys::address(network, owner, address), stored.encode_to_vec())
+}
+
+/// Adds to `txn` that a Service is removed, and the quarantine of its ClusterIPs begins.
+pub(super) fn remove_service(txn: Txn, service: &Service, now: Timestamp) -> Txn {
+    let key = keys::service(&service.network, service.namespace.as_str(), service.name.as_str());
+    let txn = txn.when(Condition::ModRevision(key.clone(), service.revision)).delete(key);
+    service.cluster_ips().iter().fold(txn, |txn, address| {
+        release_address(txn, &service.network, Owner::Service, service.uid(), *address, now)
+    })
+}
+
+/// Adds to `txn` that an EndpointSlice is removed.
+pub(super) fn remove_slice(txn: Txn, slice: &Slice) -> Txn {
+    let key = keys::endpoint_slice(&slice.network, slice.namespace.as_str(), &slice.name);
+    txn.when(Condition::ModRevision(key.clone(), slice.revision)).delete(key)
 }
 
 /// The transaction that removes a device, and begins the quarantine of its addresses.
@@ -225,21 +309,14 @@ pub(super) fn remove_device(device: &Device, now: Timestamp) -> Txn {
     if let Some(key) = &device.key {
         txn = txn.delete(keys::device_key(&device.network, key));
     }
-    for address in device.addresses() {
-        let stored =
-            StoredAddress { owner_uid: device.uid.to_string(), released_at: Some(field::to_timestamp(now)) };
-        txn = txn.put(keys::address(&device.network, Owner::Device, address), stored.encode_to_vec());
-    }
-    txn
+    let uid = device.uid.to_string();
+    device
+        .addresses()
+        .fold(txn, |txn, address| release_address(txn, &device.network, Owner::Device, &uid, address, now))
 }
 
 /// The transaction that changes a device that was seen as `old`.
 pub(super) fn change_device(old: &Device, new: &Device) -> Txn {
     let key: Bytes = keys::device(&old.network, old.uid);
     Txn::new().when(Condition::ModRevision(key.clone(), old.revision)).put(key, new.encode())
-}
-
-/// The beginning of a text that somebody sent, for a message.
-pub(super) fn short(text: &str) -> String {
-    text.chars().take(80).collect()
 }

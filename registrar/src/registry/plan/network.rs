@@ -5,20 +5,21 @@ use muster_common::time::Timestamp;
 use muster_proto::admin;
 use uuid::Uuid;
 
-use super::{AdminError, Outcome, Plan, check_version, claim, find, immutable, masked, new_meta};
+use super::{AdminError, Outcome, Plan, check_version, claim, find, immutable, masked, namespace, new_meta};
 use crate::{
     allocation::{NetworkPools, PoolError, check_overlaps},
     registry::{
         field::FieldError,
         index::{Index, NetworkState},
-        keys,
+        keys::{self, Owner},
+        namespace::Namespace,
         network::Network,
     },
     store::{Condition, MAX_TXN_OPS, Revision, Txn},
 };
 
 const KIND: &str = "network";
-const MUTABLE: [&str; 10] = [
+const MUTABLE: [&str; 11] = [
     "metadata.labels",
     "metadata.annotations",
     "spec.public_addresses",
@@ -29,6 +30,7 @@ const MUTABLE: [&str; 10] = [
     "spec.directors",
     "spec.record_ttl",
     "spec.address_quarantine",
+    "spec.external_domain",
 ];
 
 /// Plans the creation of a network. One without any pools gets the defaults, with an IPv6 prefix made of `random`.
@@ -59,15 +61,34 @@ pub fn create(
         }
         return Err(AdminError::Exists { kind: KIND, name });
     }
-    if let Some(found) = index.network_by_domain(network.domain.as_str()) {
-        let reason =
-            format!("{} is the domain of network {:?}; choose another", network.domain, found.network.name);
-        return Err(FieldError::new("spec.domain", reason).into());
-    }
+    check_domains(index, &network)?;
     check_apart(index, &network)?;
     let key = keys::network(&name);
-    let txn = guarded(index, Txn::new(), uid).when(Condition::Absent(key.clone())).put(key, network.encode());
+    // Differs in one bit, and so belongs to nobody else either.
+    let first = namespace::initial(Uuid::from_u128(uid.as_u128() ^ 1), now);
+    let first = Namespace::check(first, &network.name, 0)?;
+    let txn = guarded(index, Txn::new(), uid)
+        .when(Condition::Absent(key.clone()))
+        .put(key, network.encode())
+        .put(keys::namespace(&name, first.name.as_str()), first.encode());
     Ok(Outcome::Write(Plan::new(txn, name)))
+}
+
+/// Checks that neither domain of `network` is that of another network.
+fn check_domains(index: &Index, network: &Network) -> Result<(), FieldError> {
+    let domains =
+        [("spec.domain", Some(&network.domain)), ("spec.external_domain", network.external_domain.as_ref())];
+    for (path, domain) in domains {
+        let Some(domain) = domain else { continue };
+        let owners =
+            [index.network_by_domain(domain.as_str()), index.network_by_external_domain(domain.as_str())];
+        let other = owners.into_iter().flatten().find(|found| found.network.name != network.name);
+        if let Some(found) = other {
+            let reason = format!("{domain} is a domain of network {:?}; choose another", found.network.name);
+            return Err(FieldError::new(path, reason));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the pools of `network` share no address with those of other networks.
@@ -145,6 +166,7 @@ pub fn update(
             "spec.directors" => spec.directors.clone_from(&wanted.directors),
             "spec.record_ttl" => spec.record_ttl = wanted.record_ttl,
             "spec.address_quarantine" => spec.address_quarantine = wanted.address_quarantine,
+            "spec.external_domain" => spec.external_domain.clone_from(&wanted.external_domain),
             _ => {}
         }
     }
@@ -154,8 +176,16 @@ pub fn update(
     }
     let key = keys::network(&old.name);
     let mut txn = Txn::new().when(Condition::ModRevision(key.clone(), old.revision)).put(key, new.encode());
-    if new.pools != old.pools {
+    let (moved, renamed) = (new.pools != old.pools, new.external_domain != old.external_domain);
+    if renamed {
+        check_domains(index, &new)?;
+    }
+    if renamed && !moved {
+        txn = guarded(index, txn, Uuid::nil());
+    }
+    if moved {
         check_empty(state)?;
+        check_service_pools(state, &new)?;
         check_apart(index, &new)?;
         let Some(lock) = locked else { return Ok(Outcome::Done(NeedsLock::Yes)) };
         txn = unlocking(guarded(index, txn, Uuid::nil()), &old.name, lock);
@@ -199,9 +229,20 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
     let Some(state) = index.network(name) else { return Ok(Outcome::Done(true)) };
     check_empty(state)?;
     let locked = Condition::ModRevision(keys::network_lock(name), lock);
+    let services = &state.services;
+    let slices = services.slices.iter();
+    let slices = slices.map(|slice| keys::endpoint_slice(name, slice.namespace.as_str(), &slice.name));
+    // A Service goes after its addresses: without it, they would not be found.
+    let services_keys = services.services.iter().flat_map(|service| {
+        let addresses = service.cluster_ips().iter();
+        let addresses = addresses.map(|address| keys::address(name, Owner::Service, *address));
+        addresses.chain([keys::service(name, service.namespace.as_str(), service.name.as_str())])
+    });
+    let namespaces = services.namespaces.keys().map(|namespace| keys::namespace(name, namespace));
+    let contents = slices.chain(services_keys).chain(namespaces);
     let addresses = state.released().map(|(owner, address, _)| keys::address(name, owner, address));
     let tokens = state.tokens.keys().map(|token| keys::token(name, token));
-    let rest: Vec<_> = addresses.chain(tokens).take(MAX_TXN_OPS - 8).collect();
+    let rest: Vec<_> = contents.chain(addresses).chain(tokens).take(MAX_TXN_OPS - 8).collect();
     if !rest.is_empty() {
         let txn = rest.into_iter().fold(Txn::new().when(locked), Txn::delete);
         return Ok(Outcome::Write(Plan::new(txn, false)));
@@ -210,6 +251,25 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
     let txn = Txn::new().when(Condition::ModRevision(key.clone(), state.network.revision)).delete(key);
     let txn = unlocking(guarded(index, txn, Uuid::nil()), name, lock);
     Ok(Outcome::Write(Plan::new(txn, true)))
+}
+
+/// Refuses to take pools away from Services.
+fn check_service_pools(state: &NetworkState, new: &Network) -> Result<(), FieldError> {
+    let old = &state.network.pools;
+    for (path, same, v4) in [
+        ("spec.service_pool_v4", new.pools.service_v4 == old.service_v4, true),
+        ("spec.service_pool_v6", new.pools.service_v6 == old.service_v6, false),
+    ] {
+        let all = state.services.services.iter();
+        let count = all.filter(|service| service.cluster_ips().iter().any(|ip| ip.is_ipv4() == v4)).count();
+        if !same && count > 0 {
+            let reason = format!(
+                "{count} Services have addresses from the pool; delete them first: muster delete service NAME"
+            );
+            return Err(FieldError::new(path, reason));
+        }
+    }
+    Ok(())
 }
 
 fn check_empty(state: &NetworkState) -> Result<(), AdminError> {

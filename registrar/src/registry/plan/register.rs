@@ -11,7 +11,7 @@ use crate::{
     registry::{
         device::{Device, PublicKey},
         index::Index,
-        keys,
+        keys::{self, Owner},
     },
     store::Condition,
 };
@@ -98,7 +98,7 @@ pub fn register(
                     std::net::IpAddr::V4(v4) => new.ipv4 = Some(v4),
                     std::net::IpAddr::V6(v6) => new.ipv6 = Some(v6),
                 }
-                reservations.push(Held { network: old.network.clone(), reservation });
+                reservations.push(Held { network: old.network.clone(), owner: Owner::Device, reservation });
             }
             Err(error) => {
                 reservations.iter().for_each(|held| index.cancel(held));
@@ -111,7 +111,7 @@ pub fn register(
     }
     let mut txn = change_device(&old, &new);
     for held in &reservations {
-        txn = take_address(state, txn, &new, held.reservation.address());
+        txn = take_address(state, txn, Owner::Device, uid, held.reservation.address());
     }
     if old.key != new.key {
         let key = keys::device_key(network, &request.key);

@@ -33,6 +33,10 @@ impl<'a> Question<'a> {
     }
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one query, which nearly always finds the large one"
+)]
 /// Where a name was found to be.
 pub(super) enum Found {
     /// In no zone that the viewer may know of.

@@ -3,11 +3,14 @@
 use std::{net::IpAddr, pin::Pin, sync::Arc};
 
 use futures_util::Stream;
-use muster_common::time::{Instant, Timestamp};
+use muster_common::{
+    name::Label,
+    time::{Instant, Timestamp},
+};
 use muster_proto::registration::{
-    DeregisterRequest, DeregisterResponse, LookupRequest, LookupResponse, RegisterRequest, RegisterResponse,
-    RenewRequest, RenewResponse, SessionRequest, SessionResponse, lookup_request,
-    registration_service_server::RegistrationService,
+    DeregisterRequest, DeregisterResponse, ListServicesRequest, ListServicesResponse, LookupRequest,
+    LookupResponse, RegisterRequest, RegisterResponse, RenewRequest, RenewResponse, SessionRequest,
+    SessionResponse, VisibleService, lookup_request, registration_service_server::RegistrationService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,13 +26,15 @@ use crate::{
         device::{ENDPOINTS_MAX, VERSION_MAX, public_key},
         field::{self, FieldError},
         plan::register::{self, DeviceError},
-        view::By,
+        view::{self, By},
     },
     session,
 };
 
 /// The longest name or address that is looked up, in bytes: that of DNS.
 const NAME_MAX: usize = 254;
+/// Services in a page.
+const SERVICES_PAGE: usize = 500;
 
 #[derive(Debug)]
 pub(super) struct Registration(pub(super) Arc<Api>);
@@ -155,10 +160,34 @@ impl RegistrationService for Registration {
 
     async fn list_services(
         &self,
-        request: Request<muster_proto::registration::ListServicesRequest>,
-    ) -> Result<Response<muster_proto::registration::ListServicesResponse>, Status> {
-        self.0.device(&request)?;
-        Ok(Response::new(muster_proto::registration::ListServicesResponse::default()))
+        request: Request<ListServicesRequest>,
+    ) -> Result<Response<ListServicesResponse>, Status> {
+        let caller = self.0.device(&request)?;
+        self.0.check_device(&caller).await?;
+        let ListServicesRequest { namespace, page_token } = request.into_inner();
+        let index = self.0.registry.read();
+        let network = caller.network.as_str();
+        let viewer = register::find(&index, network, caller.uid).map_err(status)?;
+        let state = index.network(network).ok_or_else(|| status(DeviceError::Gone))?;
+        let namespace: Label = match &*namespace {
+            "" => field::parse("namespace", &viewer.namespace),
+            text => field::parse("namespace", text),
+        }
+        .map_err(status)?;
+        // The token is the name that the page before ended with.
+        let after = match &*page_token {
+            "" => String::new(),
+            text => field::parse::<Label>("page_token", text).map_err(status)?.to_string(),
+        };
+        let mut services: Vec<VisibleService> = state
+            .visible_services(viewer, namespace.as_str(), &after)
+            .take(SERVICES_PAGE + 1)
+            .map(|service| view::visible_service(service))
+            .collect();
+        let more = services.len() > SERVICES_PAGE;
+        services.truncate(SERVICES_PAGE);
+        let last = services.last().filter(|_| more).map(|service| service.name.clone());
+        Ok(Response::new(ListServicesResponse { services, next_page_token: last.unwrap_or_default() }))
     }
 
     async fn session(

@@ -34,6 +34,8 @@ use crate::{
     },
 };
 
+mod services;
+
 const TRUST_DOMAIN: &str = "muster.test";
 
 struct Fixture {
@@ -43,7 +45,10 @@ struct Fixture {
 
 /// A registrar with the network `n`.
 async fn fixture() -> Fixture {
-    let world = World::with_network(1, "10.0.0.0/16");
+    fixture_of(World::with_network(1, "10.0.0.0/16")).await
+}
+
+async fn fixture_of(world: World) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     Ca::create(directory.path(), TRUST_DOMAIN, Timestamp::now()).unwrap();
     let ca = Arc::new(SharedCa::open(directory.path()).unwrap());

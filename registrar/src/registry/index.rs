@@ -405,11 +405,11 @@ impl Index {
                 let Some(state) = self.networks.get_mut(network) else { return };
                 if name != DEFAULT_NAMESPACE {
                     // What is in it goes first, unless somebody has changed the store by hand.
-                    let slices: Vec<_> = state.services.slices.within(name).cloned().collect();
+                    let slices: Vec<_> = state.services.slices.within(name, "").cloned().collect();
                     for slice in slices {
                         applied.remove_slice(state, slice.key(), now);
                     }
-                    let services: Vec<_> = state.services.services.within(name).cloned().collect();
+                    let services: Vec<_> = state.services.services.within(name, "").cloned().collect();
                     for service in services {
                         applied.remove_service(state, service.key(), now);
                     }

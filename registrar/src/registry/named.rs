@@ -62,9 +62,13 @@ impl<T> Named<T> {
         self.0.range::<str, _>((Bound::Excluded(key), Bound::Unbounded)).map(|(_, object)| object)
     }
 
-    /// Those of one namespace, by name.
-    pub fn within<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<T>> + use<'a, T> {
-        let (start, end) = (format!("{namespace}\0"), format!("{namespace}\u{1}"));
+    /// Those of one namespace whose names come after `name`, by name.
+    pub fn within<'a>(
+        &'a self,
+        namespace: &str,
+        name: &str,
+    ) -> impl Iterator<Item = &'a Arc<T>> + use<'a, T> {
+        let (start, end) = (key(namespace, name), format!("{namespace}\u{1}"));
         let range = (Bound::Excluded(&*start), Bound::Excluded(&*end));
         self.0.range::<str, _>(range).map(|(_, object)| object)
     }
@@ -121,7 +125,7 @@ mod tests {
             found.map(|object| parts(&object.0).1.to_owned()).collect()
         };
         assert_eq!(names(&mut objects.iter()), ["y", "z", "x", "w"]);
-        assert_eq!(names(&mut objects.within("a")), ["y", "z"]);
+        assert_eq!(names(&mut objects.within("a", "")), ["y", "z"]);
         assert_eq!(names(&mut objects.after(&key("a", "y"))), ["z", "x", "w"]);
         assert!(objects.get("a", "y").is_some() && objects.get("a", "x").is_none());
         assert_eq!(parts(&key("a", "y")), ("a", "y"));

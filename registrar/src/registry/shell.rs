@@ -143,6 +143,11 @@ impl Registry {
         self.revision.subscribe()
     }
 
+    /// The revision up to which everything has been told to all who follow the registry.
+    pub fn published(&self) -> Revision {
+        lock(&self.progress).revision
+    }
+
     /// The latest changes after `revision`, at most `limit` revisions of them.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use super::{
     device::{Device, PublicKey},
     field,
     index::{Index, NetworkState},
+    service::Service,
 };
 use crate::{policy, store::Revision};
 
@@ -52,6 +53,19 @@ impl NetworkState {
             }
         };
         found.filter(|target| self.sees(viewer, target))
+    }
+
+    /// The Services of a namespace that `viewer` may see, by name, those after `after`. Every device sees the Services
+    /// of its own network.
+    pub fn visible_services<'a>(
+        &'a self,
+        viewer: &Device,
+        namespace: &str,
+        after: &str,
+    ) -> impl Iterator<Item = &'a Arc<Service>> + use<'a> {
+        let sees = !viewer.revoked && viewer.network == self.network.name && self.has_namespace(namespace);
+        let services = sees.then(|| self.services.services.within(namespace, after));
+        services.into_iter().flatten()
     }
 
     /// `device` as the peers that see it are told of it, as of `revision`.
@@ -107,6 +121,15 @@ impl Index {
         let state = self.network(network)?;
         let (viewer, target) = (state.devices.by_uid(viewer)?, state.devices.by_uid(uid)?);
         state.sees(viewer, target).then(|| state.peer(target, self.revision()))
+    }
+}
+
+/// A Service as devices are told of it.
+pub fn visible_service(service: &Service) -> registration::VisibleService {
+    registration::VisibleService {
+        name: service.name.to_string(),
+        cluster_ips: service.cluster_ips().iter().map(IpAddr::to_string).collect(),
+        ports: service.stored.spec.as_ref().map(|spec| spec.ports.clone()).unwrap_or_default(),
     }
 }
 

@@ -3,7 +3,8 @@
 //! the peers that are held, however slow the session is.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +15,8 @@ use crate::store::Revision;
 
 /// The most peers that one session may hold.
 pub const HELD_MAX: usize = 65_536;
+/// The most Services that one session may hold the names of.
+pub const SERVICES_MAX: usize = 4096;
 /// Introductions that wait. More are not made: the peers' first packets will tell.
 const INTRODUCTIONS_MAX: usize = 1024;
 /// A peer is introduced once within this time.
@@ -35,7 +38,7 @@ pub enum End {
 }
 
 /// What a message is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// The session ends.
     End(End),
@@ -49,11 +52,13 @@ pub enum Item {
     Introduction(Uuid),
     /// A held peer that has changed.
     Peer(Uuid),
+    /// A held Service that is answered for differently, by its key.
+    Service(Arc<str>),
     /// Everything up to this revision has been sent.
     Bookmark(Revision),
 }
 
-/// What waits to be sent, and which peers are held.
+/// What waits to be sent, and which peers and Services are held.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     held: HashSet<Uuid>,
@@ -65,14 +70,17 @@ pub struct Mailbox {
     introduced: HashMap<Uuid, Instant>,
     peers: VecDeque<Uuid>,
     waiting: HashSet<Uuid>,
+    /// The Services that are held, by key, and whether a change of each waits.
+    services: BTreeMap<Arc<str>, bool>,
+    changed: VecDeque<Arc<str>>,
     bookmark: Option<Revision>,
 }
 
 impl Mailbox {
     /// Ends the session; nothing else is sent any more, nor kept for it. The first reason counts. Returns the peers
-    /// that were held.
-    pub fn end(&mut self, reason: End) -> Vec<Uuid> {
-        let held = self.held();
+    /// and Services that were held.
+    pub fn end(&mut self, reason: End) -> (Vec<Uuid>, Vec<Arc<str>>) {
+        let held = (self.held(), self.held_services());
         let end = Some(*self.end.get_or_insert(reason));
         *self = Self { end, ..Self::default() };
         held
@@ -150,6 +158,35 @@ impl Mailbox {
         held
     }
 
+    /// Holds the name of a Service; says whether that is new. `None` if too many are held.
+    pub fn hold_service(&mut self, service: &Arc<str>) -> Option<bool> {
+        if self.end.is_some() || self.services.contains_key(service) {
+            return Some(false);
+        }
+        (self.services.len() < SERVICES_MAX).then(|| self.services.insert(service.clone(), false).is_none())
+    }
+
+    /// Holds the name of a Service no longer; says whether it was held.
+    pub fn release_service(&mut self, service: &str) -> bool {
+        self.services.remove(service).is_some()
+    }
+
+    /// The Services that are held, in order.
+    pub fn held_services(&self) -> Vec<Arc<str>> {
+        self.services.keys().cloned().collect()
+    }
+
+    /// A Service is answered for differently: that is sent if it is held.
+    pub fn service(&mut self, service: &str) {
+        let Some((held, _)) = self.services.get_key_value(service) else { return };
+        let held = held.clone();
+        if let Some(waits) = self.services.get_mut(service)
+            && !std::mem::replace(waits, true)
+        {
+            self.changed.push_back(held);
+        }
+    }
+
     /// What to send next.
     pub fn pop(&mut self) -> Option<Item> {
         if let Some(reason) = self.end {
@@ -170,6 +207,14 @@ impl Mailbox {
         if let Some(peer) = self.peers.pop_front() {
             self.waiting.remove(&peer);
             return Some(Item::Peer(peer));
+        }
+        while let Some(service) = self.changed.pop_front() {
+            // Those that were released meanwhile are passed over.
+            if let Some(waits) = self.services.get_mut(&service)
+                && std::mem::take(waits)
+            {
+                return Some(Item::Service(service));
+            }
         }
         self.bookmark.take().map(Item::Bookmark)
     }
@@ -204,6 +249,35 @@ mod tests {
         assert!(mailbox.release(a));
         mailbox.peer(a);
         assert!(drain(&mut mailbox).is_empty());
+    }
+
+    #[test]
+    fn changes_of_held_services_are_sent_once_and_before_the_bookmark() {
+        let mut mailbox = Mailbox::default();
+        let (web, db): (Arc<str>, Arc<str>) = ("default/web".into(), "default/db".into());
+        assert_eq!(
+            (mailbox.hold_service(&web), mailbox.hold_service(&web), mailbox.hold_service(&db)),
+            (Some(true), Some(false), Some(true))
+        );
+        for service in ["default/web", "default/db", "default/web", "default/other"] {
+            mailbox.service(service);
+            mailbox.bookmark(5);
+        }
+        let sent = [Item::Service(web.clone()), Item::Service(db.clone()), Item::Bookmark(5)];
+        assert_eq!(drain(&mut mailbox), sent);
+        mailbox.service("default/web");
+        assert!(mailbox.release_service("default/web"));
+        assert!(drain(&mut mailbox).is_empty());
+        // Held again: what waited before it was released is not sent twice.
+        mailbox.hold_service(&web);
+        mailbox.service("default/web");
+        mailbox.service("default/web");
+        assert_eq!(drain(&mut mailbox), [Item::Service(web)]);
+        for n in 0..SERVICES_MAX {
+            mailbox.hold_service(&format!("default/s{n}").into());
+        }
+        assert_eq!(mailbox.hold_service(&"default/more".into()), None);
+        assert_eq!(mailbox.end(End::Gone).1.len(), SERVICES_MAX);
     }
 
     #[test]

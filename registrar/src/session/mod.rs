@@ -23,10 +23,11 @@ use uuid::Uuid;
 use self::mailbox::{End, Item, Mailbox};
 use crate::registry::{
     Applied, Change, Device, Registry,
+    index::ServiceName,
     view::{Advertised, is_configured_differently, is_seen_differently},
 };
 
-pub use self::mailbox::HELD_MAX;
+pub use self::mailbox::{HELD_MAX, SERVICES_MAX};
 pub use self::stream::run;
 
 /// All open sessions of this registrar.
@@ -50,6 +51,8 @@ struct Open {
     by_device: HashMap<Uuid, u64>,
     /// Which sessions hold a peer.
     holders: HashMap<Uuid, Vec<u64>>,
+    /// Which sessions hold the name of a Service, by network and the Service's key.
+    service_holders: HashMap<Arc<str>, HashMap<Arc<str>, Vec<u64>>>,
 }
 
 /// One open session.
@@ -91,7 +94,7 @@ impl Drop for Registered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Draining;
 
-/// The session holds too many peers.
+/// The session holds too many peers or Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct TooMany;
 
@@ -219,7 +222,10 @@ impl Hub {
     }
 
     fn close(&self, session: &Session) {
-        let held = lock(&session.mailbox).held();
+        let (held, services) = {
+            let mailbox = lock(&session.mailbox);
+            (mailbox.held(), mailbox.held_services())
+        };
         let mut open = lock(&self.open);
         open.sessions.remove(&session.id);
         if open.by_device.get(&session.device) == Some(&session.id) {
@@ -227,6 +233,9 @@ impl Hub {
         }
         for peer in held {
             open.remove_holder(peer, session.id);
+        }
+        for service in services {
+            open.remove_service_holder(&session.network, &service, session.id);
         }
         drop(open);
         self.sessions.dec();
@@ -257,6 +266,32 @@ impl Hub {
         }
     }
 
+    /// Notes that a session holds the names of Services; returns those that it did not hold before.
+    fn hold_services(&self, session: &Session, services: &[Arc<str>]) -> Result<Vec<Arc<str>>, TooMany> {
+        let mut new = Vec::new();
+        let mut open = lock(&self.open);
+        let mut mailbox = lock(&session.mailbox);
+        for service in services {
+            if mailbox.hold_service(service).ok_or(TooMany)? {
+                let holders = open.service_holders.entry(session.network.clone()).or_default();
+                holders.entry(service.clone()).or_default().push(session.id);
+                new.push(service.clone());
+            }
+        }
+        Ok(new)
+    }
+
+    /// Notes that a session holds the names of Services no longer.
+    fn release_services(&self, session: &Session, services: &[Arc<str>]) {
+        let mut open = lock(&self.open);
+        let mut mailbox = lock(&session.mailbox);
+        for service in services {
+            if mailbox.release_service(service) {
+                open.remove_service_holder(&session.network, service, session.id);
+            }
+        }
+    }
+
     /// Tells all whom it concerns what has changed.
     fn changed(&self, applied: &Applied) {
         let mut open = lock(&self.open);
@@ -280,6 +315,9 @@ impl Hub {
                 | Change::EndpointSlice { .. } => {}
             }
         }
+        for service in &applied.services {
+            open.service_changed(service, applied.revision);
+        }
     }
 }
 
@@ -287,10 +325,39 @@ impl Open {
     /// Ends a session. What it held is forgotten at once: a client that does not read cannot keep it.
     fn end(&mut self, id: u64, reason: End) {
         let Some(session) = self.sessions.get(&id).cloned() else { return };
-        let mut held = Vec::new();
+        let mut held = Default::default();
         session.post(|mailbox| held = mailbox.end(reason));
-        for peer in held {
+        let (peers, services) = held;
+        for peer in peers {
             self.remove_holder(peer, id);
+        }
+        for service in services {
+            self.remove_service_holder(&session.network, &service, id);
+        }
+    }
+
+    fn remove_service_holder(&mut self, network: &str, service: &str, id: u64) {
+        let Some(services) = self.service_holders.get_mut(network) else { return };
+        if let Some(holders) = services.get_mut(service) {
+            holders.retain(|holder| *holder != id);
+            if holders.is_empty() {
+                services.remove(service);
+            }
+        }
+        if services.is_empty() {
+            self.service_holders.remove(network);
+        }
+    }
+
+    fn service_changed(&self, service: &ServiceName, revision: u64) {
+        let holders = self.service_holders.get(&service.network).and_then(|held| held.get(&*service.key));
+        for id in holders.into_iter().flatten() {
+            if let Some(session) = self.sessions.get(id) {
+                session.post(|mailbox| {
+                    mailbox.service(&service.key);
+                    mailbox.bookmark(revision);
+                });
+            }
         }
     }
 

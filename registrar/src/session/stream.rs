@@ -1,12 +1,13 @@
 //! One session as a stream of responses: reads what the agent sends, and makes the messages that its mailbox asks for
 //! from the registry as it is at that moment. It runs within the call, without a task of its own.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
+use muster_common::name::Label;
 use muster_proto::registration::{
-    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RootsChanged, SessionHello, SessionRequest,
-    SessionResponse, session_request, session_response::Message,
+    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RootsChanged, ServiceChanged, SessionHello,
+    SessionRequest, SessionResponse, session_request, session_response::Message,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -15,17 +16,22 @@ use uuid::Uuid;
 
 use super::{
     Draining, Hub, Registered, TooMany,
-    mailbox::{End, HELD_MAX, Item},
+    mailbox::{End, HELD_MAX, Item, SERVICES_MAX},
 };
-use crate::registry::{
-    CommitError,
-    device::ENDPOINTS_MAX,
-    field,
-    plan::register::{self, DeviceError},
+use crate::{
+    registry::{
+        CommitError,
+        device::ENDPOINTS_MAX,
+        field, named,
+        plan::register::{self, DeviceError},
+    },
+    store::Revision,
 };
 
 /// How long an agent may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
+/// The most revisions that are looked through for changes of held Services.
+const HISTORY_MAX: usize = 1024;
 /// Between writes of one session's endpoints; what changes meanwhile is written once.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 /// Before a write is tried again.
@@ -141,8 +147,9 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Some(Err(status)) => return Err(status),
             None => return Err(Status::cancelled("the agent ended the session before it began")),
         };
-        let SessionHello { mut revision, held_peer_uids, held_services: _ } = hello;
+        let SessionHello { mut revision, held_peer_uids, held_services } = hello;
         let held = uids("hello.held_peer_uids", &held_peer_uids)?;
+        let services = services("hello.held_services", &held_services)?;
         // The agent may come from a registrar that was faster. Of a store that never had the revision, all is new.
         if self.hub.registry.reached(revision).await.is_err() {
             revision = 0;
@@ -150,6 +157,10 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
         // First in the hub, then in the index: what changes in between is sent twice, and never missed.
         let registered = self.hub.open(self.network.clone(), self.device).map_err(|Draining| draining())?;
         self.hub.hold(&registered.session, &held).map_err(|TooMany| too_many())?;
+        self.hub.hold_services(&registered.session, &services).map_err(|TooMany| too_many_services())?;
+        // Read first, so that what is found missing of a Service is not said to have been told.
+        let now = self.hub.registry.published();
+        let changed = self.services_changed_since(revision, services);
         {
             let index = self.hub.registry.read();
             register::find(&index, &self.network, self.device).map_err(|e| refused(&e))?;
@@ -160,14 +171,30 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                     || index.peer(&self.network, self.device, *uid).is_none()
             };
             let new: Vec<Uuid> = held.into_iter().filter(is_new).collect();
-            let now = index.revision();
             registered.session.post(|mailbox| {
                 mailbox.config();
                 new.into_iter().for_each(|peer| mailbox.peer(peer));
+                changed.iter().for_each(|service| mailbox.service(service));
                 mailbox.bookmark(now);
             });
         }
         Ok(registered)
+    }
+
+    /// Those of `held` that may be answered for differently than at `revision`: all of them, unless the changes since
+    /// are still known.
+    fn services_changed_since(&self, revision: Revision, held: Vec<Arc<str>>) -> Vec<Arc<str>> {
+        if held.is_empty() || revision == 0 {
+            return held;
+        }
+        let Ok(since) = self.hub.registry.changes_after(revision, HISTORY_MAX) else { return held };
+        if since.len() == HISTORY_MAX {
+            return held;
+        }
+        let changed = since.iter().flat_map(|applied| &applied.services);
+        let changed: BTreeSet<&str> =
+            changed.filter(|name| name.network == self.network).map(|name| &*name.key).collect();
+        held.into_iter().filter(|service| changed.contains(&**service)).collect()
     }
 
     /// The message that `item` asks for; `None` if there is nothing to tell any more.
@@ -211,6 +238,11 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                     }
                 }
             }
+            Item::Service(key) => {
+                let (namespace, name) = named::parts(&key);
+                let (namespace, name) = (namespace.to_owned(), name.to_owned());
+                Message::ServiceChanged(ServiceChanged { namespace, name })
+            }
             Item::Bookmark(revision) => Message::Bookmark(Bookmark { revision }),
         };
         Some(Ok(message))
@@ -234,7 +266,15 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                 // They may have changed since the agent looked them up.
                 registered.session.post(|mailbox| new.into_iter().for_each(|peer| mailbox.peer(peer)));
             }
-            Some(session_request::Message::HeldServices(_)) => {}
+            Some(session_request::Message::HeldServices(held)) => {
+                let removed = services("held_services.removed", &held.removed)?;
+                let added = services("held_services.added", &held.added)?;
+                self.hub.release_services(&registered.session, &removed);
+                let new = self.hub.hold_services(&registered.session, &added);
+                let new = new.map_err(|TooMany| too_many_services())?;
+                // They may have changed since the agent resolved them.
+                registered.session.post(|mailbox| new.iter().for_each(|service| mailbox.service(service)));
+            }
             Some(session_request::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a session has one hello, its first message"));
             }
@@ -290,6 +330,23 @@ fn uids(path: &str, texts: &[String]) -> Result<Vec<Uuid>, Status> {
     texts.iter().enumerate().map(parse).collect()
 }
 
+/// The keys of Services that are given as `namespace/name`.
+fn services(path: &str, texts: &[String]) -> Result<Vec<Arc<str>>, Status> {
+    if texts.len() > SERVICES_MAX {
+        return Err(too_many_services());
+    }
+    let parse = |(i, text): (usize, &String)| {
+        let parsed = text.split_once('/').and_then(|(namespace, name)| {
+            Some((namespace.parse::<Label>().ok()?, name.parse::<Label>().ok()?))
+        });
+        let (namespace, name) = parsed.ok_or_else(|| {
+            Status::invalid_argument(format!("{path}[{i}]: is not a Service's namespace/name"))
+        })?;
+        Ok(named::key(namespace.as_str(), name.as_str()).into())
+    };
+    texts.iter().enumerate().map(parse).collect()
+}
+
 fn ended(reason: End) -> Status {
     match reason {
         End::Gone => refused(&DeviceError::Gone),
@@ -309,4 +366,10 @@ fn draining() -> Status {
 
 fn too_many() -> Status {
     Status::resource_exhausted(format!("a session holds at most {HELD_MAX} peers; forget those not in use"))
+}
+
+fn too_many_services() -> Status {
+    Status::resource_exhausted(format!(
+        "a session holds at most {SERVICES_MAX} Services; forget those not in use"
+    ))
 }

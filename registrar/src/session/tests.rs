@@ -7,8 +7,8 @@ use muster_common::time::{Instant, Timestamp};
 use muster_proto::{
     admin::Endpoint,
     registration::{
-        EndpointsChanged, HeldPeers, SessionHello, SessionRequest, SessionResponse, session_request,
-        session_response::Message,
+        EndpointsChanged, HeldPeers, HeldServices, ServiceChanged, SessionHello, SessionRequest,
+        SessionResponse, session_request, session_response::Message,
     },
 };
 use rustls::pki_types::CertificateDer;
@@ -22,7 +22,7 @@ use crate::{
     registry::{
         Registry,
         plan::{self, register::Registration},
-        tests::{World, device, mask},
+        tests::{World, device, mask, meta, service, slice},
         view::Advertised,
     },
     store::memory::MemoryStore,
@@ -69,6 +69,47 @@ impl Fixture {
             held_services: Vec::new(),
         }));
         session
+    }
+
+    /// Opens a session that holds Services, and reads the names of those that it is told have changed.
+    async fn reopened(&self, uid: Uuid, revision: u64, services: &[&str]) -> (Session, Vec<String>) {
+        let (sender, receiver) = mpsc::channel(64);
+        let stream = run(self.hub.clone(), "n".into(), uid, ReceiverStream::new(receiver));
+        let mut session = Session { sender, stream: Box::pin(stream) };
+        session.send(session_request::Message::Hello(SessionHello {
+            revision,
+            held_peer_uids: Vec::new(),
+            held_services: services.iter().map(|name| (*name).to_owned()).collect(),
+        }));
+        assert!(matches!(session.next().await, Message::Config(_)));
+        let mut changed = Vec::new();
+        loop {
+            match session.next().await {
+                Message::ServiceChanged(service) => changed.push(service_name(&service)),
+                Message::Bookmark(_) => return (session, changed),
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    async fn create_service(&self, namespace: &str, name: &str) {
+        let mut wanted = service(name);
+        wanted.metadata.as_mut().unwrap().namespace = namespace.into();
+        wanted.spec.as_mut().unwrap().cluster_ip = "None".into();
+        let (uid, now) = (
+            Uuid::from_u128(name.bytes().fold(1 << 64, |sum, byte| sum * 31 + u128::from(byte))),
+            Timestamp::now(),
+        );
+        let plan = |index: &mut crate::registry::Index, number| {
+            plan::service::create(index, &wanted, uid, plan::service::Attempt { number, now })
+        };
+        self.registry.commit(plan).await.unwrap();
+    }
+
+    async fn create_slice(&self, name: &str, of: &str, address: &str) {
+        let (wanted, now) = (slice(name, of, &[address]), Timestamp::now());
+        let uid = Uuid::from_u128(name.bytes().fold(1 << 64, |sum, byte| sum * 31 + u128::from(byte)));
+        self.registry.commit(|index, _| plan::slice::create(index, &wanted, uid, now)).await.unwrap();
     }
 
     /// Opens a session, and reads all that comes in answer to the hello.
@@ -132,6 +173,15 @@ impl Session {
     async fn is_quiet(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(50), self.stream.next()).await.is_err()
     }
+}
+
+fn service_name(changed: &ServiceChanged) -> String {
+    format!("{}/{}", changed.namespace, changed.name)
+}
+
+fn held_services(added: &[&str], removed: &[&str]) -> session_request::Message {
+    let texts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    session_request::Message::HeldServices(HeldServices { added: texts(added), removed: texts(removed) })
 }
 
 fn port(message: &Message) -> u32 {
@@ -409,4 +459,89 @@ async fn what_an_ended_session_held_is_forgotten_although_it_does_not_read() {
     assert_eq!(holders(), 0);
     assert_eq!(sessions[2].end().await.code(), Code::PermissionDenied);
     assert_eq!(sessions[0].end().await.code(), Code::Aborted);
+}
+
+#[tokio::test]
+async fn holders_hear_of_services_that_are_answered_for_differently() {
+    let (fixture, uids) = fixture(2).await;
+    let (mut session, _) = fixture.reopened(uids[0], 0, &[]).await;
+    session.send(held_services(&["default/Web", "team/db"], &[]));
+    let mut next = async || match session.next().await {
+        Message::ServiceChanged(changed) => service_name(&changed),
+        other => panic!("expected ServiceChanged, not {other:?}"),
+    };
+    // They may have changed since they were resolved.
+    assert_eq!((next().await, next().await), ("default/web".to_owned(), "team/db".to_owned()));
+    fixture.create_service("", "other").await;
+    fixture.create_service("", "web").await;
+    assert_eq!(next().await, "default/web");
+    assert!(matches!(session.next().await, Message::Bookmark(_)));
+    fixture.create_slice("web-1", "web", "10.0.0.1").await;
+    assert!(matches!(session.next().await, Message::ServiceChanged(_)));
+    assert!(matches!(session.next().await, Message::Bookmark(_)));
+    // What DNS does not show is not told.
+    let mut labelled = service("web");
+    labelled.metadata.as_mut().unwrap().labels.insert("a".into(), "b".into());
+    let (paths, now) = (mask(&["metadata.labels"]), Timestamp::now());
+    let attempt = plan::service::Attempt { number: 0, now };
+    let update = |index: &mut crate::registry::Index, _| {
+        plan::service::update(index, &labelled, Some(&paths), attempt)
+    };
+    fixture.registry.commit(update).await.unwrap();
+    assert!(session.is_quiet().await);
+    // A namespace takes its Services with it.
+    let team = muster_proto::admin::Namespace { metadata: Some(meta("n", "team")), status: None };
+    let uid = Uuid::from_u128(77);
+    fixture.registry.commit(|index, _| plan::namespace::create(index, &team, uid, now)).await.unwrap();
+    fixture.create_service("team", "db").await;
+    assert!(matches!(session.next().await, Message::ServiceChanged(_)));
+    assert!(matches!(session.next().await, Message::Bookmark(_)));
+    fixture.registry.commit(|index, _| plan::namespace::terminate(index, "n", "team", 0)).await.unwrap();
+    let Message::ServiceChanged(changed) = session.next().await else { panic!("expected a change") };
+    assert_eq!(service_name(&changed), "team/db");
+    assert!(matches!(session.next().await, Message::Bookmark(_)));
+    // Once released, nothing more.
+    session.send(held_services(&[], &["default/web", "team/db"]));
+    assert!(session.is_quiet().await);
+    fixture.create_slice("web-2", "web", "10.0.0.2").await;
+    assert!(session.is_quiet().await);
+    drop(session);
+    assert!(super::lock(&fixture.hub.open).service_holders.is_empty());
+}
+
+#[tokio::test]
+async fn a_session_that_returns_hears_what_it_missed() {
+    let (fixture, uids) = fixture(1).await;
+    let held = ["default/web", "default/db"];
+    fixture.create_service("", "web").await;
+    let revision = fixture.registry.published();
+    let (session, changed) = fixture.reopened(uids[0], revision, &held).await;
+    assert!(changed.is_empty());
+    drop(session);
+    fixture.create_service("", "db").await;
+    assert_eq!(fixture.reopened(uids[0], revision, &held).await.1, ["default/db"]);
+    // Of what is not known, all may have changed.
+    assert_eq!(fixture.reopened(uids[0], 0, &held).await.1, ["default/web", "default/db"]);
+    assert_eq!(fixture.reopened(uids[0], 1, &held).await.1, ["default/web", "default/db"]);
+    let (mut session, _) = fixture.reopened(uids[0], 0, &held).await;
+    fixture.create_slice("web-1", "web", "10.0.0.1").await;
+    assert!(matches!(session.next().await, Message::ServiceChanged(_)));
+}
+
+#[tokio::test]
+async fn names_that_are_held_are_checked_and_bounded() {
+    let (fixture, uids) = fixture(1).await;
+    for bad in ["web", "a/b/c", "/web", "default/", "a_b/c"] {
+        let (mut session, _) = fixture.reopened(uids[0], 0, &[]).await;
+        session.send(held_services(&[bad], &[]));
+        assert_eq!(session.end().await.code(), Code::InvalidArgument, "{bad}");
+    }
+    let many: Vec<String> = (0..=super::SERVICES_MAX).map(|n| format!("default/s{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let (mut session, _) = fixture.reopened(uids[0], 0, &many[..4096]).await;
+    session.send(held_services(&many[4096..], &[]));
+    assert_eq!(session.end().await.code(), Code::ResourceExhausted);
+    assert!(super::lock(&fixture.hub.open).service_holders.len() <= 1);
+    drop(session);
+    assert!(super::lock(&fixture.hub.open).service_holders.is_empty());
 }

@@ -142,10 +142,10 @@ pub fn empty(index: &Index, network: &str, name: &str, now: Timestamp) -> Result
 
 /// Removes as much of what is in a namespace as fits into a transaction.
 fn contents(state: &NetworkState, name: &str, now: Timestamp) -> Txn {
-    let services = state.services.services.within(name).take(MAX_TXN_OPS / OPS_EACH);
+    let services = state.services.services.within(name, "").take(MAX_TXN_OPS / OPS_EACH);
     let mut txn = services.fold(Txn::new(), |txn, service| remove_service(txn, service, now));
     let room = MAX_TXN_OPS - txn.ops.len();
-    for slice in state.services.slices.within(name).take(room) {
+    for slice in state.services.slices.within(name, "").take(room) {
         txn = remove_slice(txn, slice);
     }
     txn

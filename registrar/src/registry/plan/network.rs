@@ -65,7 +65,7 @@ pub fn create(
     check_apart(index, &network)?;
     let key = keys::network(&name);
     // Differs in one bit, and so belongs to nobody else either.
-    let first = namespace::initial(Uuid::from_u128(uid.as_u128() ^ 1), now);
+    let first = namespace::initial(Uuid::from_u128(uid.as_u128() ^ 1 << 127), now);
     let first = Namespace::check(first, &network.name, 0)?;
     let txn = guarded(index, Txn::new(), uid)
         .when(Condition::Absent(key.clone()))

@@ -6,7 +6,7 @@ use crate::{
     store::{Event, KeyValue, WatchBatch},
 };
 
-fn path_of(error: &AdminError) -> &str {
+pub(super) fn path_of(error: &AdminError) -> &str {
     match error {
         AdminError::Field(field) => &field.path,
         AdminError::Address { path, .. } => path,

@@ -2,7 +2,9 @@
 
 mod admin;
 mod devices;
+mod namespaces;
 mod random;
+mod services;
 mod shell;
 
 use std::time::Duration;
@@ -48,6 +50,62 @@ impl World {
         world.create_network(&network("n", "n.example", pool_v4)).unwrap();
         (0..registrars).for_each(|registrar| world.catch_up(registrar));
         world
+    }
+
+    /// With a network `n` that has pools for Services.
+    pub(crate) fn with_services(registrars: usize) -> Self {
+        let mut world = Self::new(registrars);
+        world.create_network(&service_network()).unwrap();
+        (0..registrars).for_each(|registrar| world.catch_up(registrar));
+        world
+    }
+
+    pub(crate) fn create_namespace(&mut self, name: &str) -> Result<proto::Namespace, AdminError> {
+        let namespace = proto::Namespace { metadata: Some(meta("n", name)), status: None };
+        let (uid, now) = (self.uid(), self.now);
+        self.commit(0, |index, _| plan::namespace::create(index, &namespace, uid, now))
+    }
+
+    pub(crate) fn create_service(
+        &mut self,
+        registrar: usize,
+        service: &proto::Service,
+    ) -> Result<proto::Service, AdminError> {
+        let (uid, now) = (self.uid(), self.now);
+        self.commit(registrar, |index, number| {
+            plan::service::create(index, service, uid, plan::service::Attempt { number, now })
+        })
+    }
+
+    pub(crate) fn update_service(
+        &mut self,
+        registrar: usize,
+        service: &proto::Service,
+        paths: &[&str],
+    ) -> Result<proto::Service, AdminError> {
+        let (mask, now) = (mask(paths), self.now);
+        self.commit(registrar, |index, number| {
+            plan::service::update(index, service, Some(&mask), plan::service::Attempt { number, now })
+        })
+    }
+
+    pub(crate) fn delete_service(&mut self, registrar: usize, name: &str) -> Result<(), AdminError> {
+        let now = self.now;
+        let through =
+            self.commit(registrar, |index, _| plan::service::delete(index, "n", "", name, 0, now))?;
+        while !self
+            .commit(registrar, |index, _| plan::service::delete_slices(index, "n", "", name, through))
+            .unwrap()
+        {}
+        Ok(())
+    }
+
+    pub(crate) fn create_slice(
+        &mut self,
+        slice: &proto::EndpointSlice,
+    ) -> Result<proto::EndpointSlice, AdminError> {
+        let (uid, now) = (self.uid(), self.now);
+        self.commit(0, |index, _| plan::slice::create(index, slice, uid, now))
     }
 
     pub(crate) fn load(&self) -> Index {
@@ -207,6 +265,40 @@ pub(crate) fn network(name: &str, domain: &str, pool_v4: &str) -> proto::Network
             ..Default::default()
         }),
         status: None,
+    }
+}
+
+pub(crate) fn service_network() -> proto::Network {
+    let mut network = network("n", "n.example", "10.0.0.0/24");
+    let spec = network.spec.as_mut().unwrap();
+    spec.service_pool_v4 = "10.1.0.0/27".into();
+    spec.service_pool_v6 = "fd00:1::/120".into();
+    network
+}
+
+/// A Service of type ClusterIP with the port `http`, 80.
+pub(crate) fn service(name: &str) -> proto::Service {
+    let port = proto::ServicePort { name: "http".into(), port: 80, ..Default::default() };
+    proto::Service {
+        metadata: Some(meta("n", name)),
+        spec: Some(proto::ServiceSpec { ports: vec![port], ..Default::default() }),
+        status: None,
+    }
+}
+
+/// A slice of `service` with the port `http`, 8080, and IPv4 addresses.
+pub(crate) fn slice(name: &str, service: &str, addresses: &[&str]) -> proto::EndpointSlice {
+    let mut meta = meta("n", name);
+    meta.labels.insert("kubernetes.io/service-name".into(), service.into());
+    let endpoint = |address: &&str| proto::SliceEndpoint {
+        addresses: vec![(*address).to_owned()],
+        ..Default::default()
+    };
+    proto::EndpointSlice {
+        metadata: Some(meta),
+        address_type: "IPv4".into(),
+        endpoints: addresses.iter().map(endpoint).collect(),
+        ports: vec![proto::EndpointPort { name: "http".into(), port: 8080, ..Default::default() }],
     }
 }
 

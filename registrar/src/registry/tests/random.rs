@@ -14,6 +14,8 @@ use super::*;
 use crate::registry::keys::Key;
 
 const QUARANTINE: u64 = 24 * 3600;
+const DEVICE_POOL: &str = "10.0.0.0/29";
+const SERVICE_POOL: &str = "10.0.1.0/29";
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -27,6 +29,9 @@ enum Step {
     Restart { registrar: usize },
     CatchUp { registrar: usize },
     Wait { hours: u64 },
+    CreateService { registrar: usize, name: usize, address: u8 },
+    SetServiceType { registrar: usize, name: usize, external: bool },
+    DeleteService { registrar: usize, name: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -42,7 +47,12 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(registrar, name, revoked)| Step::Revoke { registrar, name, revoked }),
         1 => registrar.clone().prop_map(|registrar| Step::Sweep { registrar }),
         1 => registrar.clone().prop_map(|registrar| Step::Restart { registrar }),
-        2 => registrar.prop_map(|registrar| Step::CatchUp { registrar }),
+        2 => registrar.clone().prop_map(|registrar| Step::CatchUp { registrar }),
+        3 => (registrar.clone(), 0..4_usize, 0..9_u8)
+            .prop_map(|(registrar, name, address)| Step::CreateService { registrar, name, address }),
+        2 => (registrar.clone(), 0..4_usize, any::<bool>())
+            .prop_map(|(registrar, name, external)| Step::SetServiceType { registrar, name, external }),
+        2 => (registrar.clone(), 0..4_usize).prop_map(|(registrar, name)| Step::DeleteService { registrar, name }),
         2 => (1..30_u64).prop_map(|hours| Step::Wait { hours }),
     ]
 }
@@ -59,6 +69,8 @@ struct Known {
 #[derive(Default)]
 struct Model {
     devices: BTreeMap<Uuid, Known>,
+    /// ClusterIPs of Services by name.
+    services: BTreeMap<String, Vec<IpAddr>>,
     released: BTreeMap<IpAddr, Timestamp>,
 }
 
@@ -70,6 +82,32 @@ impl Model {
     fn remove(&mut self, uid: Uuid, now: Timestamp) {
         let known = self.devices.remove(&uid).unwrap();
         self.released.extend(known.addresses.into_iter().map(|address| (address, now)));
+    }
+
+    /// A Service is as it was acknowledged: its new addresses are free ones, and those that it has lost rest.
+    fn service(&mut self, name: &str, service: &proto::Service, now: Timestamp) {
+        let texts = &service.spec.as_ref().unwrap().cluster_ips;
+        let addresses: Vec<IpAddr> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        let old = self.services.insert(name.to_owned(), addresses.clone()).unwrap_or_default();
+        for address in addresses.iter().filter(|address| !old.contains(address)) {
+            if let Some(at) = self.released.remove(address) {
+                assert!(at + Duration::from_secs(QUARANTINE) <= now, "{address} is in quarantine");
+            }
+        }
+        let lost = old.into_iter().filter(|address| !addresses.contains(address));
+        self.released.extend(lost.map(|address| (address, now)));
+    }
+
+    /// Whether no ClusterIP is left.
+    fn is_full(&self, now: Timestamp) -> bool {
+        let pool: ipnet::IpNet = SERVICE_POOL.parse().unwrap();
+        self.services.values().flatten().count() + self.resting(pool, now) >= 6
+    }
+
+    /// How many addresses of a pool are in quarantine.
+    fn resting(&self, pool: ipnet::IpNet, now: Timestamp) -> usize {
+        let until = |at: Timestamp| at + Duration::from_secs(QUARANTINE);
+        self.released.iter().filter(|(address, at)| pool.contains(*address) && until(**at) > now).count()
     }
 
     /// `uid` has got `addresses`: they are those that it had, or free ones.
@@ -89,7 +127,11 @@ impl Model {
 }
 
 fn run(steps: &[Step]) {
-    let mut world = World::with_network(2, "10.0.0.0/29");
+    let mut world = World::new(2);
+    let mut wanted = network("n", "n.example", DEVICE_POOL);
+    wanted.spec.as_mut().unwrap().service_pool_v4 = SERVICE_POOL.into();
+    world.create_network(&wanted).unwrap();
+    world.catch_up(1);
     let spec = proto::TokenSpec {
         reusable: true,
         expires_at: Some(pbjson_types::Timestamp { seconds: 2_000_000_000, nanos: 0 }),
@@ -132,11 +174,8 @@ fn run(steps: &[Step]) {
                     Err(DeviceError::Gone) => panic!("it is there"),
                     Err(DeviceError::Allocation(_)) => {
                         let used = model.devices.values().flat_map(|known| &known.addresses).count();
-                        let quarantined = model
-                            .released
-                            .values()
-                            .filter(|at| **at + Duration::from_secs(QUARANTINE) > now)
-                            .count();
+                        let pool: ipnet::IpNet = DEVICE_POOL.parse().unwrap();
+                        let quarantined = model.resting(pool, now);
                         assert!(used + quarantined >= 6);
                     }
                 }
@@ -176,6 +215,44 @@ fn run(steps: &[Step]) {
             }
             Step::Restart { registrar } => world.restart(registrar),
             Step::CatchUp { registrar } => world.catch_up(registrar),
+            Step::CreateService { registrar, name, address } => {
+                let mut wanted = service(names[name]);
+                if address != 0 {
+                    wanted.spec.as_mut().unwrap().cluster_ip = format!("10.0.1.{}", address - 1);
+                }
+                match world.create_service(registrar, &wanted) {
+                    Ok(created) => {
+                        assert!(!model.services.contains_key(names[name]), "two Services of one name");
+                        model.service(names[name], &created, now);
+                    }
+                    Err(AdminError::Exists { .. }) => assert!(model.services.contains_key(names[name])),
+                    Err(AdminError::Address { .. }) => assert!(address != 0 || model.is_full(now)),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Step::SetServiceType { registrar, name, external } => {
+                let mut wanted = service(names[name]);
+                if external {
+                    let spec = wanted.spec.as_mut().unwrap();
+                    (
+                        "ExternalName".clone_into(&mut spec.r#type),
+                        "a.example".clone_into(&mut spec.external_name),
+                    );
+                }
+                match world.update_service(registrar, &wanted, &["spec.type", "spec.external_name"]) {
+                    Ok(updated) => model.service(names[name], &updated, now),
+                    Err(AdminError::NotFound { .. }) => assert!(!model.services.contains_key(names[name])),
+                    Err(AdminError::Address { .. }) => assert!(model.is_full(now)),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Step::DeleteService { registrar, name } => match world.delete_service(registrar, names[name]) {
+                Ok(()) => {
+                    let addresses = model.services.remove(names[name]).unwrap();
+                    model.released.extend(addresses.into_iter().map(|address| (address, now)));
+                }
+                Err(_) => assert!(!model.services.contains_key(names[name])),
+            },
             Step::Wait { hours } => world.now = world.now + Duration::from_secs(hours * 3600),
         }
         check(&world, &model);
@@ -185,6 +262,7 @@ fn run(steps: &[Step]) {
 /// The store says the same as the model, and nothing has two owners.
 fn check(world: &World, model: &Model) {
     let mut stored = BTreeMap::new();
+    let (mut services, mut service_addresses) = (BTreeMap::new(), Vec::new());
     let (mut names, mut keys_seen, mut owned) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for kv in world.store.range_sync(&KeyRange::all(), None, usize::MAX).unwrap().kvs {
         match keys::parse(&kv.key).unwrap() {
@@ -207,6 +285,13 @@ fn check(world: &World, model: &Model) {
                 let claim = Claim::decode(&*kv.value).unwrap();
                 keys_seen.insert(key[0], claim.owner_uid.parse::<Uuid>().unwrap());
             }
+            Key::Service { name, .. } => {
+                let service = crate::registry::Service::decode(&kv.value, &"n".into(), 1).unwrap();
+                let uid: Uuid = service.uid().parse().unwrap();
+                let addresses = service.cluster_ips().to_vec();
+                service_addresses.extend(addresses.iter().map(|address| (*address, uid)));
+                services.insert(name.to_owned(), addresses);
+            }
             Key::Address { address, .. } => {
                 let record = StoredAddress::decode(&*kv.value).unwrap();
                 if record.released_at.is_none() {
@@ -217,6 +302,7 @@ fn check(world: &World, model: &Model) {
         }
     }
     assert_eq!(stored, model.devices);
+    assert_eq!(services, model.services);
     let claimed: BTreeMap<_, _> = stored.iter().map(|(uid, known)| (known.name.clone(), *uid)).collect();
     assert_eq!((claimed.len(), &claimed), (stored.len(), &names));
     let with_key: BTreeMap<_, _> =
@@ -225,6 +311,7 @@ fn check(world: &World, model: &Model) {
     let addresses: Vec<_> = stored
         .iter()
         .flat_map(|(uid, known)| known.addresses.iter().map(|address| (*address, *uid)))
+        .chain(service_addresses)
         .collect();
     assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len());
     assert_eq!(addresses.into_iter().collect::<BTreeMap<_, _>>(), owned);
@@ -235,6 +322,7 @@ fn check(world: &World, model: &Model) {
         followed.apply(batch, world.now);
     }
     assert!(followed.changes_to(&fresh).is_empty());
+    assert!(followed.services_changed_to(&fresh).is_empty());
 }
 
 proptest! {

@@ -3,11 +3,10 @@
 //! left in the store.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 
-use bytes::Bytes;
 use muster_common::time::Timestamp;
 use muster_proto::storage::{Format, StoredAddress};
 use prost::Message as _;
@@ -21,96 +20,20 @@ use super::{
     namespace::Namespace,
     network::Network,
     service::Service,
-    services::{Effects, Services},
+    services::Services,
     slice::Slice,
     token::Token,
 };
 use crate::store::{Event, KeyValue, Revision, WatchBatch};
 
-pub use super::state::NetworkState;
 pub(crate) use super::state::pool_kind;
+pub use super::{
+    change::{Applied, BadValue, Change, ServiceName},
+    state::NetworkState,
+};
 
 /// The most texts whose memory is shared; enough for namespaces and agent versions of any sane network.
 const INTERNED_MAX: usize = 4096;
-
-/// What became of an object at a revision: created (no `old`), changed, or deleted (no `new`).
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// A network.
-    Network {
-        /// As it was.
-        old: Option<Arc<Network>>,
-        /// As it is.
-        new: Option<Arc<Network>>,
-    },
-    /// A device.
-    Device {
-        /// As it was.
-        old: Option<Arc<Device>>,
-        /// As it is.
-        new: Option<Arc<Device>>,
-    },
-    /// A token.
-    Token {
-        /// As it was.
-        old: Option<Arc<Token>>,
-        /// As it is.
-        new: Option<Arc<Token>>,
-    },
-    /// A namespace.
-    Namespace {
-        /// As it was.
-        old: Option<Arc<Namespace>>,
-        /// As it is.
-        new: Option<Arc<Namespace>>,
-    },
-    /// A Service.
-    Service {
-        /// As it was.
-        old: Option<Arc<Service>>,
-        /// As it is.
-        new: Option<Arc<Service>>,
-    },
-    /// An EndpointSlice.
-    EndpointSlice {
-        /// As it was.
-        old: Option<Arc<Slice>>,
-        /// As it is.
-        new: Option<Arc<Slice>>,
-    },
-}
-
-/// The name of a Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ServiceName {
-    /// Name of its network.
-    pub network: Arc<str>,
-    /// Its namespace and name, as [`named::key`] makes them into one text.
-    pub key: Box<str>,
-}
-
-/// A value that was skipped.
-#[derive(Clone, Debug)]
-pub struct BadValue {
-    /// Where it is.
-    pub key: Bytes,
-    /// Why it cannot be used.
-    pub reason: String,
-}
-
-/// What a batch of the store's changes has changed in the index.
-#[derive(Clone, Debug, Default)]
-pub struct Applied {
-    /// The index shows this revision now.
-    pub revision: Revision,
-    /// The changes, in order.
-    pub changes: Vec<Change>,
-    /// The Services that DNS answers for differently now: they, their slices or their namespaces have changed, come or
-    /// gone.
-    pub services: Vec<ServiceName>,
-    /// What was skipped.
-    pub bad: Vec<BadValue>,
-}
 
 /// The registry in memory.
 #[derive(Clone, Debug, Default)]
@@ -433,64 +356,6 @@ impl Index {
         }
     }
 
-    /// What has to change for this index to become `newer`: for an index that was loaded anew because the store
-    /// had forgotten the changes between.
-    pub fn changes_to(&self, newer: &Self) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let mut names: Vec<&Arc<str>> = self.networks.keys().chain(newer.networks.keys()).collect();
-        names.sort_unstable();
-        names.dedup();
-        for name in names {
-            let (old, new) = (self.networks.get(name), newer.networks.get(name));
-            let (old_network, new_network) = (old.map(|s| &s.network), new.map(|s| &s.network));
-            if old_network.map(|n| n.revision) != new_network.map(|n| n.revision) {
-                changes.push(Change::Network { old: old_network.cloned(), new: new_network.cloned() });
-            }
-            for device in old.iter().flat_map(|state| state.devices.after("")) {
-                let now = new.and_then(|state| state.devices.by_uid(device.uid));
-                if now.is_none_or(|now| now.revision != device.revision) {
-                    changes.push(Change::Device { old: Some(device.clone()), new: now.cloned() });
-                }
-            }
-            for device in new.iter().flat_map(|state| state.devices.after("")) {
-                if old.is_none_or(|state| state.devices.by_uid(device.uid).is_none()) {
-                    changes.push(Change::Device { old: None, new: Some(device.clone()) });
-                }
-            }
-            services_changes(
-                old.map(|state| &state.services),
-                new.map(|state| &state.services),
-                &mut changes,
-            );
-            for token in old.iter().flat_map(|state| state.tokens.values()) {
-                let now = new.and_then(|state| state.tokens.get(&token.name));
-                if now.is_none_or(|now| now.revision != token.revision) {
-                    changes.push(Change::Token { old: Some(token.clone()), new: now.cloned() });
-                }
-            }
-            for token in new.iter().flat_map(|state| state.tokens.values()) {
-                if old.is_none_or(|state| !state.tokens.contains_key(&token.name)) {
-                    changes.push(Change::Token { old: None, new: Some(token.clone()) });
-                }
-            }
-        }
-        changes
-    }
-
-    /// The Services that DNS answers for differently by `newer`.
-    pub fn services_changed_to(&self, newer: &Self) -> Vec<ServiceName> {
-        let names: BTreeSet<&Arc<str>> = self.networks.keys().chain(newer.networks.keys()).collect();
-        let none = Services::default();
-        let mut changed = Vec::new();
-        for name in names {
-            let old = self.networks.get(name).map_or(&none, |state| &state.services);
-            let new = newer.networks.get(name).map_or(&none, |state| &state.services);
-            let keys = old.differences(new).into_iter();
-            changed.extend(keys.map(|key| ServiceName { network: name.clone(), key }));
-        }
-        changed
-    }
-
     /// Goes on with the DNS serials of `older`, which must not go back.
     pub fn continue_serials(&mut self, older: &Self) {
         for (name, state) in &mut self.networks {
@@ -501,77 +366,12 @@ impl Index {
     }
 }
 
-impl Applied {
-    /// Makes a change to the Services of a network, and notes what comes of it.
-    fn at(
-        &mut self,
-        state: &mut NetworkState,
-        now: Timestamp,
-        change: impl FnOnce(&mut NetworkState, &mut Effects) -> Change,
-    ) {
-        let mut effects = Effects::default();
-        self.changes.push(change(state, &mut effects));
-        state.services_changed(&effects, now);
-        let network = &state.network.name;
-        let names = effects.services.into_iter().map(|key| ServiceName { network: network.clone(), key });
-        self.services.extend(names);
-    }
-
-    fn remove_service(&mut self, state: &mut NetworkState, key: &str, now: Timestamp) {
-        if state.services.services.by_key(key).is_some() {
-            self.at(state, now, |state, effects| Change::Service {
-                old: state.services.remove_service(key, effects),
-                new: None,
-            });
-        }
-    }
-
-    fn remove_slice(&mut self, state: &mut NetworkState, key: &str, now: Timestamp) {
-        if state.services.slices.by_key(key).is_some() {
-            self.at(state, now, |state, effects| Change::EndpointSlice {
-                old: state.services.remove_slice(key, effects),
-                new: None,
-            });
-        }
-    }
-}
-
 /// Checks that there is a namespace for what is in it.
 fn check_namespace(state: &NetworkState, namespace: &str) -> Result<(), FieldError> {
     if state.services.namespaces.contains_key(namespace) || namespace == DEFAULT_NAMESPACE {
         return Ok(());
     }
     Err(FieldError::new("key", "belongs to a namespace that does not exist"))
-}
-
-/// What has to change for `old` to become `new`: where the revisions differ.
-fn services_changes(old: Option<&Services>, new: Option<&Services>, changes: &mut Vec<Change>) {
-    let none = Services::default();
-    let (old, new) = (old.unwrap_or(&none), new.unwrap_or(&none));
-    let revision = |object: Option<&Arc<Namespace>>| object.map(|object| object.revision);
-    let names: BTreeSet<&Box<str>> = old.namespaces.keys().chain(new.namespaces.keys()).collect();
-    for name in names {
-        let (old, new) = (old.namespaces.get(name), new.namespaces.get(name));
-        if revision(old) != revision(new) {
-            changes.push(Change::Namespace { old: old.cloned(), new: new.cloned() });
-        }
-    }
-    named::differences(
-        &old.services,
-        &new.services,
-        |service| service.revision,
-        |old, new| {
-            changes.push(Change::Service { old, new });
-        },
-    );
-    named::differences(
-        &old.slices,
-        &new.slices,
-        |slice| slice.revision,
-        |old, new| {
-            changes.push(Change::EndpointSlice { old, new });
-        },
-    );
 }
 
 fn is_served_differently(old: &Device, new: &Device) -> bool {

@@ -3,8 +3,10 @@
 //! [`index`] and [`plan`] are the core: deterministic, without I/O, clock or lock. [`shell`] keeps an index in step
 //! with a store and commits plans to it.
 
+pub mod change;
 pub mod device;
 pub mod devices;
+mod differences;
 pub mod field;
 pub mod history;
 pub mod index;

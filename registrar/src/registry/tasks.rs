@@ -91,12 +91,7 @@ pub(super) async fn sweep(registry: Weak<Registry>) {
             .map(|(name, revision)| plan::network::unlock(name, *revision))
             .collect();
         locks = seen;
-        let terminating = plan::namespace::terminating(&registry.read());
-        for (network, name) in terminating {
-            if let Err(error) = registry.empty_namespace(&network, &name).await {
-                tracing::warn!(network, name, %error, "cannot finish the deletion of a namespace; trying again later");
-            }
-        }
+        finish_deletions(&registry).await;
         loop {
             for txn in done.drain(..) {
                 if let Err(error) = registry.tidy(txn).await {
@@ -112,6 +107,16 @@ pub(super) async fn sweep(registry: Weak<Registry>) {
                     break;
                 }
             }
+        }
+    }
+}
+
+/// Finishes the deletion of namespaces that a registrar has begun, and perhaps died over.
+pub(super) async fn finish_deletions(registry: &Registry) {
+    let terminating = plan::namespace::terminating(&registry.read());
+    for (network, name) in terminating {
+        if let Err(error) = registry.empty_namespace(&network, &name).await {
+            tracing::warn!(network, name, %error, "cannot finish the deletion of a namespace; trying again later");
         }
     }
 }

@@ -189,7 +189,7 @@ fn service_pools_stay_while_services_have_addresses_from_them() {
     let mut wanted = service_network();
     wanted.spec.as_mut().unwrap().service_pool_v4 = "10.2.0.0/27".into();
     wanted.spec.as_mut().unwrap().service_pool_v6 = "fd00:2::/120".into();
-    let mut update = |world: &mut World, path: &str| {
+    let update = |world: &mut World, path: &str| {
         let mask = mask(&[path]);
         world.commit(0, |index, _| plan::network::update(index, &wanted, Some(&mask), None))
     };
@@ -219,6 +219,20 @@ fn external_domains_belong_to_one_network() {
     wanted.spec.as_mut().unwrap().external_domain.clear();
     world.commit(0, |index, _| plan::network::update(index, &wanted, Some(&mask), None)).unwrap();
     assert!(world.indexes[0].network_by_external_domain("ext.n.example").is_none());
+}
+
+#[tokio::test]
+async fn a_deletion_that_was_begun_is_finished_by_whoever_finds_it() {
+    let mut world = World::with_services(1);
+    world.create_namespace("team").unwrap();
+    world.create_service(0, &in_namespace(service("a"), "team")).unwrap();
+    terminate(&mut world, "team").unwrap();
+    let store = world.store.clone();
+    let registry = crate::registry::Registry::load(std::sync::Arc::new(store)).await.unwrap();
+    crate::registry::tasks::finish_deletions(&registry).await;
+    let index = registry.read();
+    let state = index.network("n").unwrap();
+    assert!(!state.services.namespaces.contains_key("team") && state.services.services.is_empty());
 }
 
 #[test]

@@ -234,10 +234,8 @@ fn run(steps: &[Step]) {
                 let mut wanted = service(names[name]);
                 if external {
                     let spec = wanted.spec.as_mut().unwrap();
-                    (
-                        "ExternalName".clone_into(&mut spec.r#type),
-                        "a.example".clone_into(&mut spec.external_name),
-                    );
+                    spec.r#type = "ExternalName".to_owned();
+                    spec.external_name = "a.example".to_owned();
                 }
                 match world.update_service(registrar, &wanted, &["spec.type", "spec.external_name"]) {
                     Ok(updated) => model.service(names[name], &updated, now),

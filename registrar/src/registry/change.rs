@@ -1,0 +1,126 @@
+//! What changes in the index, as it is told to those who follow.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use muster_common::time::Timestamp;
+
+use super::{
+    device::Device, namespace::Namespace, network::Network, service::Service, services::Effects,
+    slice::Slice, state::NetworkState, token::Token,
+};
+use crate::store::Revision;
+
+/// What became of an object at a revision: created (no `old`), changed, or deleted (no `new`).
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A network.
+    Network {
+        /// As it was.
+        old: Option<Arc<Network>>,
+        /// As it is.
+        new: Option<Arc<Network>>,
+    },
+    /// A device.
+    Device {
+        /// As it was.
+        old: Option<Arc<Device>>,
+        /// As it is.
+        new: Option<Arc<Device>>,
+    },
+    /// A token.
+    Token {
+        /// As it was.
+        old: Option<Arc<Token>>,
+        /// As it is.
+        new: Option<Arc<Token>>,
+    },
+    /// A namespace.
+    Namespace {
+        /// As it was.
+        old: Option<Arc<Namespace>>,
+        /// As it is.
+        new: Option<Arc<Namespace>>,
+    },
+    /// A Service.
+    Service {
+        /// As it was.
+        old: Option<Arc<Service>>,
+        /// As it is.
+        new: Option<Arc<Service>>,
+    },
+    /// An EndpointSlice.
+    EndpointSlice {
+        /// As it was.
+        old: Option<Arc<Slice>>,
+        /// As it is.
+        new: Option<Arc<Slice>>,
+    },
+}
+
+/// The name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// Name of its network.
+    pub network: Arc<str>,
+    /// Its namespace and name, as [`named::key`] makes them into one text.
+    pub key: Box<str>,
+}
+
+/// A value that was skipped.
+#[derive(Clone, Debug)]
+pub struct BadValue {
+    /// Where it is.
+    pub key: Bytes,
+    /// Why it cannot be used.
+    pub reason: String,
+}
+
+/// What a batch of the store's changes has changed in the index.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// The index shows this revision now.
+    pub revision: Revision,
+    /// The changes, in order.
+    pub changes: Vec<Change>,
+    /// The Services that DNS answers for differently now: they, their slices or their namespaces have changed, come or
+    /// gone.
+    pub services: Vec<ServiceName>,
+    /// What was skipped.
+    pub bad: Vec<BadValue>,
+}
+
+impl Applied {
+    /// Makes a change to the Services of a network, and notes what comes of it.
+    pub(super) fn at(
+        &mut self,
+        state: &mut NetworkState,
+        now: Timestamp,
+        change: impl FnOnce(&mut NetworkState, &mut Effects) -> Change,
+    ) {
+        let mut effects = Effects::default();
+        self.changes.push(change(state, &mut effects));
+        state.services_changed(&effects, now);
+        let network = &state.network.name;
+        let names = effects.services.into_iter().map(|key| ServiceName { network: network.clone(), key });
+        self.services.extend(names);
+    }
+
+    pub(super) fn remove_service(&mut self, state: &mut NetworkState, key: &str, now: Timestamp) {
+        if state.services.services.by_key(key).is_some() {
+            self.at(state, now, |state, effects| Change::Service {
+                old: state.services.remove_service(key, effects),
+                new: None,
+            });
+        }
+    }
+
+    pub(super) fn remove_slice(&mut self, state: &mut NetworkState, key: &str, now: Timestamp) {
+        if state.services.slices.by_key(key).is_some() {
+            self.at(state, now, |state, effects| Change::EndpointSlice {
+                old: state.services.remove_slice(key, effects),
+                new: None,
+            });
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The registrar's DNS listeners, and who is who on them.
 
+#[allow(dead_code, reason = "nothing is passed on to it yet")]
 mod upstream;
 
 use std::{

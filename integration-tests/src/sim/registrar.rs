@@ -469,7 +469,7 @@ impl World {
                 let applied = Applied {
                     revision: index.revision(),
                     changes: registrar.index.changes_to(&index),
-                    bad: Vec::new(),
+                    ..Applied::default()
                 };
                 index.continue_serials(&registrar.index);
                 registrar.index = index;

@@ -52,7 +52,11 @@ impl Registrar {
                         session.mailbox.all_peers();
                     }
                 }
-                Change::Token { .. } => {}
+                // There are no Services in the simulation.
+                Change::Token { .. }
+                | Change::Namespace { .. }
+                | Change::Service { .. }
+                | Change::EndpointSlice { .. } => {}
             }
         }
     }
@@ -290,7 +294,7 @@ impl World {
                         let Some(config) = config else { continue };
                         Message::Config(config)
                     }
-                    Item::Roots => continue,
+                    Item::Roots | Item::Service(_) => continue,
                     Item::Drain(within) => Message::Drain(Drain {
                         within: Some(pbjson_types::Duration {
                             seconds: within.as_secs().try_into().unwrap_or(0),

@@ -270,7 +270,11 @@ impl Session {
     ) -> Result<Self, Status> {
         let (sender, receiver) = mpsc::channel(1024);
         let held_peer_uids = held.iter().map(|uid| (*uid).to_owned()).collect();
-        let hello = session_request::Message::Hello(SessionHello { revision, held_peer_uids });
+        let hello = session_request::Message::Hello(SessionHello {
+            revision,
+            held_peer_uids,
+            ..SessionHello::default()
+        });
         sender.send(SessionRequest { message: Some(hello) }).await.unwrap();
         let stream = ReceiverStream::new(receiver);
         Ok(Self { sender, stream: client.session(stream).await?.into_inner(), told: 0 })

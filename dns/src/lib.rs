@@ -8,7 +8,12 @@
 //! - The SOA of a reverse zone names server and mailbox of the network's domain. A pool that does not end at an
 //!   octet or nibble has several reverse zones, cut at the next one.
 //! - Over UDP, no response to a stranger is more than three times as large as its query; the rest goes over TCP.
-//! - Zone transfer is REFUSED. EDNS options are ignored.
+//! - EDNS options are ignored. Names outside the zones are REFUSED, never passed on; nothing is asked of other
+//!   servers for strangers.
+//! - An address that a Service has points at the Service alone, not at the device too (specification 7). SRV at an
+//!   endpoint's name tells the endpoint's ports, as the reference does.
+//! - A Service with external IPs and a host name is known by the IPs in the external zone.
+//! - A zone transfer has what the network has, whatever its client may see: the list of peers is the permission.
 #![deny(unsafe_code)]
 
 pub mod directory;

@@ -14,6 +14,8 @@ pub const UDP_CEILING: u16 = 1232;
 pub const UDP_MINIMUM: u16 = 512;
 /// Octets of a message header.
 const HEADER: usize = 12;
+/// A pointer to the question's name (RFC 1035, 4.1.4), which is behind the header.
+const QUESTION: u16 = 0xc000 | HEADER as u16;
 /// Octets of an OPT record without options.
 const OPT: u16 = 11;
 
@@ -153,6 +155,8 @@ impl Response {
             if truncated {
                 break;
             }
+            let question = self.question.as_ref().map(|question| &question.name);
+            let records: Vec<Short<'_>> = records.iter().map(|record| Short { record, question }).collect();
             let written = match encoder.emit_all(records.iter()) {
                 Ok(written) => written,
                 Err(ProtoError::NotAllRecordsWritten { count, .. }) => {
@@ -178,6 +182,32 @@ impl Response {
             &mut encoder,
             Header { metadata, counts: HeaderCounts { queries, answers, authorities, additionals } },
         )
+    }
+}
+
+/// A record whose owner, if it is spelled as the question, is a pointer there. The encoder does the same by itself,
+/// but only for the first names of a message, and an answer of thousands of records has to be short as well.
+struct Short<'a> {
+    record: &'a Record,
+    question: Option<&'a Name>,
+}
+
+impl BinEncodable for Short<'_> {
+    fn emit(&self, encoder: &mut BinEncoder<'_>) -> Result<(), ProtoError> {
+        let Record { name, dns_class, ttl, data, .. } = self.record;
+        if name.is_root() || !self.question.is_some_and(|question| question.eq_case(name)) {
+            return self.record.emit(encoder);
+        }
+        encoder.emit_u16(QUESTION)?;
+        self.record.record_type().emit(encoder)?;
+        dns_class.emit(encoder)?;
+        encoder.emit_u32(*ttl)?;
+        let place = encoder.place::<u16>()?;
+        data.emit(encoder)?;
+        let length = encoder.len_since_place(&place);
+        let length =
+            u16::try_from(length).map_err(|_| ProtoError::from("more than 65,535 octets of data"))?;
+        place.replace(encoder, length)
     }
 }
 

@@ -131,11 +131,14 @@ impl ServiceService for Services {
         self.0.operator(&request)?;
         let DeleteServiceRequest { network, namespace, name, resource_version } = request.into_inner();
         let (registry, now) = (&self.0.registry, Timestamp::now());
-        let plan =
-            |index: &mut Index, _| plan::delete(index, &network, &namespace, &name, resource_version, now);
-        let through = registry.commit(plan).await.map_err(status)?;
-        let rest = |index: &mut Index, _| plan::delete_slices(index, &network, &namespace, &name, through);
-        while !registry.commit(rest).await.map_err(status)? {}
+        let mut version = resource_version;
+        loop {
+            let plan = |index: &mut Index, _| plan::delete(index, &network, &namespace, &name, version, now);
+            match registry.commit(plan).await.map_err(status)? {
+                Some(revision) => version = revision,
+                None => break,
+            }
+        }
         tracing::info!(network, namespace, name, "Service deleted");
         Ok(Response::new(DeleteServiceResponse {}))
     }

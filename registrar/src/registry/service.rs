@@ -198,6 +198,20 @@ pub fn check(service: &mut admin::Service) -> Result<Checked, FieldError> {
     Ok(Checked { namespace, name, ports, external })
 }
 
+/// Checks that a Service has ports, unless its names can answer without: those that are stored may lack them.
+///
+/// # Errors
+/// If it has none, and is neither headless nor of type `ExternalName`.
+pub fn check_has_ports(service: &admin::Service) -> Result<(), FieldError> {
+    let spec = service.spec.clone().unwrap_or_default();
+    let headless = spec.cluster_ip == NONE || spec.cluster_ips.iter().any(|text| text == NONE);
+    if !spec.ports.is_empty() || headless || spec.r#type == EXTERNAL_NAME {
+        return Ok(());
+    }
+    let reason = "is empty; name at least one port, or write clusterIP: None for a headless Service";
+    Err(FieldError::new("spec.ports", reason))
+}
+
 /// Namespace and name in `meta`; no namespace means `default`.
 pub(super) fn names(meta: &admin::ObjectMeta) -> Result<(Label, Label), FieldError> {
     Ok((namespace(meta)?, field::parse("metadata.name", &meta.name)?))

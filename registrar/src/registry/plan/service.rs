@@ -62,6 +62,7 @@ pub fn create(
     let meta = new_meta(request.metadata.clone().unwrap_or_default(), uid, attempt.now);
     let mut wanted = admin::Service { metadata: Some(meta), status: None, ..request.clone() };
     service::check(&mut wanted)?;
+    service::check_has_ports(&wanted)?;
     let meta = wanted.metadata.clone().unwrap_or_default();
     let state = find(index, &meta.network)?;
     if let Some(found) = state.services.services.get(&meta.namespace, &meta.name) {
@@ -71,8 +72,15 @@ pub fn create(
         return Err(AdminError::Exists { kind: KIND, name: meta.name });
     }
     let network = state.network.name.clone();
-    let txn = when_addable(index, Txn::new(), &network, &meta.namespace)?;
+    // Fields come first: what is wrong with them is wrong in a namespace that is yet to be created, too.
     let reservations = assign(index, &mut wanted, &network, uid, &[], attempt)?;
+    let txn = match when_addable(index, Txn::new(), &network, &meta.namespace) {
+        Ok(txn) => txn,
+        Err(error) => {
+            reservations.iter().for_each(|held| index.cancel(held));
+            return Err(error);
+        }
+    };
     let new = match Service::check(wanted, &network, 0) {
         Ok(new) => new,
         Err(error) => return Err(give_up(index, &reservations, error)),
@@ -240,6 +248,7 @@ pub fn update(
     check_version(KIND, old.name.as_str(), meta.resource_version, old.revision)?;
     let mut wanted = changed(&old, request, &paths, named)?;
     service::check(&mut wanted)?;
+    service::check_has_ports(&wanted)?;
     let uid = Uuid::try_parse(old.uid()).unwrap_or_default();
     let owned = old.cluster_ips();
     let reservations = assign(index, &mut wanted, &old.network, uid, owned, attempt)?;
@@ -378,8 +387,9 @@ fn keep_addresses(
     Ok(())
 }
 
-/// Plans the deletion of a Service with its EndpointSlices: as many as fit. The reply is the revision up to which they
-/// are its own; [`delete_slices`] removes the rest.
+/// Plans the next transaction of the deletion of a Service with its EndpointSlices. The Service goes last, so that a
+/// deletion that is cut short can be asked for again. The reply is the revision of the Service to go on with; none
+/// after the last transaction.
 ///
 /// # Errors
 /// See [`AdminError`].
@@ -390,38 +400,24 @@ pub fn delete(
     name: &str,
     version: Revision,
     now: Timestamp,
-) -> Result<Outcome<Revision>, AdminError> {
+) -> Result<Outcome<Option<Revision>>, AdminError> {
     let service = get(index, network, namespace, name)?;
     check_version(KIND, service.name.as_str(), version, service.revision)?;
-    let txn = remove_service(Txn::new(), service, now);
-    let slices = find(index, network)?.services.slices_of(service.namespace.as_str(), service.name.as_str());
-    let room = MAX_TXN_OPS - txn.ops.len();
-    let txn = slices.take(room).fold(txn, |txn, slice| remove_slice(txn, slice));
-    Ok(Outcome::Write(Plan::new(txn, index.revision())))
-}
-
-/// Plans the next transaction that deletes slices of a Service which is gone, up to revision `through`. The reply is
-/// whether it was the last one.
-///
-/// # Errors
-/// None at present.
-pub fn delete_slices(
-    index: &Index,
-    network: &str,
-    namespace: &str,
-    name: &str,
-    through: Revision,
-) -> Result<Outcome<bool>, AdminError> {
-    let Some(state) = index.network(network) else { return Ok(Outcome::Done(true)) };
-    let slices = state.services.slices_of(&namespace_of(namespace), &name.to_ascii_lowercase());
-    // What has changed since belongs to whoever changed it.
-    let own = slices.filter(|slice| slice.revision <= through).take(MAX_TXN_OPS);
-    let txn = own.fold(Txn::new(), |txn, slice| remove_slice(txn, slice));
-    if txn.ops.is_empty() {
-        return Ok(Outcome::Done(true));
+    let slices = || {
+        let services = &index.network(network)?.services;
+        Some(services.slices_of(service.namespace.as_str(), service.name.as_str()))
+    };
+    let last = remove_service(Txn::new(), service, now);
+    let count = slices().map_or(0, Iterator::count);
+    if count <= MAX_TXN_OPS - last.ops.len() {
+        let txn = slices().into_iter().flatten().fold(last, |txn, slice| remove_slice(txn, slice));
+        return Ok(Outcome::Write(Plan::new(txn, None)));
     }
-    let last = txn.ops.len() < MAX_TXN_OPS;
-    Ok(Outcome::Write(Plan::new(txn, last)))
+    let key = keys::service(&service.network, service.namespace.as_str(), service.name.as_str());
+    let txn = Txn::new().when(Condition::ModRevision(key, service.revision));
+    let some = slices().into_iter().flatten().take(MAX_TXN_OPS - 1);
+    let txn = some.fold(txn, |txn, slice| remove_slice(txn, slice));
+    Ok(Outcome::Write(Plan::new(txn, Some(service.revision))))
 }
 
 /// Finds a Service; no namespace means `default`.

@@ -91,12 +91,12 @@ impl World {
 
     pub(crate) fn delete_service(&mut self, registrar: usize, name: &str) -> Result<(), AdminError> {
         let now = self.now;
-        let through =
-            self.commit(registrar, |index, _| plan::service::delete(index, "n", "", name, 0, now))?;
-        while !self
-            .commit(registrar, |index, _| plan::service::delete_slices(index, "n", "", name, through))
-            .unwrap()
-        {}
+        let mut version = 0;
+        while let Some(revision) =
+            self.commit(registrar, |index, _| plan::service::delete(index, "n", "", name, version, now))?
+        {
+            version = revision;
+        }
         Ok(())
     }
 

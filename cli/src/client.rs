@@ -118,6 +118,25 @@ impl Client {
         }
     }
 
+    /// Whether there is any object in `scope`, which need not exist.
+    pub async fn any<R: Resource>(&self, scope: &Scope) -> Result<bool, CallError> {
+        let mut token = String::new();
+        loop {
+            let page = match self.page::<R>(scope, 0, token.clone()).await {
+                Ok(page) => page,
+                Err(error) if error.failure == Failure::NotFound => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            if !page.items.is_empty() {
+                return Ok(true);
+            }
+            if page.next.is_empty() || page.next == token {
+                return Ok(false);
+            }
+            token = page.next;
+        }
+    }
+
     /// The revision that a watch of what comes next starts from.
     pub async fn revision<R: Resource>(&self, scope: &Scope) -> Result<u64, CallError> {
         Ok(self.page::<R>(scope, 1, String::new()).await?.revision)
@@ -169,9 +188,9 @@ impl Client {
         self.call::<R, _>("change", &key, call).await?.ok_or_else(|| Self::hollow("change"))
     }
 
-    /// Deletes an object.
-    pub async fn delete<R: Resource>(&self, key: &Key) -> Result<(), CallError> {
-        self.call::<R, _>("delete", key, R::delete(self.channel.clone(), key)).await
+    /// Deletes an object; with a `revision` other than 0, only as it was at that.
+    pub async fn delete<R: Resource>(&self, key: &Key, revision: u64) -> Result<(), CallError> {
+        self.call::<R, _>("delete", key, R::delete(self.channel.clone(), key, revision)).await
     }
 
     /// Watches the objects in `scope` from `revision`. Errors in the stream are for [`Self::explain`].

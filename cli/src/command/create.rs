@@ -1,5 +1,7 @@
 //! `muster create`.
 
+use std::io::Write;
+
 use muster_common::{
     labels::{self, Labels},
     time::Timestamp,
@@ -95,17 +97,18 @@ async fn make<R: Resource>(ctx: &mut Context<'_>, object: R, making: &Making) ->
 async fn one<R: Resource>(ctx: &mut Context<'_>, object: R, printing: &Printing) -> Result {
     let client = ctx.client().await?;
     let (object, secret) = client.create(object).await?;
-    created(ctx, &object, secret.as_ref(), printing)
+    created(ctx.out, ctx.err, &object, secret.as_ref(), printing)
 }
 
 /// Tells of what was created.
 pub(super) fn created<R: Resource>(
-    ctx: &mut Context<'_>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
     object: &R,
     secret: Option<&Secret>,
     printing: &Printing,
 ) -> Result {
-    let Some(secret) = secret else { return print_change(ctx.out, printing.output, object, "created") };
+    let Some(secret) = secret else { return print_change(out, printing.output, object, "created") };
     match printing.output {
         Some(format @ (Format::Json | Format::Yaml)) => {
             let mut value = manifest::value(object);
@@ -113,13 +116,13 @@ pub(super) fn created<R: Resource>(
                 map.insert("secret".into(), secret.token.clone().into());
                 map.insert("joinCommand".into(), secret.join_command.clone().into());
             }
-            print_document(ctx.out, format == Format::Yaml, &value)
+            print_document(out, format == Format::Yaml, &value)
         }
         None => {
-            writeln!(ctx.err, "{} created. Run this on the host that is to join:", object.qualified_name())?;
-            Ok(writeln!(ctx.out, "{}", secret.join_command)?)
+            writeln!(err, "{} created. Run this on the host that is to join:", object.qualified_name())?;
+            Ok(writeln!(out, "{}", secret.join_command)?)
         }
-        other => print_change(ctx.out, other, object, "created"),
+        other => print_change(out, other, object, "created"),
     }
 }
 
@@ -136,7 +139,7 @@ async fn token(ctx: &mut Context<'_>, args: CreateToken) -> Result {
         writeln!(ctx.err, "{} created: lets {who} join until {until}", token.qualified_name())?;
         return Ok(writeln!(ctx.out, "{}", secret.join_command)?);
     }
-    created(ctx, &token, secret.as_ref(), &args.printing)
+    created(ctx.out, ctx.err, &token, secret.as_ref(), &args.printing)
 }
 
 fn token_object(args: &CreateToken, namespace: &str, now: Timestamp) -> Result<Token> {

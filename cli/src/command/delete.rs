@@ -50,7 +50,7 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Delete) -> Result {
 
 async fn one<R: Resource>(ctx: &mut Context<'_>, args: &Delete, client: &Client, key: &Key) -> Result {
     let name = &key.name;
-    match client.delete::<R>(key).await {
+    match client.delete::<R>(key, 0).await {
         Ok(()) if args.output.is_some() => writeln!(ctx.out, "{}/{name}", R::KIND)?,
         Ok(()) => writeln!(ctx.out, "{} {name:?} deleted", R::KIND)?,
         Err(error) if error.failure == Failure::NotFound && args.ignore_not_found => {}

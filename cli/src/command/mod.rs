@@ -9,6 +9,7 @@ mod describe;
 mod get;
 mod revoke;
 mod service;
+mod undo;
 mod version;
 mod watch;
 

@@ -37,6 +37,11 @@ pub fn service(service: &Service) -> Result<(), Wrong> {
             return wrong(at("port"), reason);
         }
     }
+    let headless = cluster_ips(service).iter().any(|ip| ip == "None");
+    if spec.ports.is_empty() && !headless && spec.r#type != "ExternalName" {
+        let reason = "missing; write at least one port, or clusterIP: None for a headless Service";
+        return wrong("spec.ports".into(), reason.into());
+    }
     if spec.r#type == "ExternalName" {
         if !is_host_name(&spec.external_name) {
             let reason = match spec.external_name.as_str() {
@@ -67,7 +72,6 @@ pub fn service(service: &Service) -> Result<(), Wrong> {
     if families.len() > 2 || (families.len() == 2 && families.first() == families.get(1)) {
         return wrong("spec.ipFamilies".into(), "there can be IPv4 and IPv6, each once".into());
     }
-    let headless = cluster_ips(service).iter().any(|ip| ip == "None");
     if headless && ["NodePort", "LoadBalancer"].contains(&spec.r#type.as_str()) {
         let reason = format!("a Service of type {} has an address; take None out", spec.r#type);
         return wrong("spec.clusterIP".into(), reason);
@@ -148,16 +152,13 @@ pub struct Member<'a> {
 pub fn duplicates<'a>(members: impl IntoIterator<Item = Member<'a>>) -> Result<(), ManifestError> {
     let (mut objects, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     for Member { manifest, key } in members {
-        let other = |other: &Manifest| match other.path.trim_end_matches('.') {
-            "" => other.place.clone(),
-            path => format!("{}, {path}", other.place),
-        };
         // A token without a name is always a new one.
         if key.name.is_empty() {
             continue;
         }
         if let Some(first) = objects.insert((manifest.kind, key), manifest) {
-            let reason = format!("{}/{} is in {} already; remove one", manifest.kind, key.name, other(first));
+            let reason =
+                format!("{}/{} is in {} already; remove one", manifest.kind, key.name, first.position());
             return Err(manifest.error("metadata.name", reason));
         }
         if manifest.kind != Kind::Service {
@@ -167,7 +168,7 @@ pub fn duplicates<'a>(members: impl IntoIterator<Item = Member<'a>>) -> Result<(
             if let Some((first, name)) = addresses.insert((&key.network, ip), (manifest, &key.name)) {
                 let reason = format!(
                     "{ip} is that of service/{name} in {}, too; choose another, or leave it out",
-                    other(first)
+                    first.position()
                 );
                 return Err(manifest.error("spec.clusterIP", reason));
             }

@@ -119,7 +119,7 @@ fn each_mistake_names_field_and_remedy() {
 
 #[test]
 fn lists_name_the_item() {
-    let list = "apiVersion: v1\nkind: ServiceList\nitems: [{metadata: {name: a}}, {metadata: {name: b}, spec: {x: 1}}]";
+    let list = "apiVersion: v1\nkind: ServiceList\nitems: [{metadata: {name: a}, spec: {clusterIP: None}}, {metadata: {name: b}, spec: {x: 1}}]";
     let error = parse("f", list).unwrap_err().to_string();
     assert!(error.starts_with("f: items[1].spec.x: unknown field"), "{error}");
 }

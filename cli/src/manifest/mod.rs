@@ -101,6 +101,14 @@ impl Manifest {
         Some(labels.get("kubernetes.io/service-name")?.as_str()?.to_owned())
     }
 
+    /// File and document, and where in it the resource is, if it is an item of a list.
+    pub fn position(&self) -> String {
+        match self.path.trim_end_matches('.') {
+            "" => self.place.clone(),
+            path => format!("{}, {path}", self.place),
+        }
+    }
+
     /// An error in `field` of this manifest.
     pub fn error(&self, field: &str, reason: String) -> ManifestError {
         ManifestError::Field { place: self.place.clone(), field: format!("{}{field}", self.path), reason }

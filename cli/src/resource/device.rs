@@ -118,9 +118,12 @@ impl Resource for Device {
         Ok(Client::new(channel).update_device(request).await?.into_inner().device)
     }
 
-    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
-        let request =
-            DeleteDeviceRequest { network: key.network.clone(), name: key.name.clone(), resource_version: 0 };
+    async fn delete(channel: Channel, key: &Key, revision: u64) -> Result<(), Status> {
+        let request = DeleteDeviceRequest {
+            network: key.network.clone(),
+            name: key.name.clone(),
+            resource_version: revision,
+        };
         Client::new(channel).delete_device(request).await.map(drop)
     }
 

@@ -110,12 +110,12 @@ impl Resource for EndpointSlice {
         Ok(Client::new(channel).update_endpoint_slice(request).await?.into_inner().endpoint_slice)
     }
 
-    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
+    async fn delete(channel: Channel, key: &Key, revision: u64) -> Result<(), Status> {
         let request = DeleteEndpointSliceRequest {
             network: key.network.clone(),
             namespace: key.namespace.clone(),
             name: key.name.clone(),
-            resource_version: 0,
+            resource_version: revision,
         };
         Client::new(channel).delete_endpoint_slice(request).await.map(drop)
     }

@@ -267,8 +267,8 @@ pub trait Resource: Clone + Default + PartialEq + Serialize + DeserializeOwned +
         mask: FieldMask,
         validate_only: bool,
     ) -> Result<Option<Self>, Status>;
-    /// Deletes the object.
-    async fn delete(channel: Channel, key: &Key) -> Result<(), Status>;
+    /// Deletes the object; with a `revision` other than 0, only as it was at that.
+    async fn delete(channel: Channel, key: &Key, revision: u64) -> Result<(), Status>;
     /// Watches from `revision`; 0 sends what is there first.
     async fn watch(channel: Channel, scope: &Scope, revision: u64) -> Result<Events<Self>, Status>;
 

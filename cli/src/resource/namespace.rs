@@ -78,11 +78,11 @@ impl Resource for Namespace {
         Ok(Client::new(channel).update_namespace(request).await?.into_inner().namespace)
     }
 
-    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
+    async fn delete(channel: Channel, key: &Key, revision: u64) -> Result<(), Status> {
         let request = DeleteNamespaceRequest {
             network: key.network.clone(),
             name: key.name.clone(),
-            resource_version: 0,
+            resource_version: revision,
         };
         Client::new(channel).delete_namespace(request).await.map(drop)
     }

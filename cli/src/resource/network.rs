@@ -117,8 +117,8 @@ impl Resource for Network {
         Ok(Client::new(channel).update_network(request).await?.into_inner().network)
     }
 
-    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
-        let request = DeleteNetworkRequest { name: key.name.clone(), resource_version: 0 };
+    async fn delete(channel: Channel, key: &Key, revision: u64) -> Result<(), Status> {
+        let request = DeleteNetworkRequest { name: key.name.clone(), resource_version: revision };
         Client::new(channel).delete_network(request).await.map(drop)
     }
 

@@ -157,12 +157,12 @@ impl Resource for Service {
         Ok(Client::new(channel).update_service(request).await?.into_inner().service)
     }
 
-    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
+    async fn delete(channel: Channel, key: &Key, revision: u64) -> Result<(), Status> {
         let request = DeleteServiceRequest {
             network: key.network.clone(),
             namespace: key.namespace.clone(),
             name: key.name.clone(),
-            resource_version: 0,
+            resource_version: revision,
         };
         Client::new(channel).delete_service(request).await.map(drop)
     }

@@ -120,9 +120,12 @@ impl Resource for Token {
         Ok(Client::new(channel).update_token(request).await?.into_inner().token)
     }
 
-    async fn delete(channel: Channel, key: &Key) -> Result<(), Status> {
-        let request =
-            DeleteTokenRequest { network: key.network.clone(), name: key.name.clone(), resource_version: 0 };
+    async fn delete(channel: Channel, key: &Key, revision: u64) -> Result<(), Status> {
+        let request = DeleteTokenRequest {
+            network: key.network.clone(),
+            name: key.name.clone(),
+            resource_version: revision,
+        };
         Client::new(channel).delete_token(request).await.map(drop)
     }
 

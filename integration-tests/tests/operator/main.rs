@@ -156,11 +156,14 @@ fn bad_manifests_are_told_by_file_document_and_field() {
         }
         assert_eq!(registrar.muster(&["get", "devices", "-A", "-o", "name"])?, "");
 
-        // What only the registrar can refuse is told as well, and does not stop the others.
+        // What only the registrar can refuse is told as well; then the others are not made, or deleted again.
         let path = write(&file, &format!("{good}---\n{}---\n{}", device("svc", ""), device("also", "")))?;
         let output = registrar.try_muster(&["apply", "-f", &path])?;
         fails(&output, 1, &["bad.yaml, document 2", "\"svc\"", "reserved"])?;
-        assert_eq!(output.stdout, "device/good created\ndevice/also created\n");
+        fails(&output, 1, &["device/good deleted again", "nothing has been changed"])?;
+        assert_eq!(registrar.muster(&["get", "devices", "-A", "-o", "name"])?, "");
+        write(&file, &good)?;
+        prints(&registrar, &["apply", "-f", &path], "device/good created\n")?;
         // A field that cannot change.
         let path = write(&file, &format!("{good}spec: {{virtualIpv4: 100.64.0.7}}\n"))?;
         fails(&registrar.try_muster(&["apply", "-f", &path])?, 1, &["virtual_ipv4", "cannot be changed"])?;

@@ -3,6 +3,7 @@
 //! [`load`].
 
 mod check;
+mod document;
 mod kubernetes;
 mod print;
 
@@ -215,7 +216,7 @@ fn explain(error: &str) -> String {
 
 /// Reads all manifests of `text`, which `name` names in messages.
 pub fn parse(name: &str, text: &str) -> Result<Vec<Manifest>, ManifestError> {
-    let documents = documents(name, text)?;
+    let documents = document::documents(name, text)?;
     let several = documents.len() > 1;
     let mut manifests = Vec::new();
     for (i, mut document) in documents.into_iter().enumerate() {
@@ -270,25 +271,6 @@ fn with_type(item: &Map<String, Value>, kind: Option<Kind>) -> Map<String, Value
         item.entry("kind").or_insert_with(|| names.kind.into());
     }
     item
-}
-
-/// The documents of `text`: JSON if it begins like JSON, else YAML.
-fn documents(name: &str, text: &str) -> Result<Vec<Value>, ManifestError> {
-    let syntax = |i: usize, format, reason: String| ManifestError::Syntax {
-        place: if i > 0 { format!("{name}, document {}", i + 1) } else { name.to_owned() },
-        format,
-        reason,
-    };
-    if text.trim_start().starts_with('{') {
-        let stream = serde_json::Deserializer::from_str(text).into_iter();
-        stream.enumerate().map(|(i, d)| d.map_err(|e| syntax(i, "JSON", e.to_string()))).collect()
-    } else {
-        let stream = serde_yaml_ng::Deserializer::from_str(text);
-        stream
-            .enumerate()
-            .map(|(i, d)| Value::deserialize(d).map_err(|e| syntax(i, "YAML", e.to_string())))
-            .collect()
-    }
 }
 
 /// A field that is null is a field that is not written.

@@ -126,7 +126,12 @@ fn files_made_to_do_harm_are_refused() {
         let path = write(lab, "bomb.yaml", &format!("{GOOD}{bomb}"))?;
         refused(&registrar, &path, &["bomb.yaml", "document 3", "YAML"])?;
         let path = write(lab, "deep.yaml", &format!("{GOOD}a: {}", "[".repeat(100_000)))?;
-        refused(&registrar, &path, &["deep.yaml", "document 3"])?;
+        refused(&registrar, &path, &["deep.yaml", "brackets"])?;
+        let many = |what: &str| [what; 20_000].join(", ");
+        let path = write(lab, "wide.yaml", &format!("{GOOD}a: &a [{}]\nb: [{}]\n", many("x"), many("*a")))?;
+        refused(&registrar, &path, &["wide.yaml, document 3", "aliases"])?;
+        let path = write(lab, "twice.yaml", &format!("{GOOD}{}kind: Service\n", service("name: x", "")))?;
+        refused(&registrar, &path, &["twice.yaml, document 3", "\"kind\" is there twice", "remove one"])?;
         let path = write(lab, "deep.json", &format!("{{\"a\": {}", "[".repeat(100_000)))?;
         refused(&registrar, &path, &["deep.json", "JSON"])?;
         let path = write(lab, "huge.yaml", &"# nothing\n".repeat(7 << 20))?;

@@ -12,6 +12,8 @@ use muster_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::host_dns;
+
 /// Read when no file is named; it may be missing.
 pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 
@@ -68,6 +70,8 @@ pub struct Resolver {
     pub listen: Vec<SocketAddr>,
     /// Servers for names outside the network, as ADDRESS or ADDRESS:PORT; empty for those that the host has.
     pub upstream: Vec<String>,
+    /// How programs on the host are led to it.
+    pub host: host_dns::Mode,
 }
 
 /// The `[http]` section.
@@ -108,7 +112,7 @@ impl Default for Tunnel {
 impl Default for Resolver {
     fn default() -> Self {
         let listen = SocketAddr::from(([169, 254, 20, 10], 53));
-        Self { enabled: true, listen: vec![listen], upstream: Vec::new() }
+        Self { enabled: true, listen: vec![listen], upstream: Vec::new(), host: host_dns::Mode::Auto }
     }
 }
 
@@ -188,6 +192,7 @@ mod tests {
             ("[interface]\nmtu = 576\n", ["interface.mtu", "1280"]),
             ("[resolver]\nlisten = []\n", ["resolver.listen", "enabled"]),
             ("[resolver]\nupstream = [\"dns.example\"]\n", ["resolver.upstream", "IP address"]),
+            ("[resolver]\nhost = \"dnsmasq\"\n", ["host", "resolv.conf"]),
             ("[tunel]\nport = 1\n", ["tunel", "agent.toml"]),
             ("[http]\nlisten = \"localhost\"\n", ["listen", "agent.toml"]),
         ] {

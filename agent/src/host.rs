@@ -1,7 +1,10 @@
 //! What a running agent puts on its host: the interface, the data plane behind it, and the resolver. All of it is gone
 //! again after [`Host::remove`]; what a crash leaves is swept at the next start.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use muster_common::{telemetry, tls::Credentials};
@@ -12,6 +15,7 @@ use crate::{
     config::Config,
     control::Settings,
     datapath::{Command, Datapath, DatapathConfig, Event, Handle},
+    host_dns::{self, HostDns},
     interface::{self, Interface, InterfaceConfig},
     keys,
     local_api::Shared,
@@ -34,6 +38,7 @@ pub struct Host {
     datapath: Option<(Datapath, Handle)>,
     dns_servers: watch::Sender<Vec<String>>,
     settings: Option<Settings>,
+    host_dns: Option<HostDns>,
 }
 
 /// What a host tells once it is configured for the first time.
@@ -59,6 +64,7 @@ impl Host {
         if swept.routes + swept.addresses > 0 {
             tracing::info!(?swept, "removed what an agent that was killed had left");
         }
+        host_dns::sweep(&host_dns::Paths::new(&config.state_dir)).await;
         let sockets = UdpSockets::bind(config.tunnel.port)?;
         let tun = Tun::create(&config.interface.name)?;
         Ok(Self {
@@ -73,6 +79,7 @@ impl Host {
             datapath: None,
             dns_servers: watch::Sender::new(Vec::new()),
             settings: None,
+            host_dns: None,
         })
     }
 
@@ -91,7 +98,7 @@ impl Host {
     ) -> anyhow::Result<Option<Started>> {
         if let Some((tun, sockets)) = self.devices.take() {
             self.program(settings).await?;
-            let started = self.start(settings, tun, sockets, names)?;
+            let started = self.start(settings, tun, sockets, names).await?;
             self.settings = Some(settings.clone());
             return Ok(Some(started));
         }
@@ -145,7 +152,7 @@ impl Host {
         Ok(())
     }
 
-    fn start(
+    async fn start(
         &mut self,
         settings: &Settings,
         tun: Tun,
@@ -166,21 +173,23 @@ impl Host {
         self.shared.datapath.store(Some(Arc::new(handle.clone())));
         self.datapath = Some((datapath, handle));
         let resolved = if self.config.resolver.enabled {
-            self.start_resolver(settings, names)?
+            self.start_resolver(settings, names).await?
         } else {
             mpsc::channel(1).1
         };
         Ok(Started { events, resolved, disturbed })
     }
 
-    fn start_resolver(
+    async fn start_resolver(
         &mut self,
         settings: &Settings,
         names: Option<Vec<u8>>,
     ) -> anyhow::Result<mpsc::Receiver<IpAddr>> {
+        let mut hook = self.host_dns(settings).await;
         let own = resolver::Settings {
             listen: self.config.resolver.listen.clone(),
             upstream: self.config.upstream()?,
+            resolv_conf: hook.resolv_conf().to_owned(),
             ..resolver::Settings::default()
         };
         let network = resolver::Network { domain: settings.domain.clone(), routes: settings.routes.clone() };
@@ -198,7 +207,34 @@ impl Host {
             tracing::warn!(%error, "cannot use the names that were kept on disk; going on without them");
         }
         self.shared.resolver.store(Some(Arc::new(resolver)));
+        hook.start();
+        self.host_dns = Some(hook);
         Ok(resolved)
+    }
+
+    /// What leads the host's programs to the resolver, once that answers.
+    async fn host_dns(&self, settings: &Settings) -> HostDns {
+        let listen = &self.config.resolver.listen;
+        let (mode, server) = match host_dns::server(listen) {
+            Some(server) => (self.config.resolver.host, server),
+            None => (host_dns::Mode::None, SocketAddr::from((interface::RESOLVER_ADDRESS, 53))),
+        };
+        if mode != self.config.resolver.host {
+            tracing::warn!(
+                ?listen,
+                "programs ask port 53 alone, where the resolver does not listen: the host's DNS is left as it is"
+            );
+        }
+        HostDns::prepare(host_dns::Settings {
+            mode,
+            server,
+            interface: self.config.interface.name.clone(),
+            domain: settings.domain.to_string(),
+            routes: settings.routes.clone(),
+            search: Vec::new(),
+            paths: host_dns::Paths::new(&self.config.state_dir),
+        })
+        .await
     }
 
     async fn update(&self, settings: &Settings) {
@@ -229,6 +265,10 @@ impl Host {
 
     /// Takes everything off the host again.
     pub async fn remove(mut self) {
+        // While the resolver still answers.
+        if let Some(mut hook) = self.host_dns.take() {
+            hook.stop().await;
+        }
         self.shared.resolver.store(None);
         self.shared.datapath.store(None);
         if let Some(interface) = self.interface.take()

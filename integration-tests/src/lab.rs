@@ -171,6 +171,8 @@ impl Host {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace]).arg(program);
+        // Scenarios write the host's resolv.conf themselves, unless they say otherwise.
+        command.env("MUSTER_RESOLVER_HOST", "none");
         command
     }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    interface, run,
+    host_dns, interface, run,
     session::{self, DeregisterError},
     state::State,
 };
@@ -68,6 +68,9 @@ async fn without_agent(config: &Config, force: bool) -> anyhow::Result<LeaveResp
             "cannot leave: {error}\nremedy: try again later, or leave all the same with --force; the operator then deletes the device"
         ),
     };
+    if let Err(error) = host_dns::Paths::new(&config.state_dir).file().restore() {
+        tracing::warn!(%error, "cannot undo what an agent may have left in resolv.conf");
+    }
     state.remove()?;
     // Without the right to it there is nothing of ours to sweep either: only root runs agents.
     if let Err(error) = interface::sweep().await {

@@ -2,8 +2,9 @@
 //! environment (`MUSTER_…`). `--print-config` shows all of it.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use muster_common::{
@@ -12,13 +13,18 @@ use muster_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::host_dns;
+use crate::{
+    host_dns,
+    resolver::{CacheLimits, Completion, Prefetch, Settings, Stub, StubTransport, server_address},
+};
 
 /// Read when no file is named; it may be missing.
 pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 
 /// Longest name of a network interface (IFNAMSIZ less the terminating zero).
 const INTERFACE_NAME_MAX: usize = 15;
+/// The CA certificates that Debian's and Ubuntu's programs trust (package ca-certificates).
+const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// All keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +78,43 @@ pub struct Resolver {
     pub upstream: Vec<String>,
     /// How programs on the host are led to it.
     pub host: host_dns::Mode,
+    /// Octets that cached answers may take, at least 64 KiB.
+    pub cache_octets: u64,
+    /// The longest that an answer is cached, in seconds, 1 to 604,800.
+    pub ttl_max: u32,
+    /// The longest that it is cached that there is no such name or record, in seconds, 1 to 604,800.
+    pub negative_ttl_max: u32,
+    /// The shortest that either is cached, in seconds; not more than the longest.
+    pub ttl_min: u32,
+    /// An answer that was asked for so often, without a pause of `prefetch_pause`, is fetched anew before it expires;
+    /// 0: none is.
+    pub prefetch_amount: u32,
+    /// In seconds, at least 1.
+    pub prefetch_pause: u32,
+    /// Percentage of its lifetime that is left of an answer when it is fetched anew, 1 to 90.
+    pub prefetch_percentage: u8,
+    /// What short names are completed with, relative to the network's domain; empty: they are not.
+    pub search: Vec<String>,
+    /// Names with fewer dots are completed before they are asked as they are, 0 to 2.
+    pub ndots: u8,
+    /// Servers for names below certain domains.
+    pub stub: Vec<StubDomain>,
+}
+
+/// A `[[resolver.stub]]` section.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StubDomain {
+    /// The domain; of several that match, the longest counts.
+    pub domain: String,
+    /// Its servers, best first, as ADDRESS or ADDRESS:PORT.
+    pub servers: Vec<String>,
+    /// `udp` (and TCP for what does not fit), `tcp` or `tls`.
+    pub transport: StubTransport,
+    /// With `tls`: the name in the servers' certificates.
+    pub server_name: String,
+    /// With `tls`: file with the CA certificates to trust; empty for those that the system trusts.
+    pub ca: PathBuf,
 }
 
 /// The `[http]` section.
@@ -112,7 +155,22 @@ impl Default for Tunnel {
 impl Default for Resolver {
     fn default() -> Self {
         let listen = SocketAddr::from(([169, 254, 20, 10], 53));
-        Self { enabled: true, listen: vec![listen], upstream: Vec::new(), host: host_dns::Mode::Auto }
+        Self {
+            enabled: true,
+            listen: vec![listen],
+            upstream: Vec::new(),
+            host: host_dns::Mode::Auto,
+            cache_octets: 16 << 20,
+            ttl_max: 3600,
+            negative_ttl_max: 1800,
+            ttl_min: 0,
+            prefetch_amount: 2,
+            prefetch_pause: 60,
+            prefetch_percentage: 10,
+            search: Vec::new(),
+            ndots: 1,
+            stub: Vec::new(),
+        }
     }
 }
 
@@ -148,26 +206,127 @@ impl Config {
             let reason = "write an address to listen on, such as \"169.254.20.10:53\", or set resolver.enabled = false";
             return Err(ConfigError::value("resolver.listen", "[]", reason));
         }
-        self.upstream().map(drop)
+        self.resolver.settings().map(drop)
     }
 
     /// The interface's MTU in octets.
     pub fn mtu(&self) -> u32 {
         if self.interface.mtu == 0 { 1420 } else { self.interface.mtu }
     }
+}
 
-    /// The configured upstream servers, port 53 where none is given.
-    pub fn upstream(&self) -> Result<Vec<SocketAddr>, ConfigError> {
-        let parse = |text: &String| {
-            text.parse::<SocketAddr>()
-                .or_else(|_| text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53)))
-                .map_err(|_| {
-                    let reason = "write IP addresses, such as \"192.0.2.1\" or \"[2001:db8::1]:53\"";
-                    ConfigError::value("resolver.upstream", text, reason)
-                })
-        };
-        self.resolver.upstream.iter().map(parse).collect()
+impl Resolver {
+    /// What the resolver is started with.
+    pub fn settings(&self) -> Result<Settings, ConfigError> {
+        self.check()?;
+        let defaults = Settings::default();
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        Ok(Settings {
+            listen: self.listen.clone(),
+            upstream: servers("resolver.upstream", &self.upstream, StubTransport::Udp)?,
+            cache: CacheLimits {
+                octets: usize::try_from(self.cache_octets).unwrap_or(usize::MAX),
+                positive_ttl: seconds(self.ttl_max),
+                negative_ttl: seconds(self.negative_ttl_max),
+                least_ttl: seconds(self.ttl_min),
+                prefetch: Prefetch {
+                    amount: self.prefetch_amount,
+                    pause: seconds(self.prefetch_pause),
+                    percentage: self.prefetch_percentage,
+                },
+                ..defaults.cache
+            },
+            stubs: self.stub.iter().map(StubDomain::settings).collect::<Result<_, _>>()?,
+            completion: Completion { search: self.search.clone(), ndots: self.ndots },
+            ..defaults
+        })
     }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        const WEEK: u32 = 604_800;
+        let refuse =
+            |key, value: &dyn ToString, reason| Err(ConfigError::value(key, value.to_string(), reason));
+        if self.cache_octets < 64 << 10 {
+            return refuse("resolver.cache_octets", &self.cache_octets, "write 65536 or more");
+        }
+        let longest =
+            [("resolver.ttl_max", self.ttl_max), ("resolver.negative_ttl_max", self.negative_ttl_max)];
+        for (key, ttl) in longest {
+            if !(1..=WEEK).contains(&ttl) {
+                return refuse(key, &ttl, "write 1 to 604800 seconds");
+            }
+        }
+        if self.ttl_min > self.ttl_max.min(self.negative_ttl_max) {
+            let reason = "write no more than resolver.ttl_max and resolver.negative_ttl_max are";
+            return refuse("resolver.ttl_min", &self.ttl_min, reason);
+        }
+        if self.prefetch_pause == 0 {
+            return refuse(
+                "resolver.prefetch_pause",
+                &0,
+                "write 1 second or more; amount = 0 switches it off",
+            );
+        }
+        if !(1..=90).contains(&self.prefetch_percentage) {
+            return refuse("resolver.prefetch_percentage", &self.prefetch_percentage, "write 1 to 90");
+        }
+        if self.ndots > 2 {
+            return refuse("resolver.ndots", &self.ndots, "write 0 to 2: longer names are never completed");
+        }
+        for suffix in &self.search {
+            if !suffix.is_empty() && !is_name(suffix) {
+                let reason =
+                    "write what stands before the network's domain, such as \"default.svc\", or \"\"";
+                return refuse("resolver.search", suffix, reason);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl StubDomain {
+    fn settings(&self) -> Result<Stub, ConfigError> {
+        let refuse = |key, value: &str, reason| Err(ConfigError::value(key, value, reason));
+        if !is_name(&self.domain) {
+            let reason = "write a domain, such as \"corp.example\"";
+            return refuse("resolver.stub.domain", &self.domain, reason);
+        }
+        if self.servers.is_empty() {
+            let reason = "write at least one address, such as [\"192.0.2.1\"]";
+            return refuse("resolver.stub.servers", "[]", reason);
+        }
+        let tls = self.transport == StubTransport::Tls;
+        if tls && !is_name(&self.server_name) {
+            let reason = "transport tls needs the name in the servers' certificates, such as \"dns.example\"";
+            return refuse("resolver.stub.server_name", &self.server_name, reason);
+        }
+        Ok(Stub {
+            domain: self.domain.clone(),
+            servers: servers("resolver.stub.servers", &self.servers, self.transport)?,
+            transport: self.transport,
+            server_name: self.server_name.clone(),
+            ca: if self.ca.as_os_str().is_empty() { SYSTEM_CA.into() } else { self.ca.clone() },
+        })
+    }
+}
+
+/// Whether `text` is a DNS name, not the root.
+fn is_name(text: &str) -> bool {
+    muster_dns::wire::encode_name(text).is_some_and(|wire| wire.len() > 1)
+}
+
+fn servers(
+    key: &'static str,
+    list: &[String],
+    transport: StubTransport,
+) -> Result<Vec<SocketAddr>, ConfigError> {
+    let parse = |text: &String| {
+        server_address(text, transport).ok_or_else(|| {
+            let reason = "write IP addresses, such as \"192.0.2.1\" or \"[2001:db8::1]:53\"";
+            ConfigError::value(key, text, reason)
+        })
+    };
+    list.iter().map(parse).collect()
 }
 
 #[cfg(test)]
@@ -193,6 +352,23 @@ mod tests {
             ("[resolver]\nlisten = []\n", ["resolver.listen", "enabled"]),
             ("[resolver]\nupstream = [\"dns.example\"]\n", ["resolver.upstream", "IP address"]),
             ("[resolver]\nhost = \"dnsmasq\"\n", ["host", "resolv.conf"]),
+            ("[resolver]\ncache_octets = 5\n", ["resolver.cache_octets", "65536"]),
+            ("[resolver]\nttl_max = 0\n", ["resolver.ttl_max", "604800"]),
+            ("[resolver]\nttl_min = 1801\n", ["resolver.ttl_min", "negative_ttl_max"]),
+            ("[resolver]\nprefetch_percentage = 0\n", ["resolver.prefetch_percentage", "90"]),
+            ("[resolver]\nndots = 5\n", ["resolver.ndots", "0 to 2"]),
+            ("[resolver]\nsearch = [\"a..b\"]\n", ["resolver.search", "default.svc"]),
+            ("[[resolver.stub]]\nservers = [\"192.0.2.1\"]\n", ["resolver.stub.domain", "corp.example"]),
+            ("[[resolver.stub]]\ndomain = \"a.b\"\n", ["resolver.stub.servers", "at least one"]),
+            (
+                "[[resolver.stub]]\ndomain = \"a.b\"\nservers = [\"x\"]\n",
+                ["resolver.stub.servers", "IP address"],
+            ),
+            (
+                "[[resolver.stub]]\ndomain = \"a.b\"\nservers = [\"192.0.2.1\"]\ntransport = \"tls\"\n",
+                ["resolver.stub.server_name", "certificate"],
+            ),
+            ("[[resolver.stub]]\ntransport = \"https\"\n", ["transport", "agent.toml"]),
             ("[tunel]\nport = 1\n", ["tunel", "agent.toml"]),
             ("[http]\nlisten = \"localhost\"\n", ["listen", "agent.toml"]),
         ] {
@@ -204,11 +380,20 @@ mod tests {
     }
 
     #[test]
-    fn upstreams_have_port_53_unless_told() {
-        let mut config = Config::default();
-        config.resolver.upstream = vec!["192.0.2.1".into(), "[2001:db8::1]:5353".into()];
-        let expected: Vec<SocketAddr> =
-            vec!["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:5353".parse().unwrap()];
-        assert_eq!(config.upstream().unwrap(), expected);
+    fn servers_have_the_port_of_their_transport_unless_told() {
+        let text = "[resolver]\nupstream = [\"192.0.2.1\", \"[2001:db8::1]:5353\"]\n\
+                    [[resolver.stub]]\ndomain = \"corp.example\"\nservers = [\"192.0.2.7\"]\n\
+                    [[resolver.stub]]\ndomain = \"a.corp.example\"\nservers = [\"192.0.2.8\", \"192.0.2.9:53\"]\n\
+                    transport = \"tls\"\nserver_name = \"dns.example\"\n";
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        let settings = Config::load(Some(&path)).unwrap().resolver.settings().unwrap();
+        let parse = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        assert_eq!(settings.upstream, parse(&["192.0.2.1:53", "[2001:db8::1]:5353"]));
+        let [plain, tls] = &settings.stubs[..] else { panic!("{:?}", settings.stubs) };
+        assert_eq!(plain.servers, parse(&["192.0.2.7:53"]));
+        assert_eq!(tls.servers, parse(&["192.0.2.8:853", "192.0.2.9:53"]));
+        assert_eq!((tls.server_name.as_str(), tls.ca.to_str()), ("dns.example", Some(SYSTEM_CA)));
     }
 }

@@ -187,10 +187,8 @@ impl Host {
     ) -> anyhow::Result<mpsc::Receiver<IpAddr>> {
         let mut hook = self.host_dns(settings).await;
         let own = resolver::Settings {
-            listen: self.config.resolver.listen.clone(),
-            upstream: self.config.upstream()?,
             resolv_conf: hook.resolv_conf().to_owned(),
-            ..resolver::Settings::default()
+            ..self.config.resolver.settings()?
         };
         let network = resolver::Network { domain: settings.domain.clone(), routes: settings.routes.clone() };
         self.dns_servers.send_replace(settings.dns_servers.clone());
@@ -206,6 +204,7 @@ impl Host {
         {
             tracing::warn!(%error, "cannot use the names that were kept on disk; going on without them");
         }
+        resolver.listen_also(&settings.virtual_addresses());
         self.shared.resolver.store(Some(Arc::new(resolver)));
         hook.start();
         self.host_dns = Some(hook);
@@ -241,6 +240,9 @@ impl Host {
         let Some(old) = &self.settings else { return };
         if old.virtual_addresses() != settings.virtual_addresses() {
             self.tell(Command::SetLocalAddresses(settings.virtual_addresses())).await;
+            if let Some(resolver) = self.shared.resolver.load_full() {
+                resolver.listen_also(&settings.virtual_addresses());
+            }
         }
         if old.routes != settings.routes {
             if let Some((_, handle)) = &self.datapath {

@@ -3,45 +3,29 @@
 //! Every question stands for itself. In particular an NXDOMAIN says nothing of names below it, nor of other types
 //! at the same name (RFC 8020 does not hold for names of Kubernetes' kind).
 
-use std::{hash::RandomState, sync::Arc, time::Duration};
+use std::{hash::RandomState, net::IpAddr, sync::Arc, time::Duration};
 
 use hashlink::LruCache;
-use hickory_proto::rr::{Name, RecordType};
-use muster_common::time::Instant;
-use muster_dns::message::Request;
+use hickory_proto::rr::Name;
+use muster_common::{name::Domain, time::Instant};
 
-use super::stored::{Age, Stored};
+use super::{
+    held::Held,
+    key::{Key, is_below, wire_name},
+    stored::{Age, Stored},
+};
 
 /// After a failure, a stale answer is given for so long before the servers are tried again (RFC 8767, 5).
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// Octets that a place in the cache takes beside key and response.
-const OVERHEAD: usize = 64;
-
-/// What a cached response answers.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(super) struct Key {
-    /// In lower case.
-    pub(super) name: Name,
-    pub(super) record_type: RecordType,
-    /// DO and CD change what a resolver answers.
-    pub(super) dnssec_ok: bool,
-    pub(super) checking_disabled: bool,
-}
-
-impl Key {
-    pub(super) fn of(request: &Request) -> Self {
-        Self {
-            name: request.question.name.to_lowercase(),
-            record_type: request.record_type(),
-            dnssec_ok: request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok),
-            checking_disabled: request.metadata.checking_disabled,
-        }
-    }
-
-    fn size(&self) -> usize {
-        size_of::<Self>() + self.name.len()
-    }
-}
+/// How long a server's failure is remembered where there is no older answer (CoreDNS' `cache`: `servfail 5s`; RFC 9520).
+const FAILURE: Duration = Duration::from_secs(5);
+/// Failures that are remembered, and octets of the largest.
+const FAILURES_MAX: usize = 1024;
+const FAILURE_OCTETS: usize = 600;
+/// How often the data plane hears of the addresses in one answer.
+const ANNOUNCED: Duration = Duration::from_secs(1);
+/// Octets that a place in the cache takes beside key, entry and response: links, the index, and what the allocator adds.
+const OVERHEAD: usize = 80;
 
 /// What the cache has learnt of the network's names since it was saved.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -64,7 +48,25 @@ pub enum Origin {
     Upstream,
 }
 
-/// Bounds of the cache.
+/// Which answers are fetched anew before they expire: those in use, as CoreDNS' `cache` tells them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prefetch {
+    /// Those that were asked for so often; 0: none.
+    pub amount: u32,
+    /// Without a pause of this length.
+    pub pause: Duration,
+    /// When so many percent of their lifetime are left.
+    pub percentage: u8,
+}
+
+impl Default for Prefetch {
+    fn default() -> Self {
+        Self { amount: 2, pause: Duration::from_secs(60), percentage: 10 }
+    }
+}
+
+/// Bounds of the cache. Longest lifetimes are CoreDNS'. Its shortest, 5 s, is not ours: what a server says to hold for
+/// no time is not kept any longer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CacheLimits {
     /// Octets, all in all.
@@ -73,6 +75,10 @@ pub struct CacheLimits {
     pub positive_ttl: Duration,
     /// How long a negative answer holds at most.
     pub negative_ttl: Duration,
+    /// How long either holds at least.
+    pub least_ttl: Duration,
+    /// Which answers are fetched anew before they expire.
+    pub prefetch: Prefetch,
     /// For how long after its expiry an answer of a registrar is given while no registrar answers: as long as the
     /// device's certificate may be valid, since tunnels and names must not die with the registrars.
     pub network_stale: Duration,
@@ -84,26 +90,48 @@ impl Default for CacheLimits {
     fn default() -> Self {
         const DAY: u64 = 86_400;
         Self {
-            octets: 8 << 20,
-            positive_ttl: Duration::from_secs(DAY),
-            negative_ttl: Duration::from_secs(3600),
+            octets: 16 << 20,
+            positive_ttl: Duration::from_secs(3600),
+            negative_ttl: Duration::from_secs(1800),
+            least_ttl: Duration::ZERO,
+            prefetch: Prefetch::default(),
             network_stale: Duration::from_secs(30 * DAY),
             upstream_stale: Duration::from_secs(DAY),
         }
     }
 }
 
+/// Milliseconds since boot: half as large as an [`Instant`].
+type Millis = u64;
+
+fn millis(at: Instant) -> Millis {
+    span(at.since_boot())
+}
+
+fn span(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[derive(Debug)]
 struct Entry {
     stored: Arc<Stored>,
-    origin: Origin,
-    since: Instant,
-    expires: Instant,
-    stale_until: Instant,
+    since: Millis,
+    expires: Millis,
+    stale_until: Millis,
     /// Not before this the servers are asked again, because they have just failed.
-    retry_at: Instant,
-    /// Whether the entry was of use since it came.
-    used: bool,
+    retry_at: Millis,
+    last_used: Millis,
+    /// Not before this the data plane hears of the addresses again.
+    announce_at: Millis,
+    /// How often the entry was of use without a pause, and any before it.
+    uses: u32,
+    origin: Origin,
+    /// Whether the entry counts for a Service.
+    held: bool,
+}
+
+fn size(key: &Key, entry: &Entry) -> usize {
+    size_of::<Key>() + key.len() + size_of::<Entry>() + entry.stored.size() + OVERHEAD
 }
 
 /// What the cache has for a question.
@@ -114,6 +142,8 @@ pub(super) struct Hit {
     pub(super) origin: Origin,
     /// Whether the servers should be asked: the answer is stale, or in use and soon to be.
     pub(super) refresh: bool,
+    /// Whether the data plane should hear of the addresses in the answer.
+    pub(super) announce: bool,
 }
 
 /// The cache.
@@ -122,8 +152,12 @@ pub(super) struct Cache {
     limits: CacheLimits,
     // Keyed hashing: what is looked up here, anybody on the host chooses.
     entries: LruCache<Key, Entry, RandomState>,
+    failures: LruCache<Key, (Arc<Stored>, Origin, Millis), RandomState>,
     octets: usize,
+    negatives: usize,
+    evictions: u64,
     unsaved: Unsaved,
+    held: Held,
 }
 
 impl Cache {
@@ -131,14 +165,39 @@ impl Cache {
         Self {
             limits,
             entries: LruCache::with_hasher(usize::MAX, RandomState::new()),
+            failures: LruCache::with_hasher(FAILURES_MAX, RandomState::new()),
             octets: 0,
+            negatives: 0,
+            evictions: 0,
             unsaved: Unsaved::Nothing,
+            held: Held::new(""),
         }
+    }
+
+    /// Keeps account of the Services in `domain` that have answers here.
+    pub(super) fn holding(mut self, domain: &Domain) -> Self {
+        self.held = Held::new(domain.as_str());
+        self
+    }
+
+    /// The Services that have answers here.
+    pub(super) fn held(&self) -> &Held {
+        &self.held
     }
 
     /// Number of responses.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Number of responses that say that there is nothing.
+    pub(super) fn negatives(&self) -> usize {
+        self.negatives
+    }
+
+    /// Responses that have had to give way to others, so far.
+    pub(super) fn evictions(&self) -> u64 {
+        self.evictions
     }
 
     /// Octets in use.
@@ -156,40 +215,65 @@ impl Cache {
         self.limits.network_stale
     }
 
-    /// Looks `key` up.
-    pub(super) fn lookup(&mut self, key: &Key, now: Instant) -> Option<Hit> {
-        let entry = self.entries.get_mut(key)?;
+    /// Looks up the octets of a [`Key`].
+    pub(super) fn lookup(&mut self, key: &[u8], now: Instant) -> Option<Hit> {
+        let now = millis(now);
+        let prefetch = self.limits.prefetch;
+        let Some(entry) = self.entries.get_mut(key) else { return self.failure(key, now) };
         if now >= entry.stale_until && now >= entry.expires {
-            self.remove(key);
+            if let Some((key, entry)) = self.entries.remove_entry(key) {
+                self.account_removal(&key, &entry);
+            }
             return None;
         }
         let (stored, origin) = (Arc::clone(&entry.stored), entry.origin);
+        let announce = origin == Origin::Network && now >= entry.announce_at;
+        if announce {
+            entry.announce_at = now + span(ANNOUNCED);
+        }
+        let paused = now.saturating_sub(entry.last_used) >= span(prefetch.pause);
+        entry.uses = if paused { 1 } else { entry.uses.saturating_add(1) };
+        entry.last_used = now;
         if now >= entry.expires {
             let refresh = now >= entry.retry_at;
-            return Some(Hit { stored, age: Age::Stale, origin, refresh });
+            return Some(Hit { stored, age: Age::Stale, origin, refresh, announce });
         }
         let lifetime = entry.expires - entry.since;
-        // Refreshed in the last tenth of its life, if it was of use before; at most one request a second.
-        let refresh = entry.used && entry.expires - now <= lifetime / 10 && now >= entry.retry_at;
+        let popular = prefetch.amount > 0 && entry.uses >= prefetch.amount;
+        let soon = (entry.expires - now) * 100 <= lifetime * u64::from(prefetch.percentage);
+        // At most one request a second.
+        let refresh = popular && soon && now >= entry.retry_at;
         if refresh {
-            entry.retry_at = now + Duration::from_secs(1);
+            entry.retry_at = now + 1000;
         }
-        entry.used = true;
-        let seconds = u32::try_from((now - entry.since).as_secs()).unwrap_or(u32::MAX);
-        Some(Hit { stored, age: Age::Fresh(seconds), origin, refresh })
+        let seconds = u32::try_from(now.saturating_sub(entry.since) / 1000).unwrap_or(u32::MAX);
+        Some(Hit { stored, age: Age::Fresh(seconds), origin, refresh, announce })
+    }
+
+    fn failure(&mut self, key: &[u8], now: Millis) -> Option<Hit> {
+        if self.failures.is_empty() {
+            return None;
+        }
+        let (stored, origin, until) = self.failures.peek(key)?;
+        if now >= *until {
+            self.failures.remove(key);
+            return None;
+        }
+        let (stored, origin) = (Arc::clone(stored), *origin);
+        Some(Hit { stored, age: Age::Fresh(0), origin, refresh: false, announce: false })
     }
 
     /// Keeps a response, in place of an older one. What says nothing of how long it holds is not kept.
     pub(super) fn insert(&mut self, key: Key, stored: Arc<Stored>, origin: Origin, now: Instant) {
         let Some(ttl) = stored.ttl else { return };
         let limit = if stored.negative { self.limits.negative_ttl } else { self.limits.positive_ttl };
-        let expires = now + Duration::from_secs(ttl.into()).min(limit);
+        let expires = now + Duration::from_secs(ttl.into()).max(self.limits.least_ttl).min(limit);
         let stale = match origin {
             Origin::Network if !stored.negative => self.limits.network_stale,
             _ => self.limits.upstream_stale,
         };
         if origin == Origin::Network {
-            let new = !stored.negative && !self.entries.contains_key(&key);
+            let new = !stored.negative && !self.entries.contains_key(&*key);
             self.unsaved = self.unsaved.max(if new { Unsaved::New } else { Unsaved::Refreshed });
         }
         self.put(key, stored, origin, (now, expires, expires + stale));
@@ -207,35 +291,92 @@ impl Cache {
         origin: Origin,
         (since, expires, stale_until): (Instant, Instant, Instant),
     ) {
-        self.remove(&key);
-        self.octets += key.size() + stored.size() + OVERHEAD;
-        let entry = Entry { stored, origin, since, expires, stale_until, retry_at: since, used: false };
+        // First the new one, so that a Service with one answer is held all the time.
+        let held = origin == Origin::Network && self.held.add(key.wire_name());
+        let (mut uses, mut last_used) = (0, 0);
+        if let Some((key, old)) = self.entries.remove_entry(&*key) {
+            (uses, last_used) = (old.uses, old.last_used);
+            self.account_removal(&key, &old);
+        }
+        self.failures.remove(&*key);
+        let entry = Entry {
+            since: millis(since),
+            expires: millis(expires),
+            stale_until: millis(stale_until),
+            retry_at: millis(since),
+            last_used,
+            announce_at: 0,
+            uses,
+            origin,
+            held,
+            stored,
+        };
+        self.octets += size(&key, &entry);
+        self.negatives += usize::from(entry.stored.negative);
         self.entries.insert(key, entry);
         while self.octets > self.limits.octets {
-            match self.entries.remove_lru() {
-                Some((key, entry)) => self.octets -= key.size() + entry.stored.size() + OVERHEAD,
-                None => break,
-            }
+            let Some((key, entry)) = self.entries.remove_lru() else { break };
+            self.evictions += 1;
+            self.account_removal(&key, &entry);
+        }
+    }
+
+    fn account_removal(&mut self, key: &Key, entry: &Entry) {
+        self.octets -= size(key, entry);
+        self.negatives -= usize::from(entry.stored.negative);
+        if entry.held {
+            self.held.remove(key.wire_name());
         }
     }
 
     /// Notes that no server had an answer, so that stale ones are given at once for a while.
-    pub(super) fn failed(&mut self, key: &Key, now: Instant) {
+    pub(super) fn failed(&mut self, key: &[u8], now: Instant) {
         if let Some(entry) = self.entries.peek_mut(key) {
-            entry.retry_at = now + RETRY_PAUSE;
+            entry.retry_at = millis(now + RETRY_PAUSE);
         }
     }
 
-    /// Forgets everything at `name` and below.
-    pub(super) fn invalidate(&mut self, name: &Name) {
-        let octets = &mut self.octets;
-        self.entries.retain(|key, entry| {
-            let keep = !name.zone_of(&key.name);
+    /// Remembers for a moment that a server has answered with a failure, unless there is an older answer.
+    pub(super) fn keep_failure(&mut self, key: Key, stored: Arc<Stored>, origin: Origin, now: Instant) {
+        if stored.size() <= FAILURE_OCTETS && !self.entries.contains_key(&*key) {
+            self.failures.insert(key, (stored, origin, millis(now + FAILURE)));
+        }
+    }
+
+    /// Forgets everything at and below `zone`, which is on the wire and in lower case, and the reverse names of
+    /// the addresses there.
+    pub(super) fn invalidate_with_reverse(&mut self, zone: &[u8]) {
+        let addresses = self.forget_below(zone);
+        if !addresses.is_empty() {
+            let mut reverse: Vec<Vec<u8>> =
+                addresses.into_iter().map(|address| wire_name(&Name::from(address))).collect();
+            reverse.sort_unstable();
+            self.forget(|key| reverse.binary_search_by(|name| (**name).cmp(key.wire_name())).is_ok());
+        }
+    }
+
+    /// Returns the addresses in what is forgotten.
+    fn forget_below(&mut self, zone: &[u8]) -> Vec<IpAddr> {
+        self.forget(|key| is_below(key.wire_name(), zone))
+    }
+
+    fn forget(&mut self, gone: impl Fn(&Key) -> bool) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        let Self { entries, octets, negatives, held, failures, .. } = self;
+        failures.retain(|key, _| !gone(key));
+        entries.retain(|key, entry| {
+            let keep = !gone(key);
             if !keep {
-                *octets -= key.size() + entry.stored.size() + OVERHEAD;
+                *octets -= size(key, entry);
+                *negatives -= usize::from(entry.stored.negative);
+                if entry.held {
+                    held.remove(key.wire_name());
+                }
+                addresses.extend(entry.stored.addresses());
             }
             keep
         });
+        addresses
     }
 
     /// What there is to save.
@@ -251,13 +392,9 @@ impl Cache {
     /// Registrars' responses with the time until which each is of use, most recently used first.
     pub(super) fn network_entries(&self) -> impl Iterator<Item = (&Key, &Arc<Stored>, Instant)> {
         let ours = self.entries.iter().rev().filter(|(_, entry)| entry.origin == Origin::Network);
-        ours.map(|(key, entry)| (key, &entry.stored, entry.stale_until))
-    }
-
-    fn remove(&mut self, key: &Key) {
-        if let Some((key, entry)) = self.entries.remove_entry(key) {
-            self.octets -= key.size() + entry.stored.size() + OVERHEAD;
-        }
+        ours.map(|(key, entry)| {
+            (key, &entry.stored, Instant::from_boot(Duration::from_millis(entry.stale_until)))
+        })
     }
 }
 

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{
-        RData, Record,
+        RData, Record, RecordType,
         rdata::{A, SOA, TXT},
     },
 };
 use muster_common::time::Timestamp;
-use muster_dns::message::{Parsed, Transport, parse};
+use muster_dns::message::{Parsed, Request, Transport, parse};
 use proptest::prelude::*;
 
 use super::{super::snapshot, *};
@@ -159,7 +159,7 @@ fn a_name_is_forgotten_with_all_below() {
     for text in ["web.net.example.", "private.web.net.example.", "webs.net.example.", "db.net.example."] {
         cache.insert(key(text), stored(positive(text, 10)), Origin::Network, at(0));
     }
-    cache.invalidate(&name("web.net.example."));
+    cache.invalidate_with_reverse(&wire_name(&name("web.net.example.")));
     let left = ["web.net.example.", "private.web.net.example.", "webs.net.example.", "db.net.example."]
         .map(|text| age(&mut cache, text, 0).is_some());
     assert_eq!(left, [false, false, true, true]);
@@ -274,14 +274,14 @@ proptest! {
                     model.insert(which, (now, ttl));
                 }
                 2 => {
-                    cache.invalidate(&name(&text));
+                    cache.invalidate_with_reverse(&wire_name(&name(&text)));
                     model.remove(&which);
                 }
                 _ => {}
             }
             prop_assert!(cache.octets() <= octets);
             let exact: usize =
-                cache.entries.iter().map(|(k, e)| k.size() + e.stored.size() + OVERHEAD).sum();
+                cache.entries.iter().map(|(k, e)| size(k, e)).sum();
             prop_assert_eq!(cache.octets(), exact);
             let age = age(&mut cache, &text, now);
             let expected = model.get(&which).and_then(|(since, ttl)| {

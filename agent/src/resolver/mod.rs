@@ -3,11 +3,17 @@
 //! registrars without it.
 
 mod cache;
+mod completion;
+mod datagram;
+mod forwarding;
+mod held;
+mod key;
 mod local;
 mod metrics;
 mod pool;
 mod registrars;
 mod service;
+mod settings;
 mod snapshot;
 mod stored;
 mod upstream;
@@ -15,7 +21,7 @@ mod upstream;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -40,47 +46,25 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use cache::{CacheLimits, Origin, Unsaved};
+pub use cache::{CacheLimits, Origin, Prefetch, Unsaved};
+pub use held::HeldService;
 pub use pool::PoolError;
 pub use service::QueryError;
+pub use settings::{Completion, Health, Settings, Stub, StubTransport, server_address};
 pub use snapshot::SnapshotError;
 
 use cache::Cache;
-use pool::Pool;
-use service::{Route, Service, ServiceHandler, own_request};
+use completion::Completer;
+use forwarding::{Sent, Stubs};
+use key::wire_name;
+use pool::{Kind, Pool};
+use service::{Pools, Route, Service, ServiceHandler, own_request};
 use stored::Age;
 
 /// Addresses that have been resolved and that the data plane has not heard of yet.
 const RESOLVED_QUEUE: usize = 256;
 /// How often the host's own servers are looked up again.
 const UPSTREAM_REFRESH: Duration = Duration::from_secs(5);
-
-/// How the resolver is set up.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where to listen, UDP and TCP. The addresses need not be on the host yet.
-    pub listen: Vec<SocketAddr>,
-    /// Servers for names outside the network; empty for those that `resolv_conf` names.
-    pub upstream: Vec<SocketAddr>,
-    /// The host's resolv.conf, or the backup of it if the file itself names us. It is read again when it changes.
-    pub resolv_conf: PathBuf,
-    /// Who may ask beside this host itself, such as containers on it.
-    pub allow: Vec<IpNet>,
-    /// Bounds of the cache.
-    pub cache: CacheLimits,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            listen: vec![SocketAddr::from(([169, 254, 20, 10], 53))],
-            upstream: Vec::new(),
-            resolv_conf: "/etc/resolv.conf".into(),
-            allow: Vec::new(),
-            cache: CacheLimits::default(),
-        }
-    }
-}
 
 /// The network whose names the registrars answer.
 #[derive(Clone, Debug)]
@@ -100,6 +84,17 @@ pub enum ResolverError {
     /// The credentials cannot be used.
     #[error("cannot use the device's credentials for DNS: {0}")]
     Tls(#[from] TlsError),
+    /// A stub domain that is no domain.
+    #[error("resolver.stub: {0:?} is not a domain")]
+    Stub(String),
+    /// The certificates that a stub domain's servers are known by.
+    #[error("resolver.stub: cannot use the CA certificates in {}: {reason}; name another file in `ca`", path.display())]
+    Ca {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// Why a name does not resolve.
@@ -172,8 +167,10 @@ pub struct Stats {
 pub struct Resolver {
     service: Arc<Service>,
     network: Network,
-    listen: Vec<SocketAddr>,
-    _tasks: JoinSet<()>,
+    settings: Settings,
+    server_metrics: ServerMetrics,
+    listen: Arc<Mutex<Vec<SocketAddr>>>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 fn registrar(party: &Party) -> bool {
@@ -191,64 +188,117 @@ impl Resolver {
         registry: &mut Registry,
     ) -> Result<(Self, mpsc::Receiver<IpAddr>), ResolverError> {
         // All addresses first, so that nothing runs yet if one cannot be had.
-        let mut sockets = Vec::new();
-        for address in &settings.listen {
-            let udp = bind_udp(*address, true)?;
-            // If any port was asked for, both get the same.
-            let bound = udp.local_addr().map_err(|e| BindError::new("DNS over UDP", *address, e))?;
-            sockets.push((udp, bind_tcp(bound, true)?, bound));
-        }
-        let listen: Vec<SocketAddr> = sockets.iter().map(|(_, _, address)| *address).collect();
-        let tls = || credentials.client_config(registrar, ALPN_DOT);
+        let sockets =
+            settings.listen.iter().map(|address| Listener::bind(*address)).collect::<Result<Vec<_>, _>>()?;
         let (sender, receiver) = mpsc::channel(RESOLVED_QUEUE);
         let route =
             Route { domain: network.domain.clone(), routes: network.routes.clone(), registrars: Vec::new() };
-        let service = Arc::new(Service::new(
-            route,
-            (Pool::tls(tls()?), Pool::plain(tls()?)),
-            Cache::new(settings.cache),
-            metrics::Metrics::register(registry),
-            sender,
-            settings.allow.clone(),
-        ));
+        let metrics = metrics::Metrics::register(registry);
+        let tls = credentials.client_config(registrar, ALPN_DOT)?;
+        let sent = Arc::<Sent>::default();
+        let pool =
+            |kind| Pool::new(kind, tls.clone(), settings.health, metrics.forward.clone(), Arc::clone(&sent));
+        let pools = Pools {
+            registrars: pool(Kind::Registrars),
+            stubs: Stubs::new(settings, &tls, &metrics.forward, &sent)?,
+            upstream: pool(Kind::Udp),
+            sent: Arc::clone(&sent),
+        };
+        let cache = Cache::new(settings.cache).holding(&network.domain);
+        let completer = Completer::new(&settings.completion, &network.domain);
+        let service = Service::new(route, pools, (cache, completer), metrics, sender, settings.allow.clone());
+        let service = Arc::new(service);
 
-        let server_metrics = ServerMetrics::register(registry);
-        let mut tasks = JoinSet::new();
-        for (udp, tcp, address) in sockets {
-            let handler = Arc::new(ServiceHandler(Arc::clone(&service)));
-            let (tcp_handler, tcp_metrics) = (Arc::clone(&handler), server_metrics.clone());
-            let udp_metrics = server_metrics.clone();
-            // Clients are this host's own programs: no rate is too high.
-            let limits = UdpLimits { rate: None, ..UdpLimits::default() };
-            tasks.spawn(async move {
-                let ended = udp::serve(udp, handler, limits, &udp_metrics).await;
-                tracing::error!(%address, ?ended, "the resolver no longer answers over UDP");
-            });
-            tasks.spawn(async move {
-                let limits = StreamLimits::default();
-                let ended = stream::serve_tcp(tcp, tcp_handler, limits, &tcp_metrics).await;
-                tracing::error!(%address, ?ended, "the resolver no longer answers over TCP");
-            });
+        let resolver = Self {
+            service: Arc::clone(&service),
+            settings: settings.clone(),
+            server_metrics: ServerMetrics::register(registry),
+            listen: Arc::default(),
+            tasks: Mutex::default(),
+            network,
+        };
+        for listener in sockets {
+            resolver.serve(listener);
         }
-        service.upstream.set(&upstream::without_own(settings.upstream.clone(), &listen));
+        resolver.name_servers();
+        let mut tasks = resolver.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         if settings.upstream.is_empty() {
-            let (service, path, own) = (Arc::clone(&service), settings.resolv_conf.clone(), listen.clone());
-            // Read once before anything is answered.
-            service.upstream.set(&host_servers(&path, &own));
+            let (service, settings, listen) =
+                (Arc::clone(&service), settings.clone(), Arc::clone(&resolver.listen));
             tasks.spawn(async move {
                 loop {
                     tokio::time::sleep(UPSTREAM_REFRESH).await;
-                    let servers = host_servers(&path, &own);
-                    if servers != service.upstream.addresses() {
+                    let own = listen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    if let Some(servers) = upstream::host_servers(&settings, &own)
+                        && servers != service.pools.upstream.addresses()
+                    {
                         tracing::info!(?servers, "the host's DNS servers have changed");
-                        service.upstream.set(&servers);
+                        service.pools.upstream.set(&servers);
                     }
                 }
             });
         }
         tasks.spawn(registrars::follow(Arc::clone(&service), servers));
-        tracing::info!(?listen, upstream = ?service.upstream.addresses(), domain = %network.domain, "resolver started");
-        Ok((Self { service, network, listen, _tasks: tasks }, receiver))
+        drop(tasks);
+        let (listen, upstream) = (resolver.listen(), service.pools.upstream.addresses());
+        tracing::info!(?listen, ?upstream, domain = %resolver.network.domain, "resolver started");
+        Ok((resolver, receiver))
+    }
+
+    /// Listens on these addresses of the host, too, at the port of the first that it was started with. What cannot be
+    /// had is logged: names resolve without it.
+    pub fn listen_also(&self, addresses: &[IpAddr]) {
+        let known = self.listen();
+        let Some(port) = known.first().map(SocketAddr::port) else { return };
+        for address in addresses.iter().map(|ip| SocketAddr::new(*ip, port)) {
+            if known.iter().any(|k| k.port() == port && (k.ip() == address.ip() || k.ip().is_unspecified())) {
+                continue;
+            }
+            match Listener::bind(address) {
+                Ok(listener) => self.serve(listener),
+                Err(error) => {
+                    tracing::warn!(%error, "the resolver does not answer on the device's own address")
+                }
+            }
+        }
+        // None of them may be asked.
+        self.name_servers();
+    }
+
+    fn listen(&self) -> Vec<SocketAddr> {
+        self.listen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets the servers for names outside the network, none of which may be ourselves.
+    fn name_servers(&self) {
+        let (own, pools) = (self.listen(), &self.service.pools);
+        if !self.settings.upstream.is_empty() {
+            pools.upstream.set(&upstream::without_own(self.settings.upstream.clone(), &own));
+        } else if let Some(servers) = upstream::host_servers(&self.settings, &own) {
+            pools.upstream.set(&servers);
+        }
+        for stub in pools.stubs.iter() {
+            stub.pool.set(&upstream::without_own(stub.stub.servers.clone(), &own));
+        }
+    }
+
+    fn serve(&self, Listener { udp, tcp, address }: Listener) {
+        self.listen.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let handler = Arc::new(ServiceHandler(Arc::clone(&self.service)));
+        let (tcp_handler, tcp_metrics) = (Arc::clone(&handler), self.server_metrics.clone());
+        let udp_metrics = self.server_metrics.clone();
+        // Clients are this host's own programs: no rate is too high.
+        let limits = UdpLimits { rate: None, ..UdpLimits::default() };
+        tasks.spawn(async move {
+            let ended = udp::serve(udp, handler, limits, &udp_metrics).await;
+            tracing::error!(%address, ?ended, "the resolver no longer answers over UDP");
+        });
+        tasks.spawn(async move {
+            let limits = StreamLimits::default();
+            let ended = stream::serve_tcp(tcp, tcp_handler, limits, &tcp_metrics).await;
+            tracing::error!(%address, ?ended, "the resolver no longer answers over TCP");
+        });
     }
 
     /// Resolves `name`; one without a dot is a device of this network.
@@ -309,15 +359,30 @@ impl Resolver {
         })
     }
 
-    /// Forgets what is cached at `name` and below, because it has changed. A name without a dot is a device of
-    /// this network. What is not a name is ignored.
+    /// Forgets what is cached at `name` and below, and at the reverse names of the addresses there, because it has
+    /// changed. A name without a dot is a device of this network. What is not a name is ignored.
     pub fn invalidate(&self, name: &str) {
         let whole =
             if name.contains('.') { name.to_owned() } else { format!("{name}.{}", self.network.domain) };
-        if let Ok(mut name) = Name::from_ascii(whole) {
-            name.set_fqdn(true);
-            self.service.cache().invalidate(&name.to_lowercase());
+        if let Ok(name) = Name::from_ascii(whole) {
+            self.service.invalidate(&wire_name(&name));
         }
+    }
+
+    /// Forgets what is cached of a Service, which has changed: its names, those of its endpoints and ports, and the
+    /// reverse names of the addresses there. To be called whenever a registrar says `ServiceChanged`.
+    pub fn invalidate_service(&self, service: &HeldService) {
+        self.invalidate(&format!("{}.{}.svc.{}", service.name, service.namespace, self.network.domain));
+    }
+
+    /// The Services whose names are cached, sorted, at most 4096: those whose changes a registrar has to tell.
+    pub fn held_services(&self) -> Vec<HeldService> {
+        self.service.cache().held().services()
+    }
+
+    /// Changes whenever [`Self::held_services`] does.
+    pub fn held_changes(&self) -> watch::Receiver<u64> {
+        self.service.cache().held().changes()
     }
 
     /// What the resolver has done so far.
@@ -325,9 +390,9 @@ impl Resolver {
         let (queries, cache_hits) = self.service.metrics.totals();
         let cache = self.service.cache();
         Stats {
-            listen: self.listen.clone(),
-            upstream: self.service.upstream.addresses(),
-            registrars: self.service.registrars.addresses(),
+            listen: self.listen(),
+            upstream: self.service.pools.upstream.addresses(),
+            registrars: self.service.pools.registrars.addresses(),
             cache_entries: cache.len() as u64,
             cache_octets: cache.octets() as u64,
             queries,
@@ -363,14 +428,19 @@ fn address(data: &RData) -> Option<IpAddr> {
     data.ip_addr()
 }
 
-/// The servers in the resolv.conf at `path`, without ourselves.
-fn host_servers(path: &std::path::Path, own: &[SocketAddr]) -> Vec<SocketAddr> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => upstream::without_own(upstream::name_servers(&text), own),
-        Err(error) => {
-            tracing::debug!(path = %path.display(), %error, "cannot read the host's DNS servers");
-            Vec::new()
-        }
+/// An address to listen on, had.
+struct Listener {
+    udp: udp::UdpSockets,
+    tcp: tokio::net::TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        let udp = bind_udp(address, true)?;
+        // If any port was asked for, both get the same.
+        let bound = udp.local_addr().map_err(|e| BindError::new("DNS over UDP", address, e))?;
+        Ok(Self { udp, tcp: bind_tcp(bound, true)?, address: bound })
     }
 }
 

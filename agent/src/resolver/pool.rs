@@ -1,14 +1,21 @@
-//! Servers that queries are forwarded to, with fail-over: registrars over TLS, or the host's own servers over UDP
-//! and, for what does not fit, TCP. Connections are hickory's; which server is asked is decided here.
+//! Servers that queries are forwarded to, with fail-over: registrars over TLS, or others over UDP and, for what does not
+//! fit, TCP. Streams are hickory's; which server is asked is decided here. A server that has failed is asked for a sign of
+//! life in the background until it gives one.
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, ResponseCode};
+use hickory_proto::{
+    op::{DnsRequest, DnsRequestOptions, Message, Query, ResponseCode},
+    rr::{Name, RecordType},
+};
 use hickory_resolver::{
     ConnectionProvider, PoolContext, TlsConfig,
     config::{ConnectionConfig, ResolverOpts},
@@ -21,6 +28,13 @@ use hickory_resolver::{
 use muster_common::time::Instant;
 use rustls::ClientConfig;
 
+use super::{
+    datagram::{self, Reply},
+    forwarding::Sent,
+    metrics::Forward,
+    settings::Health,
+};
+
 /// How long one server may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// How long all of them together may take; stub resolvers give up after 5 s.
@@ -29,6 +43,10 @@ const TOTAL: Duration = Duration::from_millis(4500);
 const DISTRUST: Duration = Duration::from_secs(10);
 /// For so long after all servers have failed none is asked.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a sign of life may take.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// So many times longer than at first becomes the pause between questions for one.
+const CHECKS_SLOWER: u32 = 10;
 /// Queries on one connection at a time.
 const PIPELINED: usize = 1024;
 
@@ -65,82 +83,107 @@ struct Connection {
 
 struct Server {
     address: SocketAddr,
-    /// First the one that is used, then the one for what it truncates.
-    connections: Vec<(ConnectionConfig, tokio::sync::Mutex<Connection>)>,
+    /// Whether it is asked over UDP first.
+    udp: bool,
+    /// Whether it is known to repeat names in small letters.
+    folds: AtomicBool,
+    stream: (ConnectionConfig, tokio::sync::Mutex<Connection>),
     failed_at: Mutex<Option<Instant>>,
+    /// Failures since it last answered.
+    fails: AtomicU32,
+    /// Whether it is being asked for a sign of life.
+    checked: AtomicBool,
 }
 
 impl Server {
-    fn new(address: SocketAddr, configs: Vec<ConnectionConfig>) -> Arc<Self> {
-        let with_port = |mut config: ConnectionConfig| {
-            config.port = address.port();
-            (config, tokio::sync::Mutex::default())
+    fn new(address: SocketAddr, kind: &Kind) -> Arc<Self> {
+        let mut config = match kind {
+            // Registrars are known by their identity; the name only has to be there.
+            Kind::Registrars => ConnectionConfig::tls(address.ip().to_string().into()),
+            Kind::Tls(name) => ConnectionConfig::tls(Arc::clone(name)),
+            Kind::Udp | Kind::Tcp => ConnectionConfig::tcp(),
         };
-        let connections = configs.into_iter().map(with_port).collect();
-        Arc::new(Self { address, connections, failed_at: Mutex::default() })
+        config.port = address.port();
+        Arc::new(Self {
+            address,
+            udp: *kind == Kind::Udp,
+            folds: AtomicBool::new(false),
+            stream: (config, tokio::sync::Mutex::default()),
+            failed_at: Mutex::default(),
+            fails: AtomicU32::new(0),
+            checked: AtomicBool::new(false),
+        })
+    }
+
+    fn failed_at(&self) -> Option<Instant> {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed_within(&self, period: Duration, now: Instant) -> bool {
-        let failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        failed_at.is_some_and(|at| now - at < period)
+        self.failed_at().is_some_and(|at| now - at < period)
     }
 
     fn failed_since(&self, moment: Instant) -> bool {
-        let failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        failed_at.is_some_and(|at| at >= moment)
+        self.failed_at().is_some_and(|at| at >= moment)
     }
 
     fn note(&self, failed: bool) {
-        let mut failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        *failed_at = failed.then(Instant::now);
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed.then(Instant::now);
+        if !failed {
+            self.fails.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is asked only when all others have failed, too.
+    fn distrusted(&self, health: Health, now: Instant) -> bool {
+        let down = health.max_fails > 0 && self.fails.load(Ordering::Relaxed) >= health.max_fails;
+        down || self.failed_within(DISTRUST, now)
     }
 }
 
 /// A set of servers of one kind, best first.
 pub(super) struct Pool {
     servers: ArcSwap<Vec<Arc<Server>>>,
-    context: PoolContext,
-    provider: TokioRuntimeProvider,
-    kind: Kind,
+    client: Arc<Client>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Tls,
-    Plain,
+/// How servers are reached.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Registrars, over TLS.
+    Registrars,
+    /// Over TLS, with this name in the certificate.
+    Tls(Arc<str>),
+    /// Over UDP, and over TCP for what does not fit.
+    Udp,
+    /// Over TCP.
+    Tcp,
 }
 
 impl Pool {
-    /// Servers that are reached over TLS with `config`.
-    pub(super) fn tls(config: ClientConfig) -> Self {
-        Self::new(config, Kind::Tls)
-    }
-
-    /// Servers that are reached over UDP and TCP. hickory wants a TLS configuration all the same.
-    pub(super) fn plain(unused: ClientConfig) -> Self {
-        Self::new(unused, Kind::Plain)
-    }
-
-    fn new(config: ClientConfig, kind: Kind) -> Self {
+    /// `tls` is of use for TLS alone, but hickory wants it always.
+    pub(super) fn new(
+        kind: Kind,
+        tls: ClientConfig,
+        health: Health,
+        metrics: Forward,
+        sent: Arc<Sent>,
+    ) -> Self {
         let mut options = ResolverOpts::default();
         options.timeout = ATTEMPT;
         options.max_active_requests = PIPELINED;
-        let context = PoolContext::new(options, TlsConfig { config });
-        Self { servers: ArcSwap::default(), context, provider: TokioRuntimeProvider::default(), kind }
+        let context = PoolContext::new(options, TlsConfig { config: tls });
+        let provider = TokioRuntimeProvider::default();
+        let client = Arc::new(Client { context, provider, kind, health, metrics, sent });
+        Self { servers: ArcSwap::default(), client }
     }
 
     /// Uses these servers from now on. Those that were there before keep their connections.
     pub(super) fn set(&self, addresses: &[SocketAddr]) {
         let known = self.servers.load();
         let server = |address: &SocketAddr| {
-            known.iter().find(|server| server.address == *address).cloned().unwrap_or_else(|| {
-                let configs = match self.kind {
-                    // Registrars are known by their identity; the name only has to be there.
-                    Kind::Tls => vec![ConnectionConfig::tls(address.ip().to_string().into())],
-                    Kind::Plain => vec![ConnectionConfig::udp(), ConnectionConfig::tcp()],
-                };
-                Server::new(*address, configs)
-            })
+            let same = known.iter().find(|server| server.address == *address).cloned();
+            same.unwrap_or_else(|| Server::new(*address, &self.client.kind))
         };
         self.servers.store(Arc::new(addresses.iter().map(server).collect()));
     }
@@ -153,7 +196,7 @@ impl Pool {
     /// Whether there are servers, and all of them have failed a short while ago.
     pub(super) fn is_failing(&self) -> bool {
         let (servers, now) = (self.servers.load(), Instant::now());
-        !servers.is_empty() && servers.iter().all(|server| server.failed_within(DISTRUST, now))
+        !servers.is_empty() && servers.iter().all(|server| server.distrusted(self.client.health, now))
     }
 
     /// Asks one server after another until one answers.
@@ -166,20 +209,27 @@ impl Pool {
 
     async fn try_all(&self, query: &Message) -> Result<Message, PoolError> {
         let servers = self.servers.load_full();
+        let client = &self.client;
         let now = Instant::now();
         if !servers.is_empty() && servers.iter().all(|server| server.failed_within(PAUSE, now)) {
             return Err(PoolError::Paused);
         }
         let (distrusted, trusted): (Vec<_>, Vec<_>) =
-            servers.iter().partition(|server| server.failed_within(DISTRUST, now));
-        let mut last = Err(PoolError::NoServers(match self.kind {
-            Kind::Tls => "the address of no registrar is known yet",
-            Kind::Plain => "/etc/resolv.conf and the configuration name none, or only ourselves",
+            servers.iter().partition(|server| server.distrusted(client.health, now));
+        if trusted.is_empty() && !distrusted.is_empty() {
+            client.metrics.all_down();
+        }
+        let mut last = Err(PoolError::NoServers(match client.kind {
+            Kind::Registrars => "the address of no registrar is known yet",
+            Kind::Udp => "/etc/resolv.conf and the configuration name none, or only ourselves",
+            Kind::Tcp | Kind::Tls(_) => "the configuration names only ourselves",
         }));
         for server in trusted.into_iter().chain(distrusted) {
-            let failure = match self.attempt(server, query).await {
+            let asked = Instant::now();
+            let failure = match client.attempt(server, query).await {
                 Ok(response) => {
                     let code = response.metadata.response_code;
+                    client.metrics.answered(server.address, code, Instant::now() - asked);
                     if code != ResponseCode::ServFail && code != ResponseCode::NotImp {
                         server.note(false);
                         return Ok(response);
@@ -192,6 +242,10 @@ impl Pool {
             };
             tracing::debug!(server = %server.address, error = %failure, "a DNS server failed");
             server.note(true);
+            server.fails.fetch_add(1, Ordering::Relaxed);
+            if !server.checked.swap(true, Ordering::Relaxed) {
+                tokio::spawn(check(Arc::downgrade(server), Arc::clone(client)));
+            }
             if last.is_err() {
                 let reason = muster_common::grpc::chain(&failure);
                 last = Err(PoolError::Failed { server: server.address, reason });
@@ -199,26 +253,81 @@ impl Pool {
         }
         last
     }
+}
 
-    async fn attempt(&self, server: &Server, query: &Message) -> Result<Message, NetError> {
-        let mut response = Err(NetError::NoConnections);
-        for (config, connection) in &server.connections {
-            response = self.send(server, config, connection, query).await;
-            match &response {
-                Ok(message) if message.metadata.truncation => {}
-                _ => break,
-            }
+/// Asks a server that has failed for a sign of life until it gives one, or is no longer in use.
+async fn check(server: Weak<Server>, client: Arc<Client>) {
+    let interval = client.health.interval;
+    let mut pause = interval;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(server) = server.upgrade() else { return };
+        let mut query = Message::query();
+        query.metadata.recursion_desired = true;
+        query.add_query(Query::query(Name::root(), RecordType::NS));
+        // Any answer will do.
+        if let Ok(Ok(_)) = tokio::time::timeout(SIGN_OF_LIFE, client.attempt(&server, &query)).await {
+            tracing::debug!(server = %server.address, "a DNS server answers again");
+            server.note(false);
+            server.checked.store(false, Ordering::Relaxed);
+            return;
         }
-        response
+        client.metrics.check_failed(server.address);
+        server.fails.fetch_add(1, Ordering::Relaxed);
+        pause = (pause * 2).min(interval * CHECKS_SLOWER);
+    }
+}
+
+/// What reaches servers of one kind.
+struct Client {
+    context: PoolContext,
+    provider: TokioRuntimeProvider,
+    kind: Kind,
+    health: Health,
+    metrics: Forward,
+    sent: Arc<Sent>,
+}
+
+impl Client {
+    async fn attempt(&self, server: &Server, query: &Message) -> Result<Message, NetError> {
+        let mut query = query.clone();
+        let response = self.send(server, &query).await?;
+        // A server from before EDNS (RFC 6891, 7) may answer what it can read.
+        let code = response.metadata.response_code;
+        let unread = code == ResponseCode::FormErr || code == ResponseCode::NotImp;
+        if unread && response.edns.is_none() && query.edns.take().is_some() {
+            return self.send(server, &query).await;
+        }
+        Ok(response)
     }
 
-    async fn send(
-        &self,
-        server: &Server,
-        config: &ConnectionConfig,
-        connection: &tokio::sync::Mutex<Connection>,
-        query: &Message,
-    ) -> Result<Message, NetError> {
+    async fn send(&self, server: &Server, query: &Message) -> Result<Message, NetError> {
+        let mut query = query.clone();
+        query.metadata.id = rand::random();
+        let mix = server.udp && !server.folds.load(Ordering::Relaxed);
+        if let Some(question) = query.queries.first_mut().filter(|_| mix) {
+            question.name.randomize_label_case();
+        }
+        let mut spelled_otherwise = false;
+        if server.udp {
+            let _underway = self.sent.note(&query);
+            match datagram::exchange(server.address, &query).await? {
+                Reply::Whole(response) => return Ok(*response),
+                Reply::AskOverTcp { folded } => spelled_otherwise = folded,
+            }
+        }
+        let response = self.send_over_stream(server, &query).await?;
+        // What comes over TCP is the server's own: it is known now not to repeat capitals.
+        let repeats = |(a, b): (&Query, &Query)| a.name.eq_case(&b.name);
+        if spelled_otherwise && !response.queries.iter().zip(&query.queries).all(repeats) {
+            tracing::debug!(server = %server.address, "a DNS server does not repeat capitals");
+            server.folds.store(true, Ordering::Relaxed);
+        }
+        Ok(response)
+    }
+
+    async fn send_over_stream(&self, server: &Server, query: &Message) -> Result<Message, NetError> {
+        let (config, connection) = &server.stream;
         let asked = Instant::now();
         loop {
             let (exchange, number, reused) = {
@@ -243,7 +352,7 @@ impl Pool {
             };
             let request = DnsRequest::new(query.clone(), DnsRequestOptions::default());
             let error = match exchange.send(request).first_answer().await {
-                Ok(response) => return check(query, response),
+                Ok(response) => return same_question(query, response.into_message()),
                 Err(error) => error,
             };
             // hickory calls a connection that has ended busy, too. Nothing is lost by leaving one that really is:
@@ -262,8 +371,7 @@ impl Pool {
 }
 
 /// The response, if it answers `query`.
-fn check(query: &Message, response: DnsResponse) -> Result<Message, NetError> {
-    let response = response.into_message();
+fn same_question(query: &Message, response: Message) -> Result<Message, NetError> {
     // A server that cannot read the query need not repeat it.
     if response.queries == query.queries
         || (response.queries.is_empty() && response.metadata.response_code != ResponseCode::NoError)

@@ -40,10 +40,10 @@ pub(super) async fn follow(service: Arc<Service>, mut servers: watch::Receiver<V
         }
         // Names that do not resolve for the moment are no reason to forget where their servers were.
         if complete || !addresses.is_empty() || list.is_empty() {
-            if addresses != service.registrars.addresses() {
+            if addresses != service.pools.registrars.addresses() {
                 tracing::info!(?addresses, "registrars for DNS");
             }
-            service.registrars.set(&addresses);
+            service.pools.registrars.set(&addresses);
         }
         pause = if complete { RETRY.0 } else { (pause * 2).min(RETRY.1) };
         tokio::select! {
@@ -82,7 +82,7 @@ async fn look_up(service: &Arc<Service>, server: &str) -> Vec<SocketAddr> {
     if found.is_empty() {
         for record_type in [RecordType::A, RecordType::AAAA] {
             match service.resolve(&own_request(name.clone(), record_type)).await {
-                Ok((stored, _)) => found.extend(stored.addresses.iter().copied()),
+                Ok((stored, _)) => found.extend(stored.addresses()),
                 Err(error) => tracing::debug!(host, %error, "cannot look up a registrar"),
             }
         }

@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,11 +27,15 @@ use muster_dns::{
     message::{self, Parsed, Request, Response, Transport, UDP_CEILING},
     reverse::ReverseName,
     server::{Handler, Handling, Source},
+    wire::Question,
 };
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 
 use super::{
-    cache::{Cache, Hit, Key, Origin},
+    cache::{Cache, Hit, Origin},
+    completion::{self, Completer},
+    forwarding::{Sent, Stubs},
+    key::{Key, Probe, is_below},
     local::LocalAddresses,
     metrics::Metrics,
     pool::{Pool, PoolError},
@@ -84,38 +91,53 @@ impl Route {
     }
 }
 
+/// The servers, by what they are asked for.
+pub(super) struct Pools {
+    pub(super) registrars: Pool,
+    pub(super) stubs: Stubs,
+    pub(super) upstream: Pool,
+    /// What is under way to them.
+    pub(super) sent: Arc<Sent>,
+}
+
 /// The resolver.
 pub(super) struct Service {
     pub(super) route: ArcSwap<Route>,
-    pub(super) registrars: Pool,
-    pub(super) upstream: Pool,
+    pub(super) pools: Pools,
     pub(super) metrics: Metrics,
+    completer: Completer,
     /// Who may ask beside this host itself.
     allowed: Vec<IpNet>,
     local: LocalAddresses,
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
+    /// How often something has been forgotten because it had changed.
+    changes: AtomicU64,
+    /// Queries are handled on threads outside of it.
+    runtime: Handle,
     resolved: mpsc::Sender<IpAddr>,
 }
 
 impl Service {
     pub(super) fn new(
         route: Route,
-        (registrars, upstream): (Pool, Pool),
-        cache: Cache,
+        pools: Pools,
+        (cache, completer): (Cache, Completer),
         metrics: Metrics,
         resolved: mpsc::Sender<IpAddr>,
         allowed: Vec<IpNet>,
     ) -> Self {
         Self {
             route: ArcSwap::from_pointee(route),
-            registrars,
-            upstream,
+            pools,
             metrics,
+            completer,
             allowed,
             local: LocalAddresses::default(),
             cache: Mutex::new(cache),
             flights: Mutex::default(),
+            changes: AtomicU64::new(0),
+            runtime: Handle::current(),
             resolved,
         }
     }
@@ -124,33 +146,46 @@ impl Service {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the size of the cache after a change.
-    fn measure(&self, cache: &Cache) {
-        self.metrics.entries.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
-        self.metrics.octets.set(i64::try_from(cache.octets()).unwrap_or(i64::MAX));
+    fn may_ask(&self, source: SocketAddr, now: Instant) -> bool {
+        self.allowed.iter().any(|net| net.contains(&source.ip())) || self.local.contains(source, now)
     }
 
-    fn may_ask(&self, source: SocketAddr) -> bool {
-        self.allowed.iter().any(|net| net.contains(&source.ip()))
-            || self.local.contains(source, Instant::now())
+    /// Forgets what is cached at `zone` (on the wire, in lower case) and below. Answers that are under way may be
+    /// older than the change: they are not kept.
+    pub(super) fn invalidate(&self, zone: &[u8]) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.retain(|key, _| !is_below(key.wire_name(), zone));
+        drop(flights);
+        let mut cache = self.cache();
+        cache.invalidate_with_reverse(zone);
+        self.metrics.measure(&cache);
     }
 
-    /// The cache's answer, if that is to be given, with what else there is to do.
-    fn from_cache(self: &Arc<Self>, request: &Request, key: &Key) -> Result<Answer, Option<Answer>> {
-        let Some(hit) = self.cache().lookup(key, Instant::now()) else {
-            self.metrics.miss(self.origin(request));
+    /// The answer in the cache, if that is to be given, with what else there is to do.
+    fn judge(
+        self: &Arc<Self>,
+        request: &Request,
+        key: &Key,
+        hit: Option<Hit>,
+    ) -> Result<Answer, Option<Answer>> {
+        let Some(Hit { stored, age, origin, refresh, announce }) = hit else {
+            self.metrics.miss(self.origin(&request.question.name));
             return Err(None);
         };
-        let Hit { stored, age, origin, refresh } = hit;
+        if announce {
+            self.announce(&stored);
+        }
         if age == Age::Stale && refresh {
             self.metrics.miss(origin);
             return Err(Some((stored, age)));
         }
-        self.metrics.hit(origin);
+        self.metrics.hit(origin, stored.negative);
         if age == Age::Stale {
             self.metrics.served_stale(origin);
         } else if refresh {
             // The answer is about to expire while in use: have a new one by then.
+            self.metrics.prefetched(origin);
             drop(self.fly(request, key));
         }
         Ok((stored, age))
@@ -159,10 +194,45 @@ impl Service {
     /// Answers `request` from the cache or the servers.
     pub(super) async fn resolve(self: &Arc<Self>, request: &Request) -> Result<Answer, QueryError> {
         let key = Key::of(request);
-        match self.from_cache(request, &key) {
+        let hit = self.cache().lookup(&key, Instant::now());
+        match self.judge(request, &key, hit) {
             Ok(answer) => Ok(answer),
             Err(stale) => self.ask_servers(request, &key, stale).await,
         }
+    }
+
+    /// Answers `request`, whose name is completed if it is short.
+    async fn complete(self: &Arc<Self>, request: &Request) -> Result<Answer, QueryError> {
+        let asked = &request.question.name;
+        let mut missing = None;
+        for name in self.completer.names(asked) {
+            let as_asked = name == *asked;
+            let mut candidate = request.clone();
+            candidate.question.name = name;
+            let (stored, age) = self.resolve(&candidate).await?;
+            match stored.code {
+                ResponseCode::NXDomain => {
+                    if as_asked {
+                        missing = Some((stored, age));
+                    }
+                }
+                _ if as_asked => return Ok((stored, age)),
+                ResponseCode::NoError => {
+                    let unreadable = |e: &dyn ToString| QueryError::Unreadable(e.to_string());
+                    let message = stored.message().map_err(|e| unreadable(&e))?;
+                    let message = completion::alias(asked, message, stored.ttl.unwrap_or(0));
+                    let ttl_max = self.cache().ttl_max();
+                    let message = message.map_err(|e| unreadable(&e))?;
+                    let stored = Stored::new(message, ttl_max).map_err(|e| unreadable(&e))?;
+                    return Ok((Arc::new(stored), age));
+                }
+                code => {
+                    let reason = format!("the server answered {code} for {}", candidate.question.name);
+                    return Err(QueryError::Unreadable(reason));
+                }
+            }
+        }
+        missing.ok_or_else(|| QueryError::Unreadable("the name was not asked for".into()))
     }
 
     async fn ask_servers(
@@ -173,9 +243,9 @@ impl Service {
     ) -> Result<Answer, QueryError> {
         let flight = self.fly(request, key)?;
         let Some(stale) = stale else { return flight.await.map(|stored| (stored, Age::Fresh(0))) };
-        let origin = self.origin(request);
+        let origin = self.origin(&request.question.name);
         let patience = match origin {
-            _ if self.pool(origin).is_failing() => Duration::ZERO,
+            _ if self.pool(origin, key).is_failing() => Duration::ZERO,
             Origin::Network => NETWORK_PATIENCE,
             Origin::Upstream => CLIENT_PATIENCE,
         };
@@ -188,15 +258,15 @@ impl Service {
         }
     }
 
-    fn pool(&self, origin: Origin) -> &Pool {
+    fn pool(&self, origin: Origin, key: &Key) -> &Pool {
         match origin {
-            Origin::Network => &self.registrars,
-            Origin::Upstream => &self.upstream,
+            Origin::Network => &self.pools.registrars,
+            Origin::Upstream => self.pools.stubs.find(key.wire_name()).unwrap_or(&self.pools.upstream),
         }
     }
 
-    fn origin(&self, request: &Request) -> Origin {
-        self.route.load().origin(&message::plain_name(&request.question.name))
+    fn origin(&self, name: &Name) -> Origin {
+        self.route.load().origin(&message::plain_name(name))
     }
 
     /// Joins those who wait for an answer to the same question, or is the first of them.
@@ -206,12 +276,13 @@ impl Service {
             return Ok(flight.clone());
         }
         if flights.len() >= FLIGHTS_MAX {
+            self.metrics.rejected();
             return Err(QueryError::Busy);
         }
-        let (service, request, own_key) = (Arc::clone(self), request.clone(), key.clone());
+        let (service, name, own_key) = (Arc::clone(self), request.question.name.clone(), key.clone());
         // A task of its own: the answer is of use also when nobody waits for it any more.
-        let task = tokio::spawn(async move {
-            let result = service.fetch(&request, &own_key).await;
+        let task = self.runtime.spawn(async move {
+            let result = service.fetch(&name, &own_key).await;
             service.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&own_key);
             result
         });
@@ -223,37 +294,46 @@ impl Service {
         Ok(flight)
     }
 
-    async fn fetch(&self, request: &Request, key: &Key) -> Result<Arc<Stored>, QueryError> {
-        let origin = self.origin(request);
-        let fetched = self.pool(origin).exchange(&query(key)).await.map_err(QueryError::from);
+    async fn fetch(&self, name: &Name, key: &Key) -> Result<Arc<Stored>, QueryError> {
+        let origin = self.origin(name);
+        let changes = self.changes.load(Ordering::Relaxed);
+        let fetched = self.pool(origin, key).exchange(&query(key)).await.map_err(QueryError::from);
         let fetched = fetched.and_then(|message| {
             let ttl_max = self.cache().ttl_max();
             Stored::new(message, ttl_max).map_err(|e| QueryError::Unreadable(e.to_string()))
         });
         let now = Instant::now();
         let mut cache = self.cache();
-        match fetched {
+        let result = match fetched {
             Ok(stored) if stored.code != ResponseCode::ServFail => {
                 let stored = Arc::new(stored);
-                cache.insert(key.clone(), Arc::clone(&stored), origin, now);
-                self.measure(&cache);
+                if origin == Origin::Upstream || changes == self.changes.load(Ordering::Relaxed) {
+                    cache.insert(key.clone(), Arc::clone(&stored), origin, now);
+                }
+                if origin == Origin::Network {
+                    self.announce(&stored);
+                }
                 Ok(stored)
             }
             failed => {
                 cache.failed(key, now);
                 self.metrics.failure(origin);
-                failed.map(Arc::new)
+                failed.map(|stored| {
+                    let stored = Arc::new(stored);
+                    cache.keep_failure(key.clone(), Arc::clone(&stored), origin, now);
+                    stored
+                })
             }
-        }
+        };
+        self.metrics.measure(&cache);
+        result
     }
 
     /// Tells the data plane that the addresses in an answer are about to be used.
-    fn announce(&self, request: &Request, stored: &Stored) {
-        if !stored.addresses.is_empty() && self.origin(request) == Origin::Network {
-            for address in &stored.addresses {
-                // A hint: if the data plane is behind, the packet itself will tell it.
-                let _ = self.resolved.try_send(*address);
-            }
+    fn announce(&self, stored: &Stored) {
+        for address in stored.addresses() {
+            // A hint: if the data plane is behind, the packet itself will tell it.
+            let _ = self.resolved.try_send(address);
         }
     }
 
@@ -267,7 +347,6 @@ impl Service {
         let record_type = Some(request.record_type());
         match result {
             Ok((stored, age)) => {
-                self.announce(request, &stored);
                 stored.write(request, transport, age, out);
                 Outcome::Response { code: stored.code, record_type }
             }
@@ -277,35 +356,87 @@ impl Service {
             }
         }
     }
+
+    /// Answers an ordinary query from the cache, without allocating and without hickory. Otherwise returns what the
+    /// cache has, if it has been looked up.
+    fn answer_fast(
+        self: &Arc<Self>,
+        query: &[u8],
+        source: &Source,
+        out: &mut Vec<u8>,
+    ) -> Result<Outcome, Option<Option<Hit>>> {
+        let Some(question) = Question::parse(query) else { return Err(None) };
+        let now = Instant::now();
+        if is_transfer(question.qtype.into()) || !self.may_ask(source.address, now) {
+            return Err(None);
+        }
+        let before = self.completer.applies(question.labels.into());
+        if before == Some(true) {
+            return Err(None);
+        }
+        let hit = self.cache().lookup(Probe::of(&question).octets(), now);
+        let Some(Hit { stored, age: Age::Fresh(seconds), origin, refresh: false, announce }) = &hit else {
+            return Err(Some(hit));
+        };
+        let completed = before.is_some() && stored.code == ResponseCode::NXDomain;
+        if completed || !stored.write_ordinary((query, &question), source.transport, *seconds, out) {
+            return Err(Some(hit));
+        }
+        if *announce {
+            self.announce(stored);
+        }
+        self.metrics.hit(*origin, stored.negative);
+        Ok(Outcome::Response { code: stored.code, record_type: Some(question.qtype.into()) })
+    }
+}
+
+fn is_transfer(record_type: RecordType) -> bool {
+    matches!(record_type, RecordType::AXFR | RecordType::IXFR)
 }
 
 impl Handler for ServiceHandler {
     fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling {
+        let looked_up = match self.0.answer_fast(query, source, out) {
+            Ok(outcome) => return Handling::Done(outcome),
+            Err(looked_up) => looked_up,
+        };
+        out.clear();
         let request = match message::parse(query) {
-            Parsed::Silence => {
-                out.clear();
-                return Handling::Done(Outcome::Silence);
-            }
+            Parsed::Silence => return Handling::Done(Outcome::Silence),
             Parsed::Rejected(response) => return Handling::Done(reject(response, out)),
             Parsed::Request(request) => request,
         };
-        let transfer = matches!(request.record_type(), RecordType::AXFR | RecordType::IXFR);
-        if transfer || !self.0.may_ask(source.address) {
+        let now = Instant::now();
+        if is_transfer(request.record_type()) || !self.0.may_ask(source.address, now) {
             return Handling::Done(reject(request.response(ResponseCode::Refused), out));
         }
-        let key = Key::of(&request);
         let transport = source.transport;
-        match self.0.from_cache(&request, &key) {
+        let service = Arc::clone(&self.0);
+        if self.0.pools.sent.is_own(&request.question.name) {
+            tracing::warn!(
+                from = %source.address, name = %request.question.name,
+                "a query of our own has come back: a DNS server that we ask asks us; name others in resolver.upstream"
+            );
+            return Handling::Done(reject(request.response(ResponseCode::ServFail), out));
+        }
+        if service.completer.applies(request.question.name.iter().count()).is_some() {
+            return Handling::Later(Box::pin(async move {
+                let result = service.complete(&request).await;
+                let mut out = Vec::new();
+                let outcome = service.write(&request, transport, result, &mut out);
+                (outcome, out)
+            }));
+        }
+        let key = Key::of(&request);
+        let hit = looked_up.unwrap_or_else(|| self.0.cache().lookup(&key, now));
+        match self.0.judge(&request, &key, hit) {
             Ok(answer) => Handling::Done(self.0.write(&request, transport, Ok(answer), out)),
-            Err(stale) => {
-                let service = Arc::clone(&self.0);
-                Handling::Later(Box::pin(async move {
-                    let result = service.ask_servers(&request, &key, stale).await;
-                    let mut out = Vec::new();
-                    let outcome = service.write(&request, transport, result, &mut out);
-                    (outcome, out)
-                }))
-            }
+            Err(stale) => Handling::Later(Box::pin(async move {
+                let result = service.ask_servers(&request, &key, stale).await;
+                let mut out = Vec::new();
+                let outcome = service.write(&request, transport, result, &mut out);
+                (outcome, out)
+            })),
         }
     }
 }
@@ -331,11 +462,11 @@ fn reject(mut response: Response, out: &mut Vec<u8>) -> Outcome {
 fn query(key: &Key) -> Message {
     let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
-    message.metadata.checking_disabled = key.checking_disabled;
-    message.add_query(hickory_proto::op::Query::query(key.name.clone(), key.record_type));
+    message.metadata.checking_disabled = key.checking_disabled();
+    message.add_query(hickory_proto::op::Query::query(key.name(), key.record_type()));
     let mut edns = Edns::new();
     edns.set_max_payload(UDP_CEILING);
-    edns.set_dnssec_ok(key.dnssec_ok);
+    edns.set_dnssec_ok(key.dnssec_ok());
     message.set_edns(edns);
     message
 }

@@ -10,10 +10,7 @@ use muster_common::{
     time::{Instant, Timestamp},
 };
 
-use super::{
-    cache::{Cache, Key},
-    stored::Stored,
-};
+use super::{cache::Cache, key::Key, stored::Stored};
 
 /// Marks the format and its version.
 const MAGIC: &[u8; 8] = b"MUSTRDN1";
@@ -43,15 +40,15 @@ pub(super) fn save(cache: &Cache, domain: &Domain, now: Instant, clock: Timestam
     let mut out = MAGIC.to_vec();
     field(&mut out, domain.as_str().as_bytes());
     for (key, stored, stale_until) in cache.network_entries() {
-        let name = key.name.to_ascii();
+        let name = key.name().to_ascii();
         let size = 16 + name.len() + stored.wire().len();
         if out.len() + size + DIGEST > SNAPSHOT_MAX {
             break;
         }
         let until = (clock + (stale_until - now)).unix_seconds();
         out.extend_from_slice(&until.to_be_bytes());
-        out.extend_from_slice(&u16::from(key.record_type).to_be_bytes());
-        out.extend_from_slice(&[u8::from(key.dnssec_ok), u8::from(key.checking_disabled)]);
+        out.extend_from_slice(&u16::from(key.record_type()).to_be_bytes());
+        out.extend_from_slice(&[u8::from(key.dnssec_ok()), u8::from(key.checking_disabled())]);
         field(&mut out, name.as_bytes());
         field(&mut out, stored.wire());
     }
@@ -133,12 +130,9 @@ impl<'a> Reader<'a> {
         let ([high, low, dnssec_ok, checking_disabled], rest) = rest.split_first_chunk()?;
         self.0 = rest;
         let name = std::str::from_utf8(self.field()?).ok()?;
-        let key = Key {
-            name: Name::from_ascii(name).ok()?.to_lowercase(),
-            record_type: RecordType::from(u16::from_be_bytes([*high, *low])),
-            dnssec_ok: *dnssec_ok != 0,
-            checking_disabled: *checking_disabled != 0,
-        };
+        let name = Name::from_ascii(name).ok()?;
+        let record_type = RecordType::from(u16::from_be_bytes([*high, *low]));
+        let key = Key::new(&name, record_type, *dnssec_ok != 0, *checking_disabled != 0);
         Some((key, self.field()?, u64::from_be_bytes(*until)))
     }
 }

@@ -7,8 +7,13 @@ use hickory_proto::{
     op::{Message, Metadata, ResponseCode},
     rr::{Name, RData},
 };
-use muster_dns::message::{Request, Response, Transport, UDP_CEILING};
+use muster_dns::{
+    message::{Request, Response, Transport, UDP_CEILING, UDP_MINIMUM},
+    wire::{OPT, Question},
+};
 
+/// The AD flag, in the fourth octet of a message.
+const AD: u8 = 0x20;
 /// Octets of a message header.
 const HEADER: usize = 12;
 /// Time to live of everything in a stale answer, in seconds (RFC 8767, 4).
@@ -27,8 +32,6 @@ pub(super) struct Stored {
     wire: Box<[u8]>,
     /// Where in `wire` the TTLs are.
     ttls: Box<[u16]>,
-    /// The addresses in the Answer section.
-    pub(super) addresses: Box<[IpAddr]>,
     /// For how long the response holds, in seconds; `None` if it says nothing of that.
     pub(super) ttl: Option<u32>,
     /// Whether the response says that there is no such name, or nothing of the type at it.
@@ -95,9 +98,8 @@ impl Stored {
             }
             _ => None,
         };
-        let addresses = response.answers.iter().filter_map(|record| record.data.ip_addr()).collect();
         let negative = response.answers.is_empty() || code == ResponseCode::NXDomain;
-        Ok(Self { wire, ttls, addresses, ttl, negative, code })
+        Ok(Self { wire, ttls, ttl, negative, code })
     }
 
     /// The response in wire format.
@@ -112,7 +114,79 @@ impl Stored {
 
     /// Octets that the response takes in memory, not counting what the cache needs to find it.
     pub(super) fn size(&self) -> usize {
-        size_of::<Self>() + self.wire.len() + size_of_val(&*self.ttls) + size_of_val(&*self.addresses)
+        size_of::<Self>() + self.wire.len() + size_of_val(&*self.ttls)
+    }
+
+    /// The addresses in the Answer section.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let answers = self.wire.get(6..8).and_then(<[u8]>::first_chunk).map_or(0, |n| u16::from_be_bytes(*n));
+        self.ttls.iter().take(answers.into()).filter_map(|place| {
+            let place = usize::from(*place);
+            // Type and class stand before the TTL, length and data behind it.
+            let (fixed, data) = self.wire.get(place.checked_sub(4)?..)?.split_first_chunk::<10>()?;
+            match *fixed {
+                [0, 1, 0, 1, _, _, _, _, 0, 4] => data.first_chunk::<4>().map(|a| IpAddr::from(*a)),
+                [0, 28, 0, 1, _, _, _, _, 0, 16] => data.first_chunk::<16>().map(|a| IpAddr::from(*a)),
+                _ => None,
+            }
+        })
+    }
+
+    /// Writes the response, kept for so many `seconds`, to the ordinary query `query` whose `question` is the stored
+    /// one. `false`, and nothing of use in `out`, if it does not fit.
+    pub(super) fn write_ordinary(
+        &self,
+        (query, question): (&[u8], &Question),
+        transport: Transport,
+        seconds: u32,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let limit = match (transport, question.edns) {
+            (Transport::Tcp | Transport::Tls, _) => u16::MAX,
+            (Transport::Udp, None) => UDP_MINIMUM,
+            (Transport::Udp, Some(edns)) => edns.size.clamp(UDP_MINIMUM, UDP_CEILING),
+        };
+        let opt_size = if question.edns.is_some() { OPT } else { 0 };
+        if self.wire.len() + opt_size > usize::from(limit) {
+            return false;
+        }
+        out.clear();
+        out.extend_from_slice(&self.wire);
+        for place in self.ttls.iter().map(|place| usize::from(*place)) {
+            if let Some(ttl) = out.get_mut(place..).and_then(<[u8]>::first_chunk_mut::<4>) {
+                *ttl = u32::from_be_bytes(*ttl).saturating_sub(seconds).to_be_bytes();
+            }
+        }
+        let end = usize::from(question.end);
+        let (Some(asked), Some(written)) = (query.get(HEADER..end), out.get_mut(HEADER..end)) else {
+            return false;
+        };
+        if !written.eq_ignore_ascii_case(asked) {
+            return false;
+        }
+        written.copy_from_slice(asked);
+        let wants_ad = query.get(3).is_some_and(|flags| flags & AD != 0);
+        let wants_ad = wants_ad || question.edns.is_some_and(|edns| edns.dnssec_ok);
+        let authentic = if wants_ad { self.wire.get(3).map_or(0, |flags| flags & AD) } else { 0 };
+        if let Some(header) = out.first_chunk_mut::<12>() {
+            let [id_high, id_low] = question.id.to_be_bytes();
+            let cd = if question.checking_disabled { 0x10 } else { 0 };
+            let [.., count_high, count_low] = *header;
+            let count = u16::from_be_bytes([count_high, count_low]);
+            let [count_high, count_low] =
+                count.saturating_add(u16::from(question.edns.is_some())).to_be_bytes();
+            let [first, second, third, fourth, .., high, low] = header;
+            (*first, *second) = (id_high, id_low);
+            *third = 0x80 | u8::from(question.recursion_desired);
+            *fourth = 0x80 | authentic | cd | self.code.low();
+            (*high, *low) = (count_high, count_low);
+        }
+        if let Some(edns) = question.edns {
+            let [high, low] = UDP_CEILING.to_be_bytes();
+            let flags = if edns.dnssec_ok { 0x80 } else { 0 };
+            out.extend_from_slice(&[0, 0, 41, high, low, 0, 0, flags, 0, 0, 0]);
+        }
+        true
     }
 
     /// Writes the response to `request`, which asks the stored question, over `out`.

@@ -1,9 +1,14 @@
 //! The servers that the host had before: those that its resolv.conf names.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+};
 
-/// Port of DNS.
-const PORT: u16 = 53;
+use super::settings::{PORT, Settings};
+
+/// Where systemd-resolved listens.
+const RESOLVED: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 53), Ipv4Addr::new(127, 0, 0, 54)];
 /// resolv.conf(5) allows three; some have more, nobody has so many.
 const SERVERS_MAX: usize = 16;
 
@@ -23,6 +28,32 @@ pub(super) fn name_servers(resolv_conf: &str) -> Vec<SocketAddr> {
         }
     }
     servers
+}
+
+/// The host's servers without ourselves. `None` while they cannot be told: the files cannot be read, or name nobody but
+/// us, who have been put there in place of others.
+pub(super) fn host_servers(settings: &Settings, own: &[SocketAddr]) -> Option<Vec<SocketAddr>> {
+    let named = read(&settings.resolv_conf)?;
+    let is_resolved = |server: &SocketAddr| RESOLVED.iter().any(|resolved| server.ip() == *resolved);
+    let mut servers = named.clone();
+    if named.iter().any(is_resolved)
+        && let Some(behind) = read(&settings.resolved_conf).filter(|servers| !servers.is_empty())
+    {
+        servers.retain(|server| !is_resolved(server));
+        servers.extend(behind);
+    }
+    let servers = without_own(servers, own);
+    (named.is_empty() || !servers.is_empty()).then_some(servers)
+}
+
+fn read(path: &Path) -> Option<Vec<SocketAddr>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Some(name_servers(&text)),
+        Err(error) => {
+            tracing::debug!(path = %path.display(), %error, "cannot read the host's DNS servers");
+            None
+        }
+    }
 }
 
 /// `servers` without the addresses in `own`, on which we listen ourselves: a query must not come back to us.
@@ -52,6 +83,31 @@ mod tests {
         assert_eq!(name_servers(&"nameserver 1.1.1.1\n".repeat(9)).len(), 1);
         let many: String = (0..99).map(|i| format!("nameserver 10.0.0.{i}\n")).collect();
         assert_eq!(name_servers(&many).len(), SERVERS_MAX);
+    }
+
+    #[test]
+    fn servers_behind_resolved_are_asked_and_nobody_is_not_taken_for_an_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let (resolv_conf, resolved_conf) = (directory.path().join("a"), directory.path().join("b"));
+        let settings = Settings {
+            resolv_conf: resolv_conf.clone(),
+            resolved_conf: resolved_conf.clone(),
+            ..Settings::default()
+        };
+        let own = settings.listen.clone();
+        let servers = || {
+            let servers = host_servers(&settings, &own)?;
+            Some(servers.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(servers(), None);
+        std::fs::write(&resolv_conf, "nameserver 127.0.0.53\n").unwrap();
+        assert_eq!(servers(), Some(vec!["127.0.0.53:53".into()]));
+        std::fs::write(&resolved_conf, "nameserver 192.0.2.1\nnameserver 169.254.20.10\n").unwrap();
+        assert_eq!(servers(), Some(vec!["192.0.2.1:53".into()]));
+        std::fs::write(&resolv_conf, "nameserver 169.254.20.10\n").unwrap();
+        assert_eq!(servers(), None);
+        std::fs::write(&resolv_conf, "").unwrap();
+        assert_eq!(servers(), Some(Vec::new()));
     }
 
     #[test]

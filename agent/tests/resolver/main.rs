@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+mod forwarding;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
@@ -241,12 +243,11 @@ struct Host {
 }
 
 fn host(credentials: &Arc<Credentials>, registrars: &[String], upstream: &[SocketAddr]) -> Host {
-    let settings = Settings {
-        listen: vec![ANY_PORT],
-        upstream: upstream.to_vec(),
-        resolv_conf: "/nonexistent".into(),
-        ..Settings::default()
-    };
+    host_with(credentials, registrars, Settings { upstream: upstream.to_vec(), ..Settings::default() })
+}
+
+fn host_with(credentials: &Arc<Credentials>, registrars: &[String], settings: Settings) -> Host {
+    let settings = Settings { listen: vec![ANY_PORT], resolv_conf: "/nonexistent".into(), ..settings };
     let network = Network { domain: "net.example".parse().unwrap(), routes: addresses(&["100.64.0.0/11"]) };
     let (servers, watch) = watch::channel(registrars.to_vec());
     let started = Resolver::start(&settings, network, credentials, watch, &mut Registry::default());

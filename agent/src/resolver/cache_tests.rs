@@ -134,6 +134,11 @@ fn long_times_to_live_are_cut() {
     let message = negative("b.example.", ResponseCode::NXDomain, 9999, 9999);
     cache.insert(key("b.example."), stored(message), Origin::Upstream, at(0));
     assert_eq!(age(&mut cache, "b.example.", 20), Some(Age::Stale));
+    // And short ones are drawn out, if that is configured.
+    let mut cache = Cache::new(CacheLimits { least_ttl: Duration::from_secs(5), ..CacheLimits::default() });
+    cache.insert(key("a.example."), stored(positive("a.example.", 1)), Origin::Upstream, at(0));
+    assert_eq!(age(&mut cache, "a.example.", 4), Some(Age::Fresh(4)));
+    assert_eq!(age(&mut cache, "a.example.", 5), Some(Age::Stale));
 }
 
 #[test]
@@ -163,6 +168,19 @@ fn a_name_is_forgotten_with_all_below() {
     let left = ["web.net.example.", "private.web.net.example.", "webs.net.example.", "db.net.example."]
         .map(|text| age(&mut cache, text, 0).is_some());
     assert_eq!(left, [false, false, true, true]);
+}
+
+#[test]
+fn a_hundred_thousand_answers_fit_into_what_the_documentation_says() {
+    let mut cache = Cache::new(CacheLimits { octets: 40 << 20, ..CacheLimits::default() });
+    for i in 0..100_000 {
+        let text = format!("host-{i}.net.example.");
+        let mut message = response(&text);
+        message.add_answer(Record::from_rdata(name(&text), 60, RData::A(A([100, 64, 0, 1].into()))));
+        cache.insert(key(&text), stored(message), Origin::Upstream, at(0));
+    }
+    assert_eq!((cache.len(), cache.evictions()), (100_000, 0));
+    assert!((200..400).contains(&(cache.octets() / cache.len())), "{}", cache.octets() / cache.len());
 }
 
 fn written(stored: &Stored, request: &Request, transport: Transport, age: Age) -> (Message, usize) {

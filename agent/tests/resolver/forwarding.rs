@@ -210,18 +210,18 @@ async fn we_are_never_our_own_server() {
     let also = Host { address: stats.listen[1], ..host };
     assert_eq!(first_address(&ask(&also, "www.example.org.").await), Some([192, 0, 2, 1].into()));
 
-    // One that is configured, and turns out later to be our own.
-    let port = also.address.port();
-    let later: SocketAddr = (Ipv4Addr::new(127, 7, 7, 8), port).into();
-    let other = super::host(&device(), &[], &[(Ipv4Addr::new(127, 7, 7, 9), 1).into()]);
-    let configured: SocketAddr = (Ipv4Addr::new(127, 7, 7, 9), other.address.port()).into();
-    drop(other);
-    let settings = Settings { upstream: vec![later, configured], ..Settings::default() };
-    let third = host_with(&device(), &[], settings);
-    let own_later = SocketAddr::new(later.ip(), third.address.port());
-    third.resolver.listen_also(&[later.ip()]);
-    assert!(third.resolver.stats().listen.contains(&own_later));
-    assert!(!third.resolver.stats().upstream.contains(&own_later));
+    // Servers that turn out later to be ourselves.
+    let port = UdpSocket::bind(ANY_PORT).await.unwrap().local_addr().unwrap().port();
+    let at = |last: u8| SocketAddr::from(([127, 7, 7, last], port));
+    let stubs = vec![stub("corp.example", at(9), StubTransport::Udp)];
+    let settings =
+        Settings { listen: vec![at(8)], upstream: vec![at(9), at(10)], stubs, ..Settings::default() };
+    let host = host_with(&device(), &[], settings);
+    assert_eq!(host.resolver.stats().upstream, [at(9), at(10)]);
+    host.resolver.listen_also(&[at(9).ip()]);
+    assert_eq!(host.resolver.stats().upstream, [at(10)]);
+    let error = host.resolver.resolve("www.corp.example").await.unwrap_err().to_string();
+    assert!(error.contains("no server to ask"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

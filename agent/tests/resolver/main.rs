@@ -247,7 +247,10 @@ fn host(credentials: &Arc<Credentials>, registrars: &[String], upstream: &[Socke
 }
 
 fn host_with(credentials: &Arc<Credentials>, registrars: &[String], settings: Settings) -> Host {
-    let settings = Settings { listen: vec![ANY_PORT], resolv_conf: "/nonexistent".into(), ..settings };
+    let mut settings = Settings { resolv_conf: "/nonexistent".into(), ..settings };
+    if settings.listen == Settings::default().listen {
+        settings.listen = vec![ANY_PORT];
+    }
     let network = Network { domain: "net.example".parse().unwrap(), routes: addresses(&["100.64.0.0/11"]) };
     let (servers, watch) = watch::channel(registrars.to_vec());
     let started = Resolver::start(&settings, network, credentials, watch, &mut Registry::default());

@@ -100,7 +100,7 @@ step "agent: join, then the unit"
 join=$(muster create token -l role=web 2>/dev/null | grep 'muster-agent join')
 [ -n "$join" ] || fail "no join command"
 $join --name web >/dev/null || fail "join"
-echo 'nameserver 169.254.20.10' >/etc/resolv.conf
+echo 'nameserver 198.51.100.53' >/etc/resolv.conf
 systemctl start muster-agent || fail "the agent does not start"
 is muster-agent ActiveState active
 first=$(address)
@@ -131,6 +131,7 @@ step "stop and start"
 systemctl stop muster-agent
 is muster-agent Result success
 if ip link show muster0 >/dev/null 2>&1; then fail "the interface stayed"; fi
+[ "$(cat /etc/resolv.conf)" = 'nameserver 198.51.100.53' ] || fail "resolv.conf stayed: $(cat /etc/resolv.conf)"
 systemctl start muster-agent || fail "the agent does not start again"
 [ "$(address)" = "$first" ] || fail "another address"
 

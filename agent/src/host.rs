@@ -206,7 +206,7 @@ impl Host {
         }
         resolver.listen_also(&settings.virtual_addresses());
         self.shared.resolver.store(Some(Arc::new(resolver)));
-        hook.start();
+        hook.start().await;
         self.host_dns = Some(hook);
         Ok(resolved)
     }
@@ -224,13 +224,19 @@ impl Host {
                 "programs ask port 53 alone, where the resolver does not listen: the host's DNS is left as it is"
             );
         }
+        // As the resolver completes names, so does systemd-resolved, which asks for nothing but whole ones.
+        let absolute = |suffix: &String| match suffix.strip_suffix('.') {
+            Some(absolute) => absolute.to_owned(),
+            None if suffix.is_empty() => settings.domain.to_string(),
+            None => format!("{suffix}.{}", settings.domain),
+        };
         HostDns::prepare(host_dns::Settings {
             mode,
             server,
             interface: self.config.interface.name.clone(),
             domain: settings.domain.to_string(),
             routes: settings.routes.clone(),
-            search: Vec::new(),
+            search: self.config.resolver.search.iter().map(absolute).collect(),
             paths: host_dns::Paths::new(&self.config.state_dir),
         })
         .await

@@ -33,6 +33,9 @@ fn text(file: &ResolvConf) -> String {
 
 #[test]
 fn an_edit_keeps_mode_and_owner_and_is_undone_exactly() {
+    if !have_root() {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let file = with(directory.path(), TEXT);
     fs::set_permissions(&file.path, fs::Permissions::from_mode(0o640)).unwrap();
@@ -118,6 +121,17 @@ fn an_edit_without_a_backup_is_undone_all_the_same() {
     assert_eq!(text(&file), TEXT);
 }
 
+/// Whether the test may run. Says why not, or fails if root is required.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says why")]
+fn have_root() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert_ne!(std::env::var("MUSTER_REQUIRE_ROOT").as_deref(), Ok("1"), "this test needs root");
+    eprintln!("skipped: mounts or gives files away, for which it needs root");
+    false
+}
+
 /// A file that is a mount of its own; gone with the guard.
 struct Mounted(PathBuf);
 
@@ -126,7 +140,7 @@ impl Mounted {
         let source = directory.join("bound");
         fs::copy(&file.path, &source).unwrap();
         let status = Command::new("mount").arg("--bind").args([&source, &file.path]).status().unwrap();
-        assert!(status.success(), "this test needs root");
+        assert!(status.success(), "cannot mount");
         Self(file.path.clone())
     }
 }
@@ -139,6 +153,9 @@ impl Drop for Mounted {
 
 #[test]
 fn a_mounted_file_is_written_in_place() {
+    if !have_root() {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let file = with(directory.path(), TEXT);
     let _mounted = Mounted::new(&file, directory.path());
@@ -160,6 +177,21 @@ fn a_mounted_file_is_written_in_place() {
     fs::write(&file.path, &large).unwrap();
     assert!(matches!(file.edit(SERVER), Err(EditError::Size(..))));
     assert_eq!(text(&file), large);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_kept_and_its_servers_are_known() {
+    if !have_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = with(directory.path(), TEXT);
+    let _mounted = Mounted::new(&file, directory.path());
+    let read_only = Command::new("mount").args(["-o", "remount,bind,ro"]).arg(&file.path).status().unwrap();
+    assert!(read_only.success());
+    let error = file.edit(SERVER).unwrap_err().to_string();
+    assert!(error.contains("cannot edit") && error.contains("read-write"), "{error}");
+    assert_eq!((text(&file).as_str(), fs::read_to_string(&file.backup).unwrap().as_str()), (TEXT, TEXT));
 }
 
 /// Whoever reads while the file is edited and restored sees something good.
@@ -195,6 +227,9 @@ fn readers_see_whole_texts() {
 
 #[test]
 fn readers_of_a_mounted_file_never_see_less_than_the_shorter_text() {
+    if !have_root() {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let file = with(directory.path(), TEXT);
     let _mounted = Mounted::new(&file, directory.path());
@@ -240,6 +275,9 @@ fn a_hundred_kills_lose_nothing() {
 
 #[test]
 fn a_hundred_kills_lose_nothing_of_a_mounted_file() {
+    if !have_root() {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let file = with(directory.path(), TEXT);
     let _mounted = Mounted::new(&file, directory.path());

@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use ipnet::IpNet;
 use muster_common::time::Instant;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -33,6 +34,8 @@ use watch_file::Watch;
 const BACKUP: &str = "resolv.conf.backup";
 /// How often the resolver is asked for a sign of life; until its first, and then.
 const PROBE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How long an agent that starts waits for its hook.
+const FIRST: Duration = Duration::from_secs(1);
 /// How long it may take for one; it has to ask nobody.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 /// After so many questions in a row without an answer the host goes without it.
@@ -173,28 +176,29 @@ impl HostDns {
 
     /// The file that names the host's own servers while this is in use. It may not exist.
     pub fn resolv_conf(&self) -> &Path {
-        if self.way == Way::File && self.settings.paths.backup.exists() {
-            &self.settings.paths.backup
-        } else {
-            &self.settings.paths.resolv_conf
-        }
+        if self.way == Way::File { &self.settings.paths.backup } else { &self.settings.paths.resolv_conf }
     }
 
-    /// Hooks the resolver in as soon as it answers, in the background.
-    pub fn start(&mut self) {
+    /// Hooks the resolver in as soon as it answers, and sees to it in the background that it stays so. Returns when it
+    /// has been tried for the first time, or that takes too long.
+    pub async fn start(&mut self) {
         if self.way == Way::None || self.running.is_some() {
             return;
         }
         let (stop, stopped) = watch::channel(false);
         let (settings, way) = (self.settings.clone(), self.way);
+        let tried = Arc::new(Notify::new());
+        let tell = Arc::clone(&tried);
         let task = tokio::spawn(async move {
             match way {
-                Way::Resolved => through_resolved(&settings, stopped).await,
-                Way::File => through_file(&settings, stopped).await,
+                Way::Resolved => through_resolved(&settings, &tell, stopped).await,
+                Way::File => through_file(&settings, &tell, stopped).await,
                 Way::None => {}
             }
         });
         self.running = Some((stop, task));
+        // Who is told that the agent is ready, may ask for names at once.
+        let _ = timeout(FIRST, tried.notified()).await;
     }
 
     /// Makes the host's DNS what it was.
@@ -285,18 +289,21 @@ struct Pulse {
     server: SocketAddr,
     alive: bool,
     failed: u32,
+    /// Before the next question.
+    pause: Duration,
 }
 
 impl Pulse {
     const fn new(server: SocketAddr) -> Self {
-        Self { server, alive: false, failed: 0 }
+        Self { server, alive: false, failed: 0, pause: Duration::ZERO }
     }
 
     /// Returns when the resolver has begun to answer, or has ceased to. It may be dropped and called again.
     async fn changed(&mut self) -> bool {
         loop {
-            sleep(if self.alive { PROBE.1 } else { PROBE.0 }).await;
+            sleep(self.pause).await;
             let answers = answers(self.server).await;
+            self.pause = if answers { PROBE.1 } else { PROBE.0 };
             self.failed = if answers { 0 } else { self.failed.saturating_add(1) };
             if answers != self.alive && (answers || self.failed >= PROBES_FAILED) {
                 self.alive = answers;
@@ -307,7 +314,7 @@ impl Pulse {
 }
 
 /// Until told to stop, keeps `/etc/resolv.conf` naming the resolver.
-async fn through_file(settings: &Settings, mut stopped: watch::Receiver<bool>) {
+async fn through_file(settings: &Settings, tried: &Notify, mut stopped: watch::Receiver<bool>) {
     let file = settings.paths.file();
     let (watch, mut turns) = (Watch::new(), Turns::default());
     let mut pulse = Pulse::new(settings.server);
@@ -347,7 +354,9 @@ async fn through_file(settings: &Settings, mut stopped: watch::Receiver<bool>) {
             }
         }
         let (edited, server) = (file.clone(), settings.server.ip());
-        match blocking(move || edited.edit(server)).await {
+        let result = blocking(move || edited.edit(server)).await;
+        tried.notify_one();
+        match result {
             Ok(true) => {
                 tracing::info!(path = %file.path.display(), server = %settings.server, "programs on this host ask the resolver");
                 if turns.taken(Instant::now()) {
@@ -386,14 +395,15 @@ async fn restore(file: &ResolvConf) {
 }
 
 /// Until told to stop, has systemd-resolved ask the resolver.
-async fn through_resolved(settings: &Settings, mut stopped: watch::Receiver<bool>) {
+async fn through_resolved(settings: &Settings, tried: &Notify, mut stopped: watch::Receiver<bool>) {
     let mut pulse = Pulse::new(settings.server);
     let mut complaint = String::new();
     loop {
-        let error = match tell_resolved(settings, &mut pulse, &mut stopped).await {
+        let error = match tell_resolved(settings, &mut pulse, tried, &mut stopped).await {
             Ok(()) => return,
             Err(error) => error.to_string(),
         };
+        tried.notify_one();
         if error != complaint {
             tracing::warn!(
                 error,
@@ -411,6 +421,7 @@ async fn through_resolved(settings: &Settings, mut stopped: watch::Receiver<bool
 async fn tell_resolved(
     settings: &Settings,
     pulse: &mut Pulse,
+    tried: &Notify,
     stopped: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let resolved = Resolved::connect(&settings.paths.bus).await?;
@@ -424,6 +435,7 @@ async fn tell_resolved(
                 domains: resolved::domains(&settings.domain, &settings.routes, &settings.search),
             };
             resolved.apply(&told).await?;
+            tried.notify_one();
             tracing::info!(
                 interface = settings.interface,
                 domain = settings.domain,

@@ -138,7 +138,7 @@ async fn resolved_is_told_again_when_it_restarts_and_reverted_at_the_end() {
     };
     let mut hook = HostDns::prepare(settings).await;
     assert_eq!(hook.resolv_conf(), directory.join("resolv.conf"));
-    hook.start();
+    hook.start().await;
     let port = server.port();
     let told = [
         format!("SetLinkDNSEx 1 [(2, [127, 0, 0, 1], {port}, \"\")]"),

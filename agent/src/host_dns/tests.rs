@@ -81,8 +81,7 @@ async fn the_file_names_the_resolver_once_it_answers_and_until_it_stops() {
     // The resolver finds the host's own servers in what is never edited.
     assert_eq!(hook.resolv_conf(), settings.paths.backup);
     assert_eq!(fs::read_to_string(hook.resolv_conf()).unwrap(), TEXT);
-    hook.start();
-    sleep(PROBE_PATIENCE).await;
+    hook.start().await;
     assert_eq!(fs::read_to_string(&path).unwrap(), TEXT, "nobody answers yet");
     drop(reserved);
     let _resolver = Answering::at(&server.to_string()).await;
@@ -108,9 +107,9 @@ async fn the_host_goes_without_a_resolver_that_is_silent() {
     let path = settings.paths.resolv_conf.clone();
     fs::write(&path, TEXT).unwrap();
     let mut hook = HostDns::prepare(settings).await;
-    hook.start();
+    hook.start().await;
     let server = resolver.0;
-    until(&path, "the edit", |text| names(text, server)).await;
+    assert!(names(&fs::read_to_string(&path).unwrap(), server), "a start waits for the edit");
     drop(resolver);
     until(&path, "the host's own text", |text| text == TEXT).await;
     let _resolver = Answering::at(&server.to_string()).await;
@@ -129,7 +128,7 @@ async fn what_a_killed_agent_left_is_swept() {
     sweep(&settings.paths).await;
     assert_eq!(fs::read_to_string(&path).unwrap(), TEXT);
     let mut hook = HostDns::prepare(settings).await;
-    hook.start();
+    hook.start().await;
     hook.stop().await;
     assert_eq!(fs::read_to_string(&path).unwrap(), TEXT);
 }
@@ -142,7 +141,7 @@ async fn two_programs_do_not_fight_for_ever() {
     let path = Arc::new(settings.paths.resolv_conf.clone());
     fs::write(&*path, TEXT).unwrap();
     let mut hook = HostDns::prepare(settings).await;
-    hook.start();
+    hook.start().await;
     let server = resolver.0;
     // As long as it is edited, it is written again.
     let other = Arc::clone(&path);

@@ -11,11 +11,11 @@ use muster_common::{
     identity::Party,
     telemetry::{self, Readiness},
     time::{Instant, Timestamp},
-    tls::{ALPN_H2, Credentials, certificates_from_pem},
+    tls::{ALPN_H2, Credentials},
 };
 use muster_proto::agent::LeaveResponse;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use rustls::{ClientConfig, pki_types::CertificateDer};
+use rustls::ClientConfig;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -25,6 +25,9 @@ use tokio::{
 };
 
 mod ending;
+mod names;
+mod readiness;
+mod registrar;
 mod status;
 
 use crate::{
@@ -36,10 +39,9 @@ use crate::{
     local_api::{Query, Shared, Socket},
     metrics::Metrics,
     private_addresses::{self, Exclusions},
-    renewal::{self, Renewed},
-    resolver::Unsaved,
-    session::{self, DeregisterError, Session},
-    state::{Identity, Lock, Peers, State, pem},
+    renewal,
+    session::{DeregisterError, Session},
+    state::{Identity, Lock, Peers, State},
     writer::{Write, Writer},
 };
 
@@ -50,16 +52,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Metrics of the data plane are this fresh.
 const METRICS_INTERVAL: Duration = Duration::from_secs(15);
-/// Names that have just been resolved are collected for so long before they are written.
-const NAMES_DELAY: Duration = Duration::from_millis(500);
-/// Names that are on disk already, and have only been asked for again, are written this late.
-const NAMES_REFRESH_DELAY: Duration = Duration::from_secs(300);
-/// Shortest and longest time between two looks at whether names resolve.
-const NAMES_PROBE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// Before an interface that could not be programmed is programmed again.
 const REPAIR_DELAY: Duration = Duration::from_secs(5);
-/// With addresses from disk and no registrar, the agent is ready after this: the names it knows are answered.
-const READY_WITHOUT_REGISTRAR: Duration = Duration::from_secs(3);
 /// How long calls of the local API may take to finish.
 const API_GRACE: Duration = Duration::from_secs(2);
 
@@ -104,6 +98,8 @@ struct Inputs {
     resolved: Option<mpsc::Receiver<IpAddr>>,
     disturbed: Option<watch::Receiver<u64>>,
     names_resolve: Option<oneshot::Receiver<()>>,
+    /// Changes of the Services that have cached names.
+    held: Option<watch::Receiver<u64>>,
     leaving: Option<oneshot::Receiver<Result<(), DeregisterError>>>,
 }
 
@@ -122,6 +118,8 @@ struct Agent {
     readiness: Readiness,
     /// When the names that have been resolved are to be written.
     names_at: Option<Instant>,
+    /// When the core is to hear which Services have cached names.
+    held_at: Option<Instant>,
     /// When the interface is to be programmed again.
     repair_at: Option<Instant>,
     names_resolve: bool,
@@ -204,6 +202,7 @@ impl Agent {
             resolved: None,
             disturbed: None,
             names_resolve: None,
+            held: None,
             leaving: None,
         };
         let agent = Self {
@@ -220,6 +219,7 @@ impl Agent {
             metrics,
             readiness,
             names_at: None,
+            held_at: None,
             repair_at: None,
             names_resolve: !config.resolver.enabled,
             notified: false,
@@ -263,8 +263,8 @@ impl Agent {
             self.perform(inputs).await?;
             self.update_readiness();
             let now = Instant::now();
-            let next = [self.control.poll_timeout(), self.names_at, self.repair_at, self.ready_at()];
-            let next = next.into_iter().flatten().min();
+            let own = [self.names_at, self.held_at, self.repair_at, self.ready_at()];
+            let next = own.into_iter().chain([self.control.poll_timeout()]).flatten().min();
             let pause = next.map_or(LONGEST_SLEEP, |at| (at - now).min(LONGEST_SLEEP));
             tokio::select! {
                 event = inputs.session.next() => self.handle_session(event),
@@ -286,10 +286,8 @@ impl Agent {
                     self.control.handle_private_endpoints(endpoints, Instant::now());
                     self.host.roam().await;
                 }
-                Some(()) = completion(&mut inputs.names_resolve) => {
-                    self.names_resolve = true;
-                    self.names_at.get_or_insert(Instant::now() + NAMES_DELAY);
-                }
+                Some(()) = completion(&mut inputs.names_resolve) => self.names_do_resolve(),
+                Some(()) = change(&mut inputs.held) => self.plan_held(),
                 Some(result) = completion(&mut inputs.leaving) => {
                     if let Some(end) = self.left(result) {
                         return Ok(end);
@@ -313,6 +311,9 @@ impl Agent {
             }
             if self.repair_at.is_some_and(|at| at <= now) {
                 self.repair().await;
+            }
+            if self.held_at.is_some_and(|at| at <= now) {
+                self.hold_services();
             }
             if self.names_at.is_some_and(|at| at <= now) {
                 self.save_names();
@@ -345,6 +346,7 @@ impl Agent {
                             inputs.events = Some(events);
                             inputs.resolved = Some(resolved);
                             inputs.disturbed = Some(disturbed);
+                            inputs.held = self.follow_held();
                             inputs.names_resolve = Some(self.probe_names(&settings.name));
                         }
                         Ok(None) => {}
@@ -354,12 +356,8 @@ impl Agent {
                     }
                 }
                 Action::Datapath(command) => self.host.tell(command).await,
-                Action::ForgetName(name) => {
-                    if let Some(resolver) = self.shared.resolver.load_full() {
-                        resolver.invalidate(&name);
-                        self.names_at.get_or_insert(Instant::now() + NAMES_DELAY);
-                    }
-                }
+                Action::ForgetName(name) => self.forget_name(&name),
+                Action::ForgetServices(services) => self.forget_services(&services),
                 Action::ReplaceRoots(roots) => self.replace_roots(&roots),
                 Action::Persist(Persist::Config) => {
                     if let Some(config) = self.control.config() {
@@ -387,160 +385,12 @@ impl Agent {
         self.repair_at = Some(Instant::now() + REPAIR_DELAY);
     }
 
-    fn handle_session(&mut self, event: session::Event) {
-        let now = Instant::now();
-        let before = self.control.registrar();
-        match event {
-            session::Event::Registered { attempt, result } => {
-                self.control.handle_registered(attempt, result, now)
-            }
-            session::Event::Opened { attempt } => self.control.handle_session_opened(attempt, now),
-            session::Event::Message { attempt, message } => {
-                self.control.handle_session_message(attempt, message, now);
-            }
-            session::Event::Closed { attempt, failure } => {
-                self.control.handle_session_closed(attempt, failure, now);
-            }
-            session::Event::LookedUp { id, result } => {
-                self.metrics.looked_up(&result);
-                self.control.handle_looked_up(id, result, now);
-            }
-            session::Event::Renewed(Ok(renewed)) => self.renewed(&renewed),
-            session::Event::Renewed(Err(error)) => {
-                tracing::warn!(error, "cannot renew the certificate; trying again later");
-                self.control.handle_renewal_failed(now);
-            }
-        }
-        let after = self.control.registrar();
-        if after.connected && !before.connected {
-            tracing::info!(registrar = after.address, "connected");
-        } else if after.last_error != before.last_error && !after.last_error.is_empty() {
-            tracing::warn!(
-                registrar = before.address,
-                error = after.last_error,
-                refused = after.refused,
-                "no registrar"
-            );
-        }
-        self.metrics.control(&self.control);
-    }
-
     fn handle_datapath(&mut self, event: &Event) {
         match event {
             Event::PeerUp { endpoint, .. } => tracing::debug!(%endpoint, "peer is reached"),
             other => tracing::trace!(?other, "data plane"),
         }
         self.control.handle_datapath(event, Instant::now());
-    }
-
-    /// The certificate has been renewed: on disk first, then in use.
-    fn renewed(&mut self, renewed: &Renewed) {
-        let identity = renewed.apply(&self.identity);
-        let adopt = || -> anyhow::Result<Validity> {
-            let (pair, roots) = (identity.key_pair()?, identity.root_certificates()?);
-            let validity = renewal::validity(&pair)?;
-            self.state.set_identity(&identity)?;
-            self.credentials.replace_key(&pair)?;
-            self.credentials.replace_roots(&roots)?;
-            Ok(validity)
-        };
-        match adopt() {
-            Ok(validity) => {
-                tracing::info!(expiry = %validity.not_after, "certificate renewed");
-                self.identity = identity;
-                self.validity = validity;
-                self.metrics.certificate_expiry(validity.not_after.unix_seconds());
-                self.control.handle_certificate(validity, Timestamp::now(), Instant::now());
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot use the renewed certificate; trying again later");
-                self.control.handle_renewal_failed(Instant::now());
-            }
-        }
-    }
-
-    fn replace_roots(&mut self, roots: &[Vec<u8>]) {
-        let mut identity = self.identity.clone();
-        identity.roots = pem(roots);
-        let adopt = || -> anyhow::Result<()> {
-            let parsed: Vec<CertificateDer<'static>> =
-                certificates_from_pem("the new roots", identity.roots.as_bytes())?;
-            // Only roots that can be used are kept.
-            Credentials::new(&identity.key_pair()?, &parsed)?;
-            self.state.set_identity(&identity)?;
-            self.credentials.replace_roots(&parsed)?;
-            Ok(())
-        };
-        match adopt() {
-            Ok(()) => {
-                tracing::info!(roots = roots.len(), "roots replaced");
-                self.identity = identity;
-            }
-            Err(error) => tracing::warn!(%error, "cannot use the new roots; going on with the old ones"),
-        }
-    }
-
-    /// Finds out when this device's own name resolves: then all do.
-    fn probe_names(&mut self, name: &str) -> oneshot::Receiver<()> {
-        let (done, resolves) = oneshot::channel();
-        let (shared, name) = (Arc::clone(&self.shared), name.to_owned());
-        self.tasks.spawn(async move {
-            let mut pause = NAMES_PROBE.0;
-            while let Some(resolver) = shared.resolver.load_full() {
-                if resolver.resolve(&name).await.is_ok() {
-                    let _ = done.send(());
-                    return;
-                }
-                drop(resolver);
-                sleep(pause).await;
-                pause = (pause * 3 / 2).min(NAMES_PROBE.1);
-            }
-        });
-        resolves
-    }
-
-    /// When the agent counts as ready although no registrar has answered for its names.
-    fn ready_at(&self) -> Option<Instant> {
-        let waits = !self.names_resolve && self.control.settings().is_some() && !self.control.is_connected();
-        waits
-            .then(|| self.control.registrar().since + READY_WITHOUT_REGISTRAR)
-            .filter(|at| *at > Instant::now())
-    }
-
-    fn update_readiness(&mut self) {
-        let registrar = self.control.registrar();
-        let patience_over =
-            !registrar.connected && Instant::now() - registrar.since >= READY_WITHOUT_REGISTRAR;
-        // Who has been told that names resolve as far as they can is not told otherwise once a registrar is there.
-        let names = self.names_resolve || patience_over || self.notified;
-        let ready = self.control.settings().is_some() && names && !registrar.refused;
-        if ready != self.readiness.get() {
-            self.readiness.set(ready);
-            tracing::info!(ready, "readiness");
-        }
-        if ready && !self.notified {
-            self.notified = true;
-            let _ = sd_notify::notify(&[NotifyState::Ready]);
-        }
-    }
-
-    /// Sees to it that names which have been learnt are written.
-    fn plan_names(&mut self) {
-        let Some(resolver) = self.shared.resolver.load_full() else { return };
-        let delay = match resolver.unsaved() {
-            Unsaved::Nothing => return,
-            Unsaved::Refreshed => NAMES_REFRESH_DELAY,
-            Unsaved::New => NAMES_DELAY,
-        };
-        let at = Instant::now() + delay;
-        self.names_at = Some(self.names_at.map_or(at, |planned| planned.min(at)));
-    }
-
-    fn save_names(&mut self) {
-        self.names_at = None;
-        if let Some(resolver) = self.shared.resolver.load_full() {
-            self.writer.write(Write::Names(resolver.snapshot()));
-        }
     }
 }
 

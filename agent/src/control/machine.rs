@@ -1,4 +1,4 @@
-//! The state machine itself: the connection to a registrar, and how each input moves it, the peers and the lookups.
+//! The state machine itself: how each input moves the connection, the peers and the lookups, and what follows.
 
 use std::{
     collections::VecDeque,
@@ -7,49 +7,27 @@ use std::{
 };
 
 use muster_common::time::{Instant, Timestamp};
-use muster_proto::registration::{
-    DeviceConfig, EndpointsChanged, RegisterRequest, RegisterResponse, SessionHello, SessionRequest,
-    SessionResponse, session_request, session_response,
-};
+use muster_proto::registration::{DeviceConfig, EndpointsChanged, SessionRequest, session_request};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
     Action, Failure, LookupBy, LookupResult, MAX_ENDPOINTS, Persist, Settings, Start, Validity,
     backoff::Backoff,
+    connection::{ANSWER_PATIENCE, Link, NEXT_REGISTRAR},
     holding::is_it,
     lookups::Lookups,
     peer::{PeerInfo, endpoint},
     peers::{Peers, Reason},
     registrars::Registrars,
     renewal::Renewal,
+    services::Services,
 };
-use crate::datapath::Event;
+use crate::{datapath::Event, resolver::HeldService};
 
-/// A registrar that is silent for so long does not answer any more.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
-/// A session that lasted so long was a good one: the next failure is the first again.
-const STABLE: Duration = Duration::from_secs(10);
-/// Between attempts at two registrars that have not been tried in this round, in milliseconds.
-const NEXT_REGISTRAR: std::ops::Range<u64> = 50..250;
-/// Before a refusal is taken for final, since a registrar may be behind another one, in milliseconds.
-const SECOND_OPINION: std::ops::Range<u64> = 500..1500;
-/// Between attempts of a device that is refused, in milliseconds.
-const REFUSED_RETRY: std::ops::Range<u64> = 30_000..60_000;
-/// Longest time within which a draining registrar is left.
-const DRAIN_MAX: Duration = Duration::from_secs(600);
 /// Changes of the peers are collected for so long before they are written.
 const PERSIST_DELAY: Duration = Duration::from_millis(500);
 /// Changes of the private endpoints are told at most this often.
 const ENDPOINTS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The connection to a registrar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Link {
-    Waiting { until: Instant },
-    Registering { deadline: Instant },
-    Opening { deadline: Instant },
-    Open { since: Instant, leave_at: Option<Instant> },
-}
 
 /// The control core. See the module.
 #[derive(Debug)]
@@ -68,6 +46,7 @@ pub struct Control {
     pub(super) peers: Peers,
     pub(super) revision: u64,
     pub(super) lookups: Lookups,
+    pub(super) services: Services,
     pub(super) renewal: Renewal,
     pub(super) endpoints: Vec<SocketAddr>,
     /// Those that there were when the connection was begun.
@@ -100,6 +79,7 @@ impl Control {
             peers: Peers::default(),
             revision: start.revision,
             lookups: Lookups::default(),
+            services: Services::default(),
             renewal: Renewal::new(),
             endpoints,
             connected_from: Vec::new(),
@@ -123,100 +103,6 @@ impl Control {
         control.persist_at = None;
         control.settle(now);
         control
-    }
-
-    /// The answer to [`Action::Register`].
-    pub fn handle_registered(
-        &mut self,
-        attempt: u64,
-        result: Result<RegisterResponse, Failure>,
-        now: Instant,
-    ) {
-        if attempt != self.attempt || !matches!(self.link, Link::Registering { .. }) {
-            return;
-        }
-        match result {
-            Err(failure) => self.fail(failure, now),
-            Ok(response) => {
-                if let Some(config) = response.config {
-                    self.apply_config(config);
-                }
-                self.link = Link::Opening { deadline: now + ANSWER_PATIENCE };
-                let hello = SessionHello {
-                    revision: self.revision,
-                    held_peer_uids: self.peers.hello(),
-                    held_services: Vec::new(),
-                };
-                self.actions.push_back(Action::OpenSession { attempt, hello });
-            }
-        }
-        self.settle(now);
-    }
-
-    /// The session of [`Action::OpenSession`] is open.
-    pub fn handle_session_opened(&mut self, attempt: u64, now: Instant) {
-        if attempt == self.attempt && matches!(self.link, Link::Opening { .. }) {
-            self.link = Link::Open { since: now, leave_at: None };
-            self.changed_at = now;
-            self.last_error.clear();
-            self.refusals = 0;
-        }
-        self.settle(now);
-    }
-
-    /// A message came on the session.
-    pub fn handle_session_message(&mut self, attempt: u64, message: SessionResponse, now: Instant) {
-        if attempt != self.attempt {
-            return;
-        }
-        self.handle_session_opened(attempt, now);
-        if !matches!(self.link, Link::Open { .. }) {
-            return;
-        }
-        use session_response::Message;
-        match message.message {
-            Some(Message::Config(config)) => self.apply_config(config),
-            Some(Message::Introduction(introduction)) => {
-                if let Some(peer) = introduction.peer {
-                    self.offer(peer, Reason::Introduced, now);
-                }
-            }
-            Some(Message::PeerChanged(changed)) => {
-                // One that has been forgotten meanwhile stays forgotten.
-                if let Some(peer) = changed.peer
-                    && self.peers.get(&peer.device_uid).is_some()
-                {
-                    self.offer(peer, Reason::Changed, now);
-                }
-            }
-            Some(Message::PeerRemoved(removed)) => {
-                self.remove_for_good(&removed.device_uid, now);
-            }
-            Some(Message::RootsChanged(changed)) => {
-                self.actions.push_back(Action::ReplaceRoots(changed.roots));
-            }
-            Some(Message::Drain(drain)) => {
-                let within = drain.within.map_or(Duration::ZERO, |d| {
-                    Duration::from_secs(u64::try_from(d.seconds).unwrap_or(0))
-                        + Duration::from_nanos(u64::try_from(d.nanos).unwrap_or(0))
-                });
-                let moment = within.min(DRAIN_MAX).mul_f64(self.rng.random_range(0.0..=1.0));
-                if let Link::Open { leave_at: leave_at @ None, .. } = &mut self.link {
-                    *leave_at = Some(now + moment);
-                }
-            }
-            Some(Message::Bookmark(bookmark)) => self.revision = bookmark.revision,
-            Some(Message::ServiceChanged(_)) | None => {}
-        }
-        self.settle(now);
-    }
-
-    /// The session has ended, or could not be opened.
-    pub fn handle_session_closed(&mut self, attempt: u64, failure: Failure, now: Instant) {
-        if attempt == self.attempt && matches!(self.link, Link::Opening { .. } | Link::Open { .. }) {
-            self.fail(failure, now);
-        }
-        self.settle(now);
     }
 
     /// The answer to [`Action::Lookup`].
@@ -283,6 +169,12 @@ impl Control {
                 self.want(LookupBy::Address(*address), false, now);
             }
         }
+        self.settle(now);
+    }
+
+    /// The resolver has names of these Services now, and of no others. To be called whenever that changes.
+    pub fn handle_services_held(&mut self, services: Vec<HeldService>, now: Instant) {
+        self.services.hold(services, now);
         self.settle(now);
     }
 
@@ -357,10 +249,9 @@ impl Control {
             Link::Open { leave_at, .. } => leave_at,
         };
         let endpoints = (connected && !self.endpoints_told).then_some(self.endpoints_at);
-        [link, endpoints, self.persist_at, self.lookups.timeout(connected), self.renewal.timeout(connected)]
-            .into_iter()
-            .flatten()
-            .min()
+        let (lookups, services) = (self.lookups.timeout(connected), self.services.timeout(connected));
+        let renewal = self.renewal.timeout(connected);
+        [link, endpoints, self.persist_at, lookups, services, renewal].into_iter().flatten().min()
     }
 
     /// The next thing to do.
@@ -368,103 +259,12 @@ impl Control {
         self.actions.pop_front()
     }
 
-    fn connect(&mut self, now: Instant) {
-        self.attempt += 1;
-        self.link = Link::Registering { deadline: now + ANSWER_PATIENCE };
-        self.endpoints_told = true;
-        self.connected_from.clone_from(&self.endpoints);
-        let request = RegisterRequest {
-            public_key: self.start.public_key.to_vec(),
-            private_endpoints: self.endpoints.iter().map(endpoint).collect(),
-            agent_version: self.start.agent_version.clone(),
-        };
-        let registrar = self.registrars.current().to_owned();
-        self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });
-    }
-
-    /// Begins a new connection in place of the one there is.
-    fn reconnect(&mut self, reason: &str, now: Instant) {
-        self.actions.push_back(Action::Disconnect { attempt: self.attempt });
-        self.lookups.disconnected();
-        if self.is_connected() {
-            self.changed_at = now;
-        }
-        reason.clone_into(&mut self.last_error);
-        self.connect(now);
-    }
-
-    /// Gives up the connection, or the attempt at one.
-    fn fail(&mut self, failure: Failure, now: Instant) {
-        self.actions.push_back(Action::Disconnect { attempt: self.attempt });
-        self.lookups.disconnected();
-        if let Link::Open { since, .. } = self.link {
-            self.changed_at = now;
-            if now - since >= STABLE {
-                self.backoff.reset();
-            }
-        }
-        let wait = match failure {
-            Failure::Unavailable(reason) => {
-                self.last_error = reason;
-                if self.registrars.at_end() {
-                    self.backoff.fail(&mut self.rng)
-                } else {
-                    Duration::from_millis(self.rng.random_range(NEXT_REGISTRAR))
-                }
-            }
-            Failure::Refused(reason) => {
-                self.last_error = reason;
-                self.refusals = self.refusals.saturating_add(1);
-                let range = if self.is_refused() { REFUSED_RETRY } else { SECOND_OPINION };
-                Duration::from_millis(self.rng.random_range(range))
-            }
-        };
-        if self.is_refused() {
-            self.cut_off(now);
-        }
-        self.registrars.advance();
-        self.link = Link::Waiting { until: now + wait };
-    }
-
-    /// The registrar refuses this device: it is nobody's peer any more.
-    fn cut_off(&mut self, now: Instant) {
-        for by in self.lookups.clear() {
-            self.answer_negative(by);
-        }
-        if self.peers.len() > 0 {
-            let mut commands = Vec::new();
-            self.peers.clear(&mut commands);
-            self.tell_datapath(commands);
-            self.persist_soon(now);
-        }
-    }
-
-    fn apply_config(&mut self, config: DeviceConfig) {
-        if self.config.as_ref() == Some(&config) {
-            return;
-        }
-        let settings = match Settings::new(&config, &self.start.device_uid) {
-            Ok(settings) => settings,
-            Err(error) => {
-                tracing::warn!(%error, "cannot use the configuration from the registrar; going on with the last one");
-                return;
-            }
-        };
-        self.registrars.update(&settings.registrars, &self.start.registrar, &mut self.rng);
-        if self.settings.as_ref() != Some(&settings) {
-            self.actions.push_back(Action::Configure(Box::new(settings.clone())));
-            self.settings = Some(settings);
-        }
-        self.config = Some(config);
-        self.actions.push_back(Action::Persist(Persist::Config));
-    }
-
     pub(super) fn persist_soon(&mut self, now: Instant) {
         self.persist_at.get_or_insert(now + PERSIST_DELAY);
     }
 
     /// What follows from any input: lookups go out, the registrar is told what is new, renewal is begun.
-    fn settle(&mut self, now: Instant) {
+    pub(super) fn settle(&mut self, now: Instant) {
         match self.link {
             Link::Open { .. } => {
                 while let Some((id, by)) = self.lookups.send(self.peers.removals(), now) {
@@ -472,6 +272,9 @@ impl Control {
                 }
                 if let Some(report) = self.peers.report() {
                     self.send(session_request::Message::HeldPeers(report));
+                }
+                if let Some(report) = self.services.report(now) {
+                    self.send(session_request::Message::HeldServices(report));
                 }
                 if !self.endpoints_told && self.endpoints_at <= now {
                     self.endpoints_told = true;
@@ -488,6 +291,9 @@ impl Control {
             Link::Opening { .. } => {}
             Link::Waiting { .. } | Link::Registering { .. } => self.peers.forget_report(),
         }
+        if let Some(services) = self.services.forget(now) {
+            self.actions.push_back(Action::ForgetServices(services));
+        }
         self.peers.prune(self.lookups.oldest_removals());
     }
 
@@ -498,6 +304,7 @@ impl Control {
     #[cfg(test)]
     pub(super) fn check(&self) {
         self.peers.check();
+        self.services.check();
         let (wanted, in_flight) = self.lookups.len();
         assert!(wanted <= super::MAX_LOOKUPS && in_flight <= super::MAX_LOOKUPS_IN_FLIGHT);
         assert!(in_flight == 0 || self.is_connected());

@@ -3,6 +3,7 @@
 //! `handle_*`, [`Action`]s come out of [`Control::poll_action`]; the same seed and inputs give the same actions.
 
 mod backoff;
+mod connection;
 mod holding;
 mod lookups;
 mod machine;
@@ -12,6 +13,7 @@ mod peers;
 mod properties;
 mod registrars;
 mod renewal;
+mod services;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -30,10 +32,15 @@ pub use machine::Control;
 pub use peer::{PeerError, PeerInfo};
 pub use settings::{Settings, SettingsError};
 
-use crate::datapath::{Command, PublicKey};
+use crate::{
+    datapath::{Command, PublicKey},
+    resolver::HeldService,
+};
 
 /// Peers held at most; beyond it the one that was used longest ago goes.
 pub const MAX_PEERS: usize = 4096;
+/// Services that the registrar is told of at most: those whose names are held, or were a short while ago.
+pub const MAX_SERVICES: usize = 4096;
 /// Lookups wanted at most, under way or waiting.
 pub const MAX_LOOKUPS: usize = 256;
 /// Lookups under way at most.
@@ -105,6 +112,8 @@ pub enum Action {
     Datapath(Command),
     /// Forget what is cached of this device's name: it has changed.
     ForgetName(String),
+    /// Forget what is cached of the names of these Services: they have changed.
+    ForgetServices(Vec<HeldService>),
     /// Trust these roots (DER) from now on.
     ReplaceRoots(Vec<Vec<u8>>),
     /// Write to disk.

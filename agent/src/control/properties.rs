@@ -1,12 +1,13 @@
 //! The core under random sequences of inputs: whatever comes, in whatever order, its state stays bounded and
-//! consistent, removed peers stay removed, and the same seed gives the same actions.
+//! consistent, removed peers stay removed, the registrar knows which Services are held, and the same seed gives the same
+//! actions.
 
 use std::collections::BTreeSet;
 
 use muster_common::time::Instant;
 use muster_proto::registration::{
-    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RegisterResponse, SessionResponse,
-    session_response::Message,
+    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RegisterResponse, ServiceChanged,
+    SessionResponse, session_request, session_response::Message,
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -41,6 +42,9 @@ enum Input {
     Resolved(u8),
     Endpoints(u8),
     RenewalFailed,
+    /// The resolver has names of the Services whose bits are set.
+    Hold(u8),
+    ServiceChanged(u8),
     /// A new certificate, with its life in seconds.
     Certificate(u64),
 }
@@ -69,6 +73,8 @@ fn input() -> impl Strategy<Value = Input> {
         1 => n.clone().prop_map(Input::Resolved),
         1 => n.prop_map(Input::Endpoints),
         1 => Just(Input::RenewalFailed),
+        3 => any::<u8>().prop_map(Input::Hold),
+        2 => (0..8_u8).prop_map(Input::ServiceChanged),
         1 => (0..100_u64).prop_map(Input::Certificate),
     ]
 }
@@ -81,6 +87,8 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
     let mut lookups: Vec<(u64, LookupBy, BTreeSet<u8>)> = Vec::new();
     // What the data plane would hold, and what it waits for.
     let (mut plane, mut awaited) = (BTreeSet::new(), BTreeSet::new());
+    // What the resolver holds names of, what the registrar knows of that, and what is to be forgotten.
+    let (mut resolver, mut registrar, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for input in inputs {
         let message = |m| SessionResponse { message: Some(m) };
         let mut removed = None;
@@ -168,6 +176,19 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
             Input::Endpoints(n) => {
                 control.handle_private_endpoints(vec![SocketAddr::from(([192, 0, 2, n], 1))], now);
             }
+            Input::Hold(bits) => {
+                let held = (0..8).filter(|n| bits >> n & 1 == 1).map(service);
+                resolver = held.clone().map(|s| format!("{}/{}", s.namespace, s.name)).collect();
+                control.handle_services_held(held.collect(), now);
+            }
+            Input::ServiceChanged(n) => {
+                let HeldService { namespace, name } = service(n);
+                if control.is_connected() && registrar.contains(&format!("{namespace}/{name}")) {
+                    changed.insert(service(n));
+                }
+                let told = Message::ServiceChanged(ServiceChanged { namespace, name });
+                control.handle_session_message(attempt, message(told), now);
+            }
             Input::RenewalFailed => control.handle_renewal_failed(now),
         }
         control.check();
@@ -186,6 +207,12 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
                     assert_eq!(in_flight.len(), lookups.len(), "ids are used once");
                 }
                 Action::Disconnect { .. } => lookups.clear(),
+                Action::OpenSession { hello, .. } => {
+                    registrar = hello.held_services.iter().cloned().collect();
+                    assert!(registrar.is_superset(&resolver), "a hello tells of all");
+                }
+                Action::Send(request) => tell(&mut registrar, request),
+                Action::ForgetServices(services) => services.iter().for_each(|s| _ = changed.remove(s)),
                 Action::Datapath(Command::AddPeer(p) | Command::UpdatePeer(p)) => {
                     plane.insert(p.public_key);
                     awaited.remove(&LookupBy::PublicKey(p.public_key));
@@ -209,11 +236,28 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
         match action {
             Action::Datapath(Command::NoSuchDevice(a)) => drop(awaited.remove(&LookupBy::Address(a))),
             Action::Datapath(Command::UnknownKey(k)) => drop(awaited.remove(&LookupBy::PublicKey(k))),
+            Action::Send(request) => tell(&mut registrar, &request),
+            Action::ForgetServices(services) => services.iter().for_each(|s| _ = changed.remove(s)),
             _ => {}
         }
     }
     assert_eq!(awaited, BTreeSet::new(), "unanswered");
+    assert_eq!(changed, BTreeSet::new(), "not forgotten");
+    assert!(!control.is_connected() || registrar.is_superset(&resolver), "not told");
     trace
+}
+
+fn service(n: u8) -> HeldService {
+    HeldService { namespace: "default".into(), name: format!("s{n}") }
+}
+
+/// What the registrar makes of a message.
+fn tell(registrar: &mut BTreeSet<String>, request: &SessionRequest) {
+    if let Some(session_request::Message::HeldServices(held)) = &request.message {
+        assert!(held.added.len() + held.removed.len() > 0, "nothing to tell");
+        held.removed.iter().for_each(|service| assert!(registrar.remove(service), "{service} was not held"));
+        held.added.iter().for_each(|s| assert!(registrar.insert(s.clone()), "{s} was held already"));
+    }
 }
 
 fn pop<T>(items: &mut Vec<T>) -> Option<T> {

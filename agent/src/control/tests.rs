@@ -4,7 +4,7 @@ use muster_proto::{
     admin::Endpoint,
     registration::{
         Bookmark, Drain, Introduction, PairPolicy, PeerChanged, PeerRemoved, RegisterResponse, RootsChanged,
-        SessionResponse, session_request, session_response::Message,
+        ServiceChanged, SessionResponse, session_request, session_response::Message,
     },
 };
 
@@ -504,6 +504,74 @@ fn changed_endpoints_roots_and_bookmarks() {
     control.handle_session_message(attempt, message(Message::Config(bad)), at(6));
     assert_eq!(actions(&mut control), []);
     assert_eq!(control.config(), Some(&config()));
+}
+
+fn told(action: &Action) -> (Vec<String>, Vec<String>) {
+    match action {
+        Action::Send(SessionRequest { message: Some(session_request::Message::HeldServices(held)) }) => {
+            (held.added.clone(), held.removed.clone())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_registrar_is_told_of_held_services_and_tells_of_their_changes() {
+    let service = |name: &str| HeldService { namespace: "shop".into(), name: name.into() };
+    let changed = |name: &str| {
+        message(Message::ServiceChanged(ServiceChanged { namespace: "shop".into(), name: name.into() }))
+    };
+    // Before there is a session, nothing can be told; then everything is.
+    let mut control = Control::new(start(), 1, at(0));
+    control.handle_services_held(vec![service("a"), service("_tcp")], at(0));
+    let (attempt, _) = register(&mut control, at(0));
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(0));
+    let did = actions(&mut control);
+    assert!(matches!(&did[2], Action::OpenSession { hello, .. } if hello.held_services == ["shop/a"]));
+    // What is learnt before the session is open is told when it is.
+    control.handle_services_held(vec![service("a"), service("b")], at(1_000));
+    assert_eq!(actions(&mut control), []);
+    control.handle_session_opened(attempt, at(2_000));
+    assert_eq!(told(&actions(&mut control)[0]), (vec!["shop/b".into()], vec![]));
+    // A flood is told in one message.
+    control.handle_services_held(vec![service("a"), service("b"), service("c")], at(2_010));
+    control.handle_services_held(["a", "b", "c", "d"].map(service).to_vec(), at(2_020));
+    assert_eq!((actions(&mut control), control.poll_timeout()), (vec![], Some(at(2_100))));
+    control.handle_timeout(at(2_100));
+    assert_eq!(told(&actions(&mut control)[0]), (vec!["shop/c".into(), "shop/d".into()], vec![]));
+
+    control.handle_session_message(attempt, changed("b"), at(3_000));
+    assert_eq!(actions(&mut control), [Action::ForgetServices(vec![service("b")])]);
+    // Of no interest.
+    control.handle_session_message(attempt, changed("x"), at(3_001));
+    control.handle_session_message(attempt - 1, changed("a"), at(3_001));
+    assert_eq!(actions(&mut control), []);
+    // The resolver forgets its names, and learns them again, which is nothing new.
+    control.handle_services_held(["a", "c", "d"].map(service).to_vec(), at(3_002));
+    control.handle_services_held(["a", "b", "c", "d"].map(service).to_vec(), at(3_500));
+    assert_eq!((actions(&mut control), control.poll_timeout()), (vec![], None));
+    // Several at once are forgotten at once, even if the connection breaks.
+    for name in ["d", "a", "c"] {
+        control.handle_session_message(attempt, changed(name), at(4_000));
+    }
+    assert_eq!(actions(&mut control), [Action::ForgetServices(vec![service("d")])]);
+    control.handle_session_closed(attempt, Failure::Unavailable("gone".into()), at(4_001));
+    actions(&mut control);
+    control.handle_timeout(at(4_010));
+    assert_eq!(actions(&mut control), [Action::ForgetServices(vec![service("a"), service("c")])]);
+    // The next session begins with all; what is not asked for any more is dropped after a while.
+    control.handle_services_held(vec![service("a")], at(5_000));
+    let (attempt, _) = register(&mut control, at(5_000));
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(5_000));
+    let did = actions(&mut control);
+    let Action::OpenSession { hello, .. } = &did[0] else { panic!("{did:?}") };
+    assert_eq!(hello.held_services, ["shop/a", "shop/b", "shop/c", "shop/d"]);
+    control.handle_session_opened(attempt, at(5_000));
+    let due = control.poll_timeout().unwrap();
+    assert_eq!(due, at(305_000));
+    control.handle_timeout(due);
+    let removed = ["shop/b", "shop/c", "shop/d"].map(str::to_owned).to_vec();
+    assert_eq!(told(&actions(&mut control)[0]), (vec![], removed));
 }
 
 #[test]

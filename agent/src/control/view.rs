@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use muster_proto::registration::{DeviceConfig, Peer};
 
-use super::{Control, PeerInfo, RegistrarStatus, Settings, machine::Link};
+use super::{Control, PeerInfo, RegistrarStatus, Settings, connection::Link};
 use crate::datapath::PublicKey;
 
 impl Control {

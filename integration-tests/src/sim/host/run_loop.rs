@@ -182,7 +182,7 @@ impl World {
                     Persist::Peers => (disk.revision, disk.peers) = (revision, peers),
                 }
             }
-            Action::ReplaceRoots(_) | Action::ForgetName(_) => {}
+            Action::ReplaceRoots(_) | Action::ForgetName(_) | Action::ForgetServices(_) => {}
         }
         Ok(())
     }

@@ -1,0 +1,221 @@
+//! The connection to a registrar: attempts at one, the session on it and what comes over that, and how it ends.
+
+use std::time::Duration;
+
+use muster_common::time::Instant;
+use muster_proto::registration::{
+    DeviceConfig, RegisterRequest, RegisterResponse, SessionHello, SessionResponse, session_response,
+};
+use rand::RngExt;
+
+use super::{Action, Control, Failure, Persist, Settings, peer::endpoint, peers::Reason};
+
+/// A registrar that is silent for so long does not answer any more.
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// A session that lasted so long was a good one: the next failure is the first again.
+const STABLE: Duration = Duration::from_secs(10);
+/// Between attempts at two registrars that have not been tried in this round, in milliseconds.
+pub(super) const NEXT_REGISTRAR: std::ops::Range<u64> = 50..250;
+/// Before a refusal is taken for final, since a registrar may be behind another one, in milliseconds.
+const SECOND_OPINION: std::ops::Range<u64> = 500..1500;
+/// Between attempts of a device that is refused, in milliseconds.
+const REFUSED_RETRY: std::ops::Range<u64> = 30_000..60_000;
+/// Longest time within which a draining registrar is left.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
+
+/// The connection to a registrar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    Waiting { until: Instant },
+    Registering { deadline: Instant },
+    Opening { deadline: Instant },
+    Open { since: Instant, leave_at: Option<Instant> },
+}
+
+impl Control {
+    /// The answer to [`Action::Register`].
+    pub fn handle_registered(
+        &mut self,
+        attempt: u64,
+        result: Result<RegisterResponse, Failure>,
+        now: Instant,
+    ) {
+        if attempt != self.attempt || !matches!(self.link, Link::Registering { .. }) {
+            return;
+        }
+        match result {
+            Err(failure) => self.fail(failure, now),
+            Ok(response) => {
+                if let Some(config) = response.config {
+                    self.apply_config(config);
+                }
+                self.link = Link::Opening { deadline: now + ANSWER_PATIENCE };
+                let hello = SessionHello {
+                    revision: self.revision,
+                    held_peer_uids: self.peers.hello(),
+                    held_services: self.services.hello(now),
+                };
+                self.actions.push_back(Action::OpenSession { attempt, hello });
+            }
+        }
+        self.settle(now);
+    }
+
+    /// The session of [`Action::OpenSession`] is open.
+    pub fn handle_session_opened(&mut self, attempt: u64, now: Instant) {
+        if attempt == self.attempt && matches!(self.link, Link::Opening { .. }) {
+            self.link = Link::Open { since: now, leave_at: None };
+            self.changed_at = now;
+            self.last_error.clear();
+            self.refusals = 0;
+        }
+        self.settle(now);
+    }
+
+    /// A message came on the session.
+    pub fn handle_session_message(&mut self, attempt: u64, message: SessionResponse, now: Instant) {
+        if attempt != self.attempt {
+            return;
+        }
+        self.handle_session_opened(attempt, now);
+        if !matches!(self.link, Link::Open { .. }) {
+            return;
+        }
+        use session_response::Message;
+        match message.message {
+            Some(Message::Config(config)) => self.apply_config(config),
+            Some(Message::Introduction(introduction)) => {
+                if let Some(peer) = introduction.peer {
+                    self.offer(peer, Reason::Introduced, now);
+                }
+            }
+            Some(Message::PeerChanged(changed)) => {
+                // One that has been forgotten meanwhile stays forgotten.
+                if let Some(peer) = changed.peer
+                    && self.peers.get(&peer.device_uid).is_some()
+                {
+                    self.offer(peer, Reason::Changed, now);
+                }
+            }
+            Some(Message::PeerRemoved(removed)) => {
+                self.remove_for_good(&removed.device_uid, now);
+            }
+            Some(Message::RootsChanged(changed)) => {
+                self.actions.push_back(Action::ReplaceRoots(changed.roots));
+            }
+            Some(Message::Drain(drain)) => {
+                let within = drain.within.map_or(Duration::ZERO, |d| {
+                    Duration::from_secs(u64::try_from(d.seconds).unwrap_or(0))
+                        + Duration::from_nanos(u64::try_from(d.nanos).unwrap_or(0))
+                });
+                let moment = within.min(DRAIN_MAX).mul_f64(self.rng.random_range(0.0..=1.0));
+                if let Link::Open { leave_at: leave_at @ None, .. } = &mut self.link {
+                    *leave_at = Some(now + moment);
+                }
+            }
+            Some(Message::Bookmark(bookmark)) => self.revision = bookmark.revision,
+            Some(Message::ServiceChanged(changed)) => self.services.changed(changed),
+            None => {}
+        }
+        self.settle(now);
+    }
+
+    /// The session has ended, or could not be opened.
+    pub fn handle_session_closed(&mut self, attempt: u64, failure: Failure, now: Instant) {
+        if attempt == self.attempt && matches!(self.link, Link::Opening { .. } | Link::Open { .. }) {
+            self.fail(failure, now);
+        }
+        self.settle(now);
+    }
+
+    pub(super) fn connect(&mut self, now: Instant) {
+        self.attempt += 1;
+        self.link = Link::Registering { deadline: now + ANSWER_PATIENCE };
+        self.endpoints_told = true;
+        self.connected_from.clone_from(&self.endpoints);
+        let request = RegisterRequest {
+            public_key: self.start.public_key.to_vec(),
+            private_endpoints: self.endpoints.iter().map(endpoint).collect(),
+            agent_version: self.start.agent_version.clone(),
+        };
+        let registrar = self.registrars.current().to_owned();
+        self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });
+    }
+
+    /// Begins a new connection in place of the one there is.
+    pub(super) fn reconnect(&mut self, reason: &str, now: Instant) {
+        self.actions.push_back(Action::Disconnect { attempt: self.attempt });
+        self.lookups.disconnected();
+        if self.is_connected() {
+            self.changed_at = now;
+        }
+        reason.clone_into(&mut self.last_error);
+        self.connect(now);
+    }
+
+    /// Gives up the connection, or the attempt at one.
+    pub(super) fn fail(&mut self, failure: Failure, now: Instant) {
+        self.actions.push_back(Action::Disconnect { attempt: self.attempt });
+        self.lookups.disconnected();
+        if let Link::Open { since, .. } = self.link {
+            self.changed_at = now;
+            if now - since >= STABLE {
+                self.backoff.reset();
+            }
+        }
+        let wait = match failure {
+            Failure::Unavailable(reason) => {
+                self.last_error = reason;
+                if self.registrars.at_end() {
+                    self.backoff.fail(&mut self.rng)
+                } else {
+                    Duration::from_millis(self.rng.random_range(NEXT_REGISTRAR))
+                }
+            }
+            Failure::Refused(reason) => {
+                self.last_error = reason;
+                self.refusals = self.refusals.saturating_add(1);
+                let range = if self.is_refused() { REFUSED_RETRY } else { SECOND_OPINION };
+                Duration::from_millis(self.rng.random_range(range))
+            }
+        };
+        if self.is_refused() {
+            self.cut_off(now);
+        }
+        self.registrars.advance();
+        self.link = Link::Waiting { until: now + wait };
+    }
+
+    /// The registrar refuses this device: it is nobody's peer any more.
+    fn cut_off(&mut self, now: Instant) {
+        for by in self.lookups.clear() {
+            self.answer_negative(by);
+        }
+        if self.peers.len() > 0 {
+            let mut commands = Vec::new();
+            self.peers.clear(&mut commands);
+            self.tell_datapath(commands);
+            self.persist_soon(now);
+        }
+    }
+
+    pub(super) fn apply_config(&mut self, config: DeviceConfig) {
+        if self.config.as_ref() == Some(&config) {
+            return;
+        }
+        let settings = match Settings::new(&config, &self.start.device_uid) {
+            Ok(settings) => settings,
+            Err(error) => {
+                tracing::warn!(%error, "cannot use the configuration from the registrar; going on with the last one");
+                return;
+            }
+        };
+        self.registrars.update(&settings.registrars, &self.start.registrar, &mut self.rng);
+        if self.settings.as_ref() != Some(&settings) {
+            self.actions.push_back(Action::Configure(Box::new(settings.clone())));
+            self.settings = Some(settings);
+        }
+        self.config = Some(config);
+        self.actions.push_back(Action::Persist(Persist::Config));
+    }
+}

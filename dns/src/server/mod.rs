@@ -5,6 +5,7 @@ pub mod limit;
 pub mod metrics;
 pub mod stream;
 mod sys;
+mod transfer;
 pub mod udp;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use muster_common::{identity::SpiffeId, net::BindError};
 use socket2::{Domain, Protocol, Socket, Type};
+pub use transfer::{Messages, transfer};
 use udp::UdpSockets;
 
 use crate::{
@@ -44,6 +46,9 @@ pub enum Handling {
     Done(Outcome),
     /// The response takes time. It is what the future returns; nothing is sent if that is empty.
     Later(BoxFuture<'static, (Outcome, Vec<u8>)>),
+    /// The response is several messages, in this order; other responses may go between them. Streams alone send it:
+    /// over UDP it is REFUSED.
+    Several(Box<dyn Messages>),
 }
 
 /// Answers queries. Called where sockets are read, on several threads at a time, so it must not block.
@@ -80,7 +85,8 @@ where
             transport: source.transport,
             source: Some(source.address.ip()),
         };
-        Handling::Done(self.engine.answer(query, &context, out))
+        transfer(&self.engine, query, &context)
+            .unwrap_or_else(|| Handling::Done(self.engine.answer(query, &context, out)))
     }
 }
 

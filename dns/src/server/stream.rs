@@ -1,8 +1,9 @@
 //! DNS over TCP (RFC 7766) and over TLS (RFC 7858): many queries on a connection, answered as they come or out
-//! of order, one write for everything that is ready.
+//! of order, one write for everything that is ready. Of each zone transfer (RFC 5936), a message goes with a write.
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     future::poll_fn,
     io,
     net::SocketAddr,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use hickory_proto::op::ResponseCode;
 use muster_common::{
     census::{Bounds, Census, Place},
     time::{Instant, Timestamp},
@@ -21,6 +23,7 @@ use muster_common::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -29,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Handler, Handling, Source, canonical,
     metrics::{Connected, Listener, Metrics, Reason, Tally},
+    transfer::{Sending, reject},
 };
 use crate::{engine::Outcome, message::Transport};
 
@@ -56,13 +60,16 @@ pub struct StreamLimits {
     pub connections: usize,
     /// Connections at a time of one client: without a certificate of an address, with one of a device.
     pub connections_per_client: usize,
-    /// Queries of one connection whose answer takes time; until one is ready, no more are read.
+    /// Queries of one connection whose answer takes time, zone transfers among them; until one is ready, no more
+    /// are read.
     pub pipelined: usize,
+    /// Zone transfers at a time on all connections; more are answered SERVFAIL, so that their clients try again.
+    pub transfers: usize,
     /// How long a connection may go without a whole query, and how long a client may take to read what it is sent.
     pub idle: Duration,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
-    /// After this time a connection is closed, so that its client proves anew who it is.
+    /// After this time a connection is closed, so that its client proves anew who it is; also within a zone transfer.
     pub age: Duration,
     /// Likewise for TLS connections without a client certificate.
     pub stranger_age: Duration,
@@ -74,6 +81,7 @@ impl Default for StreamLimits {
             connections: 10_000,
             connections_per_client: 256,
             pipelined: 256,
+            transfers: 16,
             idle: Duration::from_secs(30),
             handshake: Duration::from_secs(5),
             age: Duration::from_secs(3600),
@@ -104,16 +112,19 @@ pub async fn serve_tls<H: Handler>(
     accept(listener, Some(Arc::new(server)), handler, limits, metrics).await
 }
 
-/// A connection's place and its part in the metrics, given back on drop.
+/// A connection's place and its part in the metrics, given back on drop, and what it shares with all others.
 struct Slot {
     place: Place,
     metrics: Listener,
+    /// Places of zone transfers.
+    transfers: Arc<Semaphore>,
     _connected: Connected,
 }
 
 impl Slot {
-    fn new(place: Place, metrics: &Listener) -> Self {
-        Self { place, metrics: metrics.clone(), _connected: metrics.connected() }
+    fn new(place: Place, metrics: &Listener, transfers: &Arc<Semaphore>) -> Self {
+        let (metrics, _connected) = (metrics.clone(), metrics.connected());
+        Self { place, metrics, transfers: Arc::clone(transfers), _connected }
     }
 }
 
@@ -132,6 +143,7 @@ async fn accept<H: Handler>(
         strangers: limits.connections,
         strangers_per_source: limits.connections_per_client,
     });
+    let transfers = Arc::new(Semaphore::new(limits.transfers.min(Semaphore::MAX_PERMITS)));
     let mut connections = JoinSet::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -150,7 +162,8 @@ async fn accept<H: Handler>(
             metrics.dropped(Reason::Connections);
             continue;
         };
-        let (tls, handler, slot) = (tls.clone(), Arc::clone(&handler), Slot::new(place, &metrics));
+        let (tls, handler, slot) =
+            (tls.clone(), Arc::clone(&handler), Slot::new(place, &metrics, &transfers));
         connections.spawn(async move {
             if let Err(error) = serve(stream, address, tls, &*handler, limits, slot).await {
                 tracing::debug!(client = %address, %error, "DNS connection ended");
@@ -170,7 +183,7 @@ async fn serve<H: Handler>(
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
         let source = Source { address, transport: Transport::Tcp, identity: None };
-        return Connection::new(stream, source, handler, &limits, &slot.metrics).run().await;
+        return Connection::new(stream, source, handler, &limits, &slot).run().await;
     };
     let accept = TlsAcceptor::from(tls.config()).accept(stream);
     let stream = timeout(limits.handshake, accept).await.map_err(io::Error::from)??;
@@ -190,7 +203,7 @@ async fn serve<H: Handler>(
         }
     };
     let source = Source { address, transport: Transport::Tls, identity };
-    Connection::new(stream, source, handler, &limits, &slot.metrics).run().await
+    Connection::new(stream, source, handler, &limits, &slot).run().await
 }
 
 /// An answer that takes time: outcome, response, size of the query and when it came.
@@ -202,13 +215,17 @@ struct Connection<'a, S, H> {
     handler: &'a H,
     limits: &'a StreamLimits,
     metrics: &'a Listener,
+    /// Places of zone transfers, of all connections.
+    places: &'a Arc<Semaphore>,
     /// When the connection was last looked at.
     now: Instant,
-    /// When it was opened, or last brought a whole query.
+    /// When it was opened, last brought a whole query, or took a message of a zone transfer.
     active: Instant,
     /// Octets read that are not a whole query yet, or queries that have to wait.
     rest: Vec<u8>,
     pending: FuturesUnordered<Pending>,
+    /// Zone transfers on their way, that whose turn is next first.
+    transfers: VecDeque<Sending>,
     response: Vec<u8>,
     /// Responses, each behind its length, ready to be written.
     batch: Vec<u8>,
@@ -221,27 +238,25 @@ enum Event {
     Read(bool),
     Ready((Outcome, Vec<u8>, usize, Instant)),
     Timer,
+    /// For nothing: zone transfers go on.
+    Transfer,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
-    fn new(
-        stream: S,
-        source: Source,
-        handler: &'a H,
-        limits: &'a StreamLimits,
-        metrics: &'a Listener,
-    ) -> Self {
+    fn new(stream: S, source: Source, handler: &'a H, limits: &'a StreamLimits, slot: &'a Slot) -> Self {
         let now = Instant::now();
         Self {
             stream,
             source,
             handler,
             limits,
-            metrics,
+            metrics: &slot.metrics,
+            places: &slot.transfers,
             now,
             active: now,
             rest: Vec::new(),
             pending: FuturesUnordered::new(),
+            transfers: VecDeque::new(),
             response: Vec::new(),
             batch: Vec::new(),
             tally: Tally::default(),
@@ -258,23 +273,32 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
                 let rest = std::mem::take(&mut self.rest);
                 self.handle(&rest)?;
             }
+            let mut freed = false;
             while !self.pending.is_empty()
                 && let Some(Some(ready)) = self.pending.next().now_or_never()
             {
                 self.finish(ready);
+                freed = true;
             }
+            freed |= self.advance()?;
             if !self.batch.is_empty() {
                 self.write().await?;
-                if !self.rest.is_empty() {
-                    // Places in the pipeline or the batch have become free.
-                    continue;
-                }
+                freed = true;
             }
-            open = open && self.now - opened < self.limits.age;
-            if !open && self.pending.is_empty() {
+            // Places in the pipeline or the batch have become free. While there are transfers, every turn frees some,
+            // and must come to what is below as well.
+            if freed && !self.rest.is_empty() && self.transfers.is_empty() {
+                continue;
+            }
+            if self.now - opened >= self.limits.age {
+                open = false;
+                // Without its last SOA, the client knows that a transfer is not complete.
+                self.transfers.clear();
+            }
+            if !open && self.pending.is_empty() && self.transfers.is_empty() {
                 return self.stream.shutdown().await;
             }
-            let readable = open && self.pending.len() < self.limits.pipelined;
+            let readable = open && self.room();
             let event = poll_fn(|cx| {
                 if readable && let Poll::Ready(read) = self.poll_read(cx) {
                     return Poll::Ready(read.map(Event::Read));
@@ -285,12 +309,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
                 if open && timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Ok(Event::Timer));
                 }
+                if !self.transfers.is_empty() {
+                    return Poll::Ready(Ok(Event::Transfer));
+                }
                 self.batch.shrink_to(BATCH_KEPT);
                 Poll::Pending
             });
             match event.await? {
                 Event::Read(more) => open = more,
                 Event::Ready(ready) => self.finish(ready),
+                Event::Transfer => {}
                 Event::Timer => {
                     self.now = Instant::now();
                     let left = self.limits.idle.saturating_sub(self.now - self.active);
@@ -328,7 +356,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
         let started = Instant::now();
         let (mut octets, v4) = (octets, self.source.address.is_ipv4());
         self.now = started;
-        while self.pending.len() < self.limits.pipelined && self.batch.len() < WRITE_BATCH {
+        while self.room() && self.batch.len() < WRITE_BATCH {
             let Some((length, rest)) = octets.split_first_chunk() else { break };
             let length = usize::from(u16::from_be_bytes(*length));
             if length > QUERY_MAX {
@@ -343,6 +371,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
                 Handling::Later(answer) => self.pending.push(
                     answer.map(move |(outcome, response)| (outcome, response, length, started)).boxed(),
                 ),
+                Handling::Several(messages) => match Arc::clone(self.places).try_acquire_owned() {
+                    Ok(place) => {
+                        let sending = Sending::new(messages, place, self.metrics, v4, length, started);
+                        self.transfers.push_back(sending);
+                    }
+                    Err(_) => {
+                        let outcome = reject(query, ResponseCode::ServFail, &mut self.response);
+                        self.metrics.handled(v4, outcome, length, self.response.len(), &mut self.tally);
+                        append(&mut self.batch, &self.response);
+                    }
+                },
             }
             octets = rest;
             self.active = started;
@@ -353,6 +392,32 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
             self.metrics.took(&mut self.tally, Instant::now() - started);
         }
         Ok(())
+    }
+
+    /// Whether another query may take time.
+    fn room(&self) -> bool {
+        self.pending.len() + self.transfers.len() < self.limits.pipelined
+    }
+
+    /// Makes the next message of the transfer whose turn it is. Only once the one before has been written, so that
+    /// a client that does not read has no more than one made for it. Whether a transfer has ended.
+    fn advance(&mut self) -> io::Result<bool> {
+        let mut ended = false;
+        while let Some(mut sending) = self.transfers.pop_front() {
+            self.now = Instant::now();
+            if sending.next(&mut self.response) {
+                if !append(&mut self.batch, &self.response) {
+                    // Going on would pass for a whole zone.
+                    return Err(io::Error::other("a message of a zone transfer could not be made"));
+                }
+                self.active = self.now;
+                self.transfers.push_back(sending);
+                break;
+            }
+            self.response = Vec::new();
+            ended = true;
+        }
+        Ok(ended)
     }
 
     fn finish(&mut self, (outcome, response, query, started): (Outcome, Vec<u8>, usize, Instant)) {
@@ -374,13 +439,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, H: Handler> Connection<'a, S, H> {
     }
 }
 
-fn append(batch: &mut Vec<u8>, response: &[u8]) {
-    let Ok(length) = u16::try_from(response.len()) else { return };
-    if length > 0 {
-        if batch.capacity() == 0 {
-            batch.reserve(BATCH_KEPT);
-        }
-        batch.extend_from_slice(&length.to_be_bytes());
-        batch.extend_from_slice(response);
+/// Adds `response` to `batch`; `false` if there is none, or it is longer than a message can be.
+fn append(batch: &mut Vec<u8>, response: &[u8]) -> bool {
+    let Ok(length @ 1..) = u16::try_from(response.len()) else { return false };
+    if batch.capacity() == 0 {
+        batch.reserve(BATCH_KEPT);
     }
+    batch.extend_from_slice(&length.to_be_bytes());
+    batch.extend_from_slice(response);
+    true
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use hickory_proto::op::ResponseCode;
 use muster_common::{net::BindError, time::Instant};
 use socket2::{Protocol, Socket, Type};
 use tokio::{runtime::Handle, sync::Semaphore};
@@ -24,6 +25,7 @@ use super::{
     metrics::{Listener, Metrics, Reason, Tally},
     prepare,
     sys::{self, Batch, Peer},
+    transfer::reject,
 };
 use crate::{
     engine::Outcome,
@@ -235,6 +237,10 @@ impl<H: Handler> Worker<H> {
                 let socket = Arc::clone(&self.socket);
                 self.later.spawn(socket, *peer, address.is_ipv4(), query.len(), started, answer);
             }
+            Handling::Several(_) => {
+                let outcome = reject(query, ResponseCode::Refused, out);
+                self.metrics.handled(address.is_ipv4(), outcome, query.len(), out.len(), tally);
+            }
         }
     }
 }
@@ -242,7 +248,7 @@ impl<H: Handler> Worker<H> {
 /// An empty response with TC, which sends the client to TCP.
 fn slip(query: &[u8], out: &mut Vec<u8>) {
     if let Parsed::Request(request) = message::parse(query) {
-        let mut response = request.response(hickory_proto::op::ResponseCode::NoError);
+        let mut response = request.response(ResponseCode::NoError);
         response.metadata.truncation = true;
         if response.encode(message::UDP_MINIMUM, out).is_err() {
             out.clear();

@@ -18,8 +18,8 @@ use muster_common::{
 use muster_proto::{
     admin::Endpoint,
     agent::{
-        GetStatusRequest, GetStatusResponse, LeaveRequest, LeaveResponse, PingRequest, PingResponse,
-        ResolveRequest, ResolveResponse, ResolverStatus,
+        GetStatusRequest, GetStatusResponse, LeaveRequest, LeaveResponse, ListServicesRequest,
+        ListServicesResponse, PingRequest, PingResponse, ResolveRequest, ResolveResponse, ResolverStatus,
         agent_service_server::{AgentService, AgentServiceServer},
     },
 };
@@ -34,6 +34,7 @@ use crate::{
     datapath::{Handle, PublicKey, Snapshot},
     ping::{Outcome, Pinger},
     resolver::{ResolveError, Resolver},
+    service_list::{ListError, Registrar, ServiceLists},
 };
 
 /// Longest series of pings.
@@ -46,6 +47,8 @@ const PING_TIMES: (Duration, Duration) = (Duration::from_millis(10), Duration::f
 pub enum Query {
     /// Everything but counters of peers and resolver.
     Status(oneshot::Sender<GetStatusResponse>),
+    /// How it stands with the registrar.
+    Registrar(oneshot::Sender<Registrar>),
     /// Leaves the network; answered when that is done.
     Leave {
         /// Although the registrar cannot be told.
@@ -124,7 +127,7 @@ impl Socket {
     ) -> Result<(), tonic::transport::Error> {
         let Some(listener) = self.listener.take() else { return Ok(()) };
         tonic::transport::Server::builder()
-            .add_service(AgentServiceServer::new(Api { queries, shared }))
+            .add_service(AgentServiceServer::new(Api { queries, shared, lists: ServiceLists::default() }))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
             .await
     }
@@ -139,6 +142,7 @@ impl Drop for Socket {
 struct Api {
     queries: mpsc::Sender<Query>,
     shared: Arc<Shared>,
+    lists: ServiceLists,
 }
 
 impl Api {
@@ -233,9 +237,20 @@ impl AgentService for Api {
 
     async fn list_services(
         &self,
-        _: Request<muster_proto::agent::ListServicesRequest>,
-    ) -> Result<Response<muster_proto::agent::ListServicesResponse>, Status> {
-        Ok(Response::new(muster_proto::agent::ListServicesResponse::default()))
+        request: Request<ListServicesRequest>,
+    ) -> Result<Response<ListServicesResponse>, Status> {
+        let registrar = self.ask(Query::Registrar).await?;
+        let services = self.lists.list(registrar, &request.into_inner().namespace).await;
+        let services = services.map_err(|error| {
+            let text = error.to_string();
+            match error {
+                ListError::Namespace(_) => Status::invalid_argument(text),
+                ListError::Refused { .. } => Status::permission_denied(text),
+                ListError::Unavailable { .. } => Status::unavailable(text),
+                ListError::TooMany(_) => Status::resource_exhausted(text),
+            }
+        })?;
+        Ok(Response::new(ListServicesResponse { services }))
     }
 
     async fn resolve(&self, request: Request<ResolveRequest>) -> Result<Response<ResolveResponse>, Status> {

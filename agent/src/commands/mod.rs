@@ -1,7 +1,8 @@
-//! The command line: `muster-agent join|run|status|ping|resolve|doctor|leave`.
+//! The command line: `muster-agent join|run|status|ping|resolve|env|doctor|leave`.
 
 mod client;
 mod doctor;
+mod env;
 mod join;
 mod leave;
 mod ping;
@@ -71,6 +72,8 @@ enum Command {
     Ping(ping::Arguments),
     /// Resolve a name as programs on this host see it, with a device's private addresses and route director
     Resolve(resolve::Arguments),
+    /// Print the Services of a namespace as environment variables, as Kubernetes sets them
+    Env(env::Arguments),
     /// Check what the agent needs of this host; undo what an agent that was killed has left
     Doctor(doctor::Arguments),
     /// Leave the network: give name and addresses back, and take everything off this host
@@ -127,6 +130,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
                 Command::Status => status::status(&config, cli.output).await,
                 Command::Ping(arguments) => ping::ping(&config, arguments, cli.output).await,
                 Command::Resolve(arguments) => resolve::resolve(&config, arguments, cli.output).await,
+                Command::Env(arguments) => env::env(&config, arguments, cli.output).await,
                 Command::Doctor(arguments) => doctor::doctor(&config, arguments, cli.output).await,
                 Command::Leave(arguments) => leave::leave(&config, arguments, cli.output).await,
                 Command::Run | Command::Completion { .. } | Command::Man { .. } => Ok(()),

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::{API_GRACE, Agent, End, Inputs};
 use crate::{
     local_api::Query,
+    service_list::Registrar,
     session::{self, DeregisterError},
     state::Peers,
     writer::Write,
@@ -18,6 +19,16 @@ impl Agent {
         match query {
             // Whoever asked may have gone.
             Query::Status(answer) => drop(answer.send(self.status())),
+            Query::Registrar(answer) => {
+                let status = self.control.registrar();
+                let namespace = self.control.settings().map_or(&self.identity.namespace, |s| &s.namespace);
+                let _ = answer.send(Registrar {
+                    channel: inputs.session.channel(),
+                    refused: status.refused,
+                    last_error: status.last_error,
+                    namespace: namespace.clone(),
+                });
+            }
             Query::Leave { answer, .. } if self.leave.is_some() => {
                 let _ = answer.send(Err("the device is leaving already".into()));
             }

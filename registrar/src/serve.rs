@@ -59,6 +59,9 @@ const WINDOWS: (u32, u32) = (64 * 1024, 256 * 1024);
 /// Why the registrar does not serve, or does not go on to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// A value of the configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] muster_common::config::ConfigError),
     /// The store cannot be opened or read.
     #[error(transparent)]
     Store(#[from] StoreError),

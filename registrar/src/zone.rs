@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use muster_common::{name::Label, telemetry::Readiness};
-use muster_dns::directory::{Device, Directory, Viewer, Zone};
+use muster_dns::directory::{Device, Directory, Service, Viewer, Zone};
 use std::sync::PoisonError;
 use uuid::Uuid;
 
@@ -27,6 +27,8 @@ pub struct Zones {
     readiness: Readiness,
     /// Addresses that the registrars answer DNS on.
     name_servers: Vec<IpAddr>,
+    /// Whether external zones have headless Services.
+    external_headless: bool,
     /// Zones as they were last made, with the network's revision, by network.
     made: RwLock<Made>,
 }
@@ -34,14 +36,26 @@ pub struct Zones {
 impl Zones {
     /// The zones of `registry`, answered at `name_servers`. Until `readiness` says so, nothing is denied.
     pub fn new(registry: Arc<Registry>, readiness: Readiness, name_servers: Vec<IpAddr>) -> Self {
-        Self { registry, readiness, name_servers, made: RwLock::default() }
+        Self { registry, readiness, name_servers, external_headless: false, made: RwLock::default() }
+    }
+
+    /// The same, and `headless` says whether external zones have headless Services: then these move the serial.
+    #[must_use]
+    pub fn with_external_headless(self, headless: bool) -> Self {
+        Self { external_headless: headless, ..self }
+    }
+
+    fn external_serial(&self, state: &NetworkState) -> u32 {
+        let headless = if self.external_headless { state.headless_serial } else { 0 };
+        state.external_serial.max(headless)
     }
 
     /// The zone of a network, made anew only when it has changed.
     fn zone_of(&self, state: &NetworkState) -> Arc<Zone> {
         let network = &state.network;
         let current = |(revision, zone): &&(Revision, Arc<Zone>)| {
-            *revision == network.revision && zone.serial == state.serial
+            let serials = (zone.serial, zone.external_serial);
+            *revision == network.revision && serials == (state.serial, self.external_serial(state))
         };
         let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, zone)) = made.get(&network.name).filter(current) {
@@ -56,8 +70,8 @@ impl Zones {
             public_addresses: network.public_addresses.clone(),
             name_server_addresses: self.name_servers.clone(),
             pools: network.pools.iter().map(|(_, net)| net).collect(),
-            external_domain: None,
-            external_serial: state.serial,
+            external_domain: network.external_domain.clone(),
+            external_serial: self.external_serial(state),
         });
         let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
         made.insert(network.name.clone(), (network.revision, zone.clone()));
@@ -81,7 +95,8 @@ impl Directory for Zones {
         let index = self.registry.read();
         let mut domain = name;
         loop {
-            if let Some(state) = index.network_by_domain(domain) {
+            let found = index.network_by_domain(domain).or_else(|| index.network_by_external_domain(domain));
+            if let Some(state) = found {
                 return Some(self.zone_of(state));
             }
             (_, domain) = domain.split_once('.')?;
@@ -97,6 +112,12 @@ impl Directory for Zones {
             Viewer::Member { network, .. } => index.network(network.as_str()).filter(has),
         }?;
         Some(self.zone_of(state))
+    }
+
+    fn zones(&self, viewer: &Viewer) -> Vec<Arc<Zone>> {
+        let index = self.registry.read();
+        let seen = index.networks().filter(|state| is_inside(state, viewer));
+        seen.map(|state| self.zone_of(state)).collect()
     }
 
     fn device(&self, zone: &Zone, viewer: &Viewer, label: &str) -> Option<Device> {
@@ -119,6 +140,47 @@ impl Directory for Zones {
 
     fn device_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Option<Label> {
         self.look(zone, |state| visible(state, viewer, state.devices.by_address(address)?)?.name.parse().ok())
+    }
+
+    fn namespace(&self, zone: &Zone, namespace: &str) -> bool {
+        self.look(zone, |state| state.has_namespace(namespace).then_some(())).is_some()
+    }
+
+    fn service(&self, zone: &Zone, viewer: &Viewer, namespace: &str, name: &str) -> Option<Arc<Service>> {
+        self.look(zone, |state| state.service(namespace, name).filter(|_| is_inside(state, viewer)).cloned())
+    }
+
+    fn services_at(&self, zone: &Zone, viewer: &Viewer, address: IpAddr) -> Vec<Arc<Service>> {
+        let found = |state: &NetworkState| {
+            is_inside(state, viewer).then(|| state.services_at(address).cloned().collect())
+        };
+        self.look(zone, found).unwrap_or_default()
+    }
+
+    fn services(&self, zone: &Zone, viewer: &Viewer) -> Vec<Arc<Service>> {
+        let found =
+            |state: &NetworkState| is_inside(state, viewer).then(|| state.services().cloned().collect());
+        self.look(zone, found).unwrap_or_default()
+    }
+
+    fn namespace_of(&self, zone: &Zone, address: IpAddr) -> Option<Label> {
+        self.look(zone, |state| {
+            let device = state.devices.by_address(address).filter(|device| device.is_reachable())?;
+            device.namespace.parse().ok()
+        })
+    }
+}
+
+/// Whether `viewer` sees the Services of a network: all its devices do.
+fn is_inside(state: &NetworkState, viewer: &Viewer) -> bool {
+    match viewer {
+        Viewer::Stranger => false,
+        Viewer::Open => true,
+        Viewer::Member { network, uid } => {
+            let uid = Uuid::try_parse(uid.as_str()).ok();
+            let device = uid.and_then(|uid| state.devices.by_uid(uid));
+            *network == state.network.label && device.is_some_and(|device| !device.revoked)
+        }
     }
 }
 

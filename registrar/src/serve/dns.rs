@@ -1,6 +1,6 @@
 //! The registrar's DNS listeners, and who is who on them.
 
-#[allow(dead_code, reason = "nothing is passed on to it yet")]
+mod handler;
 mod upstream;
 
 use std::{
@@ -19,7 +19,7 @@ use muster_dns::{
     directory::Viewer,
     engine::Engine,
     server::{
-        self, Authoritative, Source,
+        self, Source,
         limit::Rate,
         metrics::Metrics as DnsMetrics,
         stream::{self, StreamLimits},
@@ -28,6 +28,7 @@ use muster_dns::{
 };
 use tokio::{net::TcpListener, task::JoinSet};
 
+use self::handler::Queries;
 use super::ServeError;
 use crate::{
     config::{Config, Listen},
@@ -80,8 +81,12 @@ pub(super) fn spawn(
     // The registry is; and remains so while the registrar drains, which is when it is no longer ready.
     let loaded = Readiness::default();
     loaded.set(true);
-    let engine = Engine::new(Zones::new(registry.clone(), loaded, servers));
-    let handler = Arc::new(Authoritative::new(engine, who));
+    let options = config.dns.options()?;
+    let zones =
+        Zones::new(registry.clone(), loaded, servers).with_external_headless(options.external_headless);
+    let engine = Engine::with_options(zones, options);
+    let upstream = config.dns.upstream_servers()?;
+    let handler = Arc::new(Queries::new(engine, who, upstream, config.dns.query_log));
     let mut dns_metrics = None;
     metrics.register(|registry| dns_metrics = Some(DnsMetrics::register(registry)));
     let Some(dns_metrics) = dns_metrics.map(Arc::new) else { return Ok(()) };

@@ -19,7 +19,7 @@ use crate::{
 
 impl<D: Directory> Engine<D> {
     /// The label that names an endpoint.
-    pub(super) fn endpoint_label(&self, endpoint: &Endpoint) -> String {
+    pub fn endpoint_label(&self, endpoint: &Endpoint) -> String {
         label(endpoint, self.options.endpoint_device_names)
     }
 

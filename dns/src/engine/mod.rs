@@ -22,6 +22,7 @@ use hickory_proto::{
 };
 use lookup::{Content, Found, Place, Question};
 pub use metadata::Metadata;
+pub use services::protocol_label;
 pub use transfer::Transfer;
 
 use crate::{

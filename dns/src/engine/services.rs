@@ -63,7 +63,7 @@ impl<'a> Part<'a> {
 }
 
 /// The protocol as in a name, without the underscore.
-pub(super) fn protocol_label(protocol: Protocol) -> &'static str {
+pub fn protocol_label(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",

@@ -91,6 +91,13 @@ pub fn encode_types<D: Directory>(engine: &Engine<D>, name: &str, types: &[Recor
     Some(encoded)
 }
 
+impl Encoded {
+    /// A name that is there, and whose answers are the engine's.
+    pub fn unusual() -> Self {
+        Self { members: true, unusual: true, tails: Vec::new() }
+    }
+}
+
 impl Tail {
     fn slow(record_type: RecordType) -> Self {
         let record_type = u16::from(record_type);

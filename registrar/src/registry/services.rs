@@ -81,6 +81,13 @@ impl Services {
         }
     }
 
+    /// The namespaces of which [`has_namespace`](Self::has_namespace) says that they exist.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        let missing = (!self.namespaces.contains_key(DEFAULT_NAMESPACE)).then_some(DEFAULT_NAMESPACE);
+        let there = self.namespaces.iter().filter(|(_, namespace)| !namespace.terminating);
+        there.map(|(name, _)| &**name).chain(missing)
+    }
+
     /// The Service called `name` in `namespace` (both in lower case) with its slices, as long as its namespace exists.
     pub fn view(&self, namespace: &str, name: &str) -> Option<&Arc<View>> {
         let found = self.views.get(&named::key(namespace, name))?;

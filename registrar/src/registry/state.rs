@@ -227,6 +227,11 @@ impl NetworkState {
         self.services.has_namespace(namespace)
     }
 
+    /// The namespaces that there are, `default` among them, and that are not being deleted.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.services.namespaces()
+    }
+
     /// What DNS answers for the Service called `name` in `namespace` (both in lower case): with its slices, and only
     /// while its namespace exists.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<View>> {

@@ -1,25 +1,21 @@
-//! The registrar's DNS listeners, and who is who on them.
+//! The registrar's DNS listeners: what is bound, and what answers on it.
 
 mod handler;
+mod published;
 mod upstream;
+mod who;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use ipnet::IpNet;
 use muster_common::{
-    identity::Party,
     net::BindError,
     telemetry::{Metrics, Readiness},
     tls::{ALPN_DOT, Credentials},
 };
 use muster_dns::{
-    directory::Viewer,
     engine::Engine,
     server::{
-        self, Source,
+        self,
         limit::Rate,
         metrics::Metrics as DnsMetrics,
         stream::{self, StreamLimits},
@@ -28,7 +24,7 @@ use muster_dns::{
 };
 use tokio::{net::TcpListener, task::JoinSet};
 
-use self::handler::Queries;
+use self::{handler::Queries, published::Published, who::Who};
 use super::ServeError;
 use crate::{
     config::{Config, Listen},
@@ -71,10 +67,7 @@ pub(super) fn spawn(
     credentials: &Arc<Credentials>,
     metrics: &Metrics,
 ) -> Result<(), ServeError> {
-    let who = {
-        let (open_to, trust_domain) = (config.dns.open_to.clone(), credentials.trust_domain().to_owned());
-        move |source: &Source| viewer(source, &open_to, &trust_domain)
-    };
+    let who = Who::new(config.dns.open_to.clone(), credentials.trust_domain());
     // Host names among them are not resolved: that is what these servers are for.
     let servers = config.advertise.dns.iter().filter_map(|server| server.parse::<SocketAddr>().ok());
     let servers = servers.map(|server| server.ip()).collect();
@@ -84,9 +77,10 @@ pub(super) fn spawn(
     let options = config.dns.options()?;
     let zones =
         Zones::new(registry.clone(), loaded, servers).with_external_headless(options.external_headless);
-    let engine = Engine::with_options(zones, options);
+    let engine = Arc::new(Engine::with_options(zones, options));
+    let published = Published::start(registry, engine.clone(), metrics).map_err(ServeError::Thread)?;
     let upstream = config.dns.upstream_servers()?;
-    let handler = Arc::new(Queries::new(engine, who, upstream, config.dns.query_log));
+    let handler = Arc::new(Queries::new(engine, published, who, upstream, config.dns.query_log));
     let mut dns_metrics = None;
     metrics.register(|registry| dns_metrics = Some(DnsMetrics::register(registry)));
     let Some(dns_metrics) = dns_metrics.map(Arc::new) else { return Ok(()) };
@@ -124,44 +118,4 @@ fn ended(what: &'static str, result: std::io::Result<()>) -> &'static str {
         tracing::error!(%error, "{what} ended");
     }
     what
-}
-
-/// Who asks: a certificate tells more than an address.
-fn viewer(source: &Source, open_to: &[IpNet], trust_domain: &str) -> Viewer {
-    let identity = source.identity.as_ref().filter(|identity| identity.trust_domain == trust_domain);
-    match identity.map(|identity| &identity.party) {
-        Some(Party::Device { network, uid }) => {
-            return Viewer::Member { network: network.clone(), uid: uid.clone() };
-        }
-        Some(Party::Operator { .. }) => return Viewer::Open,
-        Some(Party::Director { .. } | Party::Registrar { .. }) | None => {}
-    }
-    let address: IpAddr = source.address.ip();
-    if open_to.iter().any(|net| net.contains(&address)) { Viewer::Open } else { Viewer::Stranger }
-}
-
-#[cfg(test)]
-mod tests {
-    use muster_dns::message::Transport;
-
-    use super::*;
-
-    #[test]
-    fn certificates_and_open_ranges_decide_who_asks() {
-        let open: Vec<IpNet> = vec!["192.0.2.0/24".parse().unwrap(), "fd00::/8".parse().unwrap()];
-        let who = |address: &str, identity: Option<&str>| {
-            let identity = identity.map(|id| Arc::new(id.parse().unwrap()));
-            let address = format!("{address}:5").parse().unwrap();
-            viewer(&Source { address, transport: Transport::Udp, identity }, &open, "muster.test")
-        };
-        assert_eq!(who("198.51.100.1", None), Viewer::Stranger);
-        assert_eq!(who("192.0.2.1", None), Viewer::Open);
-        assert_eq!(who("[fd00::1]", None), Viewer::Open);
-        let device = "spiffe://muster.test/network/n/device/d";
-        let member = Viewer::Member { network: "n".parse().unwrap(), uid: "d".parse().unwrap() };
-        assert_eq!(who("198.51.100.1", Some(device)), member);
-        assert_eq!(who("198.51.100.1", Some("spiffe://other.test/network/n/device/d")), Viewer::Stranger);
-        assert_eq!(who("198.51.100.1", Some("spiffe://muster.test/operator/admin")), Viewer::Open);
-        assert_eq!(who("198.51.100.1", Some("spiffe://muster.test/registrar/r")), Viewer::Stranger);
-    }
 }

@@ -1,4 +1,5 @@
-//! What the registrar does with a query: who asks, the engine's answer, and other servers for what is elsewhere.
+//! What the registrar does with a query: who asks, the encoded answer if there is one, else the engine's, and other
+//! servers for what is elsewhere.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -8,26 +9,38 @@ use muster_dns::{
     server::{Handler, Handling, Source, transfer},
 };
 
-use super::upstream::Resolver;
+use super::{published::Published, upstream::Resolver, who::Who};
+use crate::zone::Zones;
 
-/// Answers queries from an engine; `who` tells who may see what.
-pub(super) struct Queries<D, V> {
-    engine: Arc<Engine<D>>,
-    who: V,
+/// Answers queries; `who` tells who may see what.
+pub(super) struct Queries {
+    engine: Arc<Engine<Zones>>,
+    published: Published,
+    who: Who,
     upstream: Option<Resolver>,
     log: bool,
 }
 
-impl<D, V> Queries<D, V>
-where
-    D: Directory + 'static,
-    V: Fn(&Source) -> Viewer + Send + Sync + 'static,
-{
+impl Queries {
     /// `who` is asked at every query, so that what it takes back holds from the next query on. What is elsewhere is
     /// asked of `upstream`. With `log`, every query is logged.
-    pub(super) fn new(engine: Engine<D>, who: V, upstream: Vec<SocketAddr>, log: bool) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine<Zones>>,
+        published: Published,
+        who: Who,
+        upstream: Vec<SocketAddr>,
+        log: bool,
+    ) -> Self {
         let upstream = (!upstream.is_empty()).then(|| Resolver::new(upstream));
-        Self { engine: Arc::new(engine), who, upstream, log }
+        Self { engine, published, who, upstream, log }
+    }
+
+    fn context(&self, source: &Source) -> QueryContext {
+        QueryContext {
+            viewer: self.who.viewer(source),
+            transport: source.transport,
+            source: Some(source.address.ip()),
+        }
     }
 
     /// One line with what CoreDNS calls a query's metadata.
@@ -50,20 +63,20 @@ where
     }
 }
 
-impl<D, V> Handler for Queries<D, V>
-where
-    D: Directory + 'static,
-    V: Fn(&Source) -> Viewer + Send + Sync + 'static,
-{
+impl Handler for Queries {
     fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling {
-        let context = QueryContext {
-            viewer: (self.who)(source),
-            transport: source.transport,
-            source: Some(source.address.ip()),
-        };
         if self.log {
-            self.log(query, source, &context);
+            self.log(query, source, &self.context(source));
         }
+        // Without allocation, which telling a viewer takes.
+        let encoded = self
+            .who
+            .asker(source)
+            .and_then(|asker| self.published.answer(query, asker, source.transport, out));
+        if let Some(outcome) = encoded {
+            return Handling::Done(outcome);
+        }
+        let context = self.context(source);
         if let Some(several) = transfer(&self.engine, query, &context) {
             return several;
         }

@@ -272,15 +272,15 @@ impl<D: Directory> Engine<D> {
                 response.metadata.authoritative = true;
                 response.answers = chain;
                 if let Some(reply) = reply {
-                    response.answers.extend(reply.answers.iter().cloned());
+                    response.answers.extend(respelled(&reply.answers, asked));
                     response.metadata.truncation = reply.metadata.truncation;
                 }
             }
-            (Then::PassOn, Some(reply)) => copy(reply, &mut response),
+            (Then::PassOn, Some(reply)) => copy(reply, asked, &mut response),
             (Then::PassOn, None) => response.metadata.response_code = ResponseCode::ServFail,
             (Then::Complete { .. }, Some(reply)) if reply.metadata.response_code == ResponseCode::NoError => {
                 let ttl = reply.answers.iter().map(|record| record.ttl).min().unwrap_or(0);
-                copy(reply, &mut response);
+                copy(reply, asked, &mut response);
                 let alias = records::alias(&request.question.name, ttl, asked.clone());
                 response.answers.insert(0, alias);
             }
@@ -310,14 +310,31 @@ impl<D: Directory> Engine<D> {
     }
 }
 
-/// Passes on another server's reply.
-fn copy(reply: &Message, response: &mut Response) {
+/// Passes on another server's reply to the question for `asked`.
+fn copy(reply: &Message, asked: &Name, response: &mut Response) {
     response.metadata.response_code = reply.metadata.response_code;
     response.metadata.truncation = reply.metadata.truncation;
     response.metadata.recursion_available = reply.metadata.recursion_available;
-    response.answers = reply.answers.clone();
-    response.authorities = reply.authorities.clone();
-    response.additionals = reply.additionals.clone();
+    response.answers = respelled(&reply.answers, asked).collect();
+    response.authorities = respelled(&reply.authorities, asked).collect();
+    response.additionals = respelled(&reply.additionals, asked).collect();
+}
+
+/// `records` with what their owners share with `asked` spelled as there: other servers are asked in random upper and
+/// lower case, and answer so.
+fn respelled<'a>(records: &'a [Record], asked: &'a Name) -> impl Iterator<Item = Record> + 'a {
+    records.iter().map(|record| {
+        let mut record = record.clone();
+        let same = |(own, asked): &(&[u8], &[u8])| own.eq_ignore_ascii_case(asked);
+        let shared = record.name.iter().rev().zip(asked.iter().rev()).take_while(same).count();
+        let own = record.name.iter().take(record.name.iter().count() - shared);
+        let labels = own.chain(asked.iter().skip(asked.iter().count() - shared));
+        if let Ok(mut name) = Name::from_labels(labels) {
+            name.set_fqdn(true);
+            record.name = name;
+        }
+        record
+    })
 }
 
 fn conclude(request: Request, viewer: Viewer, max_size: u16, next: Next, out: &mut Vec<u8>) -> Step {

@@ -61,7 +61,7 @@ fn addresses_are_no_names() {
     }
 }
 
-/// 5: a target elsewhere is asked for; its records come with their TTLs, and TC is passed on.
+/// 5: a target elsewhere is asked for; its records come with their TTLs, spelled as the CNAME has it, and TC is passed on.
 #[test]
 fn elsewhere() {
     let net = Asking::with(|_| {});
@@ -77,7 +77,7 @@ fn elsewhere() {
     let response = net.resume(upstream, Some(&found)).unwrap();
     assert_eq!(
         shown(&response.answers),
-        [format!("{OUT} CNAME WWW.example.org."), "www.example.org. A 192.0.2.80".to_owned(),]
+        [format!("{OUT} CNAME WWW.example.org."), "WWW.example.org. A 192.0.2.80".to_owned(),]
     );
     assert_eq!((response.answers[0].ttl, response.answers[1].ttl), (5, 1234));
     assert!(response.metadata.truncation && response.metadata.authoritative);

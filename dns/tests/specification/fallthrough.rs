@@ -33,6 +33,21 @@ fn for_all_zones() {
     assert!(net.begin("99.1.64.100.in-addr.arpa.", PTR).is_err());
 }
 
+/// 13: owners are as in the question, however other servers spell them; what they do not share with it is kept.
+#[test]
+fn spelled_as_asked() {
+    let net = Asking::with(|options| options.fallthrough = Fallthrough::Always);
+    let upstream = net.begin("NoThing.default.svc.net.example.", A).unwrap_err();
+    let address = || RData::A(Address([192, 0, 2, 9].into()));
+    let records = ["nOTHING.DEFAULT.svc.net.Example.", "Other.default.SVC.net.example.", "Com.", "."]
+        .map(|owner| Record::from_rdata(name(owner), 60, address()));
+    let response = net.resume(upstream, Some(&reply(ResponseCode::NoError, records.to_vec()))).unwrap();
+    let owners: Vec<String> = response.answers.iter().map(|record| record.name.to_ascii()).collect();
+    for owner in ["NoThing.default.svc.net.example.", "Other.default.svc.net.example.", "Com.", "."] {
+        assert!(owners.iter().any(|own| own == owner), "{owner}: {owners:?}");
+    }
+}
+
 /// 16: only the zones that are listed.
 #[test]
 fn for_some_zones() {

@@ -1,7 +1,7 @@
 //! A persistent map from octet strings to octet strings: a radix of depth two over the hash, with flat leaves. A
 //! write copies one path (leaf, mid, root) at most; a clone is one count and never changes afterwards.
 
-use std::{array, sync::Arc};
+use std::{array, hint::black_box, sync::Arc};
 
 /// Bits of the hash that choose a branch at each level.
 const BITS: u32 = 7;
@@ -12,6 +12,10 @@ const COUNT: usize = 4;
 const SLOT: usize = 8;
 /// Octets before an entry's key: lengths of key and value.
 const LENGTHS: usize = 6;
+
+/// Octets of a line of the processor's cache, and lines of a device's entry.
+const LINE: usize = 64;
+const ENTRY_LINES: usize = 4;
 
 type Leaf = Arc<[u8]>;
 
@@ -42,7 +46,29 @@ impl Tree {
     pub(super) fn get(&self, hash: u64, key: &[u8]) -> Option<&[u8]> {
         let (first, second) = branches(hash);
         let leaf = self.root.0.get(first)?.0.get(second)?;
-        find(leaf, hash as u32, key).ok().and_then(|slot| entry(leaf, slot)).map(|(_, value)| value)
+        find(leaf, hash as u32, Some(key)).ok().and_then(|slot| entry(leaf, slot)).map(|(_, value)| value)
+    }
+
+    /// Reads what looking up keys with these hashes will read, so that it is in the processor's cache by then. The
+    /// reads of one key wait for each other; those of different keys do not, which is what this is for.
+    pub(super) fn warm(&self, hashes: &[u64]) {
+        let leaf = |hash| {
+            let (first, second) = branches(hash);
+            self.root.0.get(first)?.0.get(second)
+        };
+        let guess = |hash| {
+            let leaf: &Leaf = leaf(hash)?;
+            tag(leaf, expected_slot(count(leaf), hash as u32))
+        };
+        black_box(hashes.iter().filter_map(|hash| guess(*hash)).fold(0, u32::wrapping_add));
+        let lines = |hash| {
+            let leaf: &Leaf = leaf(hash)?;
+            let slot = find(leaf, hash as u32, None).ok()?;
+            let place = number(leaf, COUNT + slot * SLOT + 4)? as usize;
+            let octet = |line: usize| leaf.get(place + line * LINE).copied().unwrap_or(0);
+            Some((0..ENTRY_LINES).map(octet).fold(0, u8::wrapping_add))
+        };
+        black_box(hashes.iter().filter_map(|hash| lines(*hash)).fold(0, u8::wrapping_add));
     }
 
     /// Gives `key` the value that `parts` make up. Key and value are at most 65,535 and 2^31 octets.
@@ -102,11 +128,15 @@ fn entry(leaf: &[u8], slot: usize) -> Option<(&[u8], &[u8])> {
     Some((key, rest.get(..u32::from_ne_bytes([v0, v1, v2, v3]) as usize)?))
 }
 
-/// The index slot of `key`, or the one it would be put in. The index is sorted by tag and tags are evenly spread, so
-/// that the tag tells about where to look.
-fn find(leaf: &[u8], wanted: u32, key: &[u8]) -> Result<usize, usize> {
+/// About where `wanted` is in an index: it is sorted by tag, and tags are evenly spread.
+fn expected_slot(count: usize, wanted: u32) -> usize {
+    ((u64::from(wanted) * count as u64) >> 32) as usize
+}
+
+/// The index slot of `key`, or the one it would be put in; without a key, the first slot with the tag.
+fn find(leaf: &[u8], wanted: u32, key: Option<&[u8]>) -> Result<usize, usize> {
     let count = count(leaf);
-    let mut slot = ((u64::from(wanted) * count as u64) >> 32) as usize;
+    let mut slot = expected_slot(count, wanted);
     while slot > 0 && tag(leaf, slot - 1).is_some_and(|tag| tag >= wanted) {
         slot -= 1;
     }
@@ -114,7 +144,7 @@ fn find(leaf: &[u8], wanted: u32, key: &[u8]) -> Result<usize, usize> {
         match tag(leaf, slot) {
             Some(tag) if tag < wanted => {}
             Some(tag) if tag == wanted => {
-                if entry(leaf, slot).is_some_and(|(found, _)| found == key) {
+                if key.is_none_or(|key| entry(leaf, slot).is_some_and(|(found, _)| found == key)) {
                     return Ok(slot);
                 }
             }
@@ -127,7 +157,7 @@ fn find(leaf: &[u8], wanted: u32, key: &[u8]) -> Result<usize, usize> {
 
 /// `leaf` with `key` set to `value`, or without it.
 fn rebuilt(leaf: &[u8], wanted: u32, key: &[u8], value: Option<&[&[u8]]>) -> Leaf {
-    let (slot, replaced) = match find(leaf, wanted, key) {
+    let (slot, replaced) = match find(leaf, wanted, Some(key)) {
         Ok(slot) => (slot, 1),
         Err(slot) => (slot, 0),
     };

@@ -53,6 +53,14 @@ pub enum Handling {
 
 /// Answers queries. Called where sockets are read, on several threads at a time, so it must not block.
 pub trait Handler: Send + Sync + 'static {
+    /// Says which queries come next, all together, so that what they need can be fetched. There may be none.
+    fn expect<'a>(&self, queries: impl Iterator<Item = &'a [u8]>)
+    where
+        Self: Sized,
+    {
+        let _ = queries;
+    }
+
     /// Answers `query`, writing the response over `out`, or says that it takes time.
     fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling;
 }

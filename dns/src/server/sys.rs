@@ -102,6 +102,11 @@ impl Batch {
         Ok(self.received)
     }
 
+    /// The datagrams received.
+    pub(super) fn queries(&self) -> impl Iterator<Item = &[u8]> {
+        self.slots.iter().take(self.received).filter_map(|slot| slot.octets.get(..slot.length))
+    }
+
     /// A datagram received, where it came from, and room for its response: if that is left empty, nothing is sent.
     pub(super) fn query(&mut self, index: usize) -> Option<(&Peer, &[u8], &mut Vec<u8>)> {
         let slot = self.slots.get_mut(index).filter(|_| index < self.received)?;

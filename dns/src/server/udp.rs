@@ -192,6 +192,9 @@ impl<H: Handler> Worker<H> {
                 }
             };
             let started = Instant::now();
+            if received > 1 {
+                self.handler.expect(batch.queries());
+            }
             for index in 0..received {
                 if let Some((peer, query, out)) = batch.query(index) {
                     self.handle((index, peer), query, started, out, &mut tally);

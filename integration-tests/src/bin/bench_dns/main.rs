@@ -142,7 +142,11 @@ fn own() -> Result<std::path::PathBuf> {
 fn start_echo(host: &Host) -> Result<Process> {
     let mut command = host.command("taskset");
     command.args(["-c", &SERVER_CPU.to_string()]).arg(own()?).args(["echo", "127.0.0.1:5300"]);
-    host.spawn("echo", command)
+    let echo = host.spawn("echo", command)?;
+    wait_for("the echo to listen", Duration::from_secs(10), || {
+        host.sh("ss -Huln 'sport = :5300' | grep -q .").map(drop).map_err(|e| e.to_string())
+    })?;
+    Ok(echo)
 }
 
 fn pin(host: &Host, process: &Process) -> Result {

@@ -64,6 +64,10 @@ impl Queries {
 }
 
 impl Handler for Queries {
+    fn expect<'a>(&self, queries: impl Iterator<Item = &'a [u8]>) {
+        self.published.expect(queries);
+    }
+
     fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling {
         if self.log {
             self.log(query, source, &self.context(source));

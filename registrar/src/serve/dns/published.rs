@@ -172,6 +172,11 @@ impl Published {
         (Self { current, notes }, publisher)
     }
 
+    /// Gets ready for `queries`.
+    pub(super) fn expect<'a>(&self, queries: impl Iterator<Item = &'a [u8]>) {
+        self.current.load().warm(queries);
+    }
+
     /// Answers `query` if the answer is encoded; `None`: ask the engine.
     pub(super) fn answer(
         &self,

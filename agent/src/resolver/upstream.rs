@@ -1,7 +1,7 @@
 //! The servers that the host had before: those that its resolv.conf names.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     path::Path,
 };
 
@@ -13,7 +13,7 @@ const RESOLVED: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 53), Ipv4Addr::new(127
 const SERVERS_MAX: usize = 16;
 
 /// The `nameserver` lines of a resolv.conf, as glibc reads them: what is no address is passed over.
-/// Link-local IPv6 addresses with a zone are left out.
+/// Link-local IPv6 addresses have a zone, the name or number of an interface, as routers' own addresses do.
 pub(super) fn name_servers(resolv_conf: &str) -> Vec<SocketAddr> {
     let mut servers = Vec::new();
     for line in resolv_conf.lines() {
@@ -21,13 +21,28 @@ pub(super) fn name_servers(resolv_conf: &str) -> Vec<SocketAddr> {
         if words.next() != Some("nameserver") {
             continue;
         }
-        let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
-        let server = SocketAddr::new(address, PORT);
+        let Some(server) = words.next().and_then(server) else { continue };
         if !servers.contains(&server) && servers.len() < SERVERS_MAX {
             servers.push(server);
         }
     }
     servers
+}
+
+fn server(word: &str) -> Option<SocketAddr> {
+    let Some((address, zone)) = word.split_once('%') else {
+        return Some(SocketAddr::new(word.parse().ok()?, PORT));
+    };
+    let address: Ipv6Addr = address.parse().ok()?;
+    let index = || {
+        // No interface has such a name, and no other file is meant to be read.
+        if zone.contains('/') || zone.starts_with('.') {
+            return None;
+        }
+        std::fs::read_to_string(format!("/sys/class/net/{zone}/ifindex")).ok()?.trim().parse().ok()
+    };
+    let scope = zone.parse::<u32>().ok().or_else(index)?;
+    Some(SocketAddrV6::new(address, PORT, 0, scope).into())
 }
 
 /// The host's servers without ourselves. `None` while they cannot be told: the files cannot be read, or name nobody but
@@ -77,9 +92,14 @@ mod tests {
     fn name_servers_are_read_as_glibc_reads_them() {
         let text = "# nameserver 192.0.2.9\n; x\n\tnameserver\t192.0.2.1  # primary\nsearch example\n\
                     nameserver 2001:db8::1\r\nnameserver nonsense\nnameserver\nnameserver 192.0.2.1\n\
-                    nameserver fe80::1%eth0\nnameservers 192.0.2.8\noptions edns0\n";
+                    nameserver fe80::1%nowhere\nnameserver fe80::1%../lo\nnameservers 192.0.2.8\noptions edns0\n";
         let servers: Vec<String> = name_servers(text).iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["192.0.2.1:53", "[2001:db8::1]:53"]);
+        for zone in ["7", "lo"] {
+            let servers = name_servers(&format!("nameserver fe80::1%{zone}\n"));
+            let scope = if zone == "lo" { 1 } else { 7 };
+            assert_eq!(servers, [SocketAddrV6::new("fe80::1".parse().unwrap(), PORT, 0, scope).into()]);
+        }
         assert_eq!(name_servers(&"nameserver 1.1.1.1\n".repeat(9)).len(), 1);
         let many: String = (0..99).map(|i| format!("nameserver 10.0.0.{i}\n")).collect();
         assert_eq!(name_servers(&many).len(), SERVERS_MAX);

@@ -230,7 +230,9 @@ impl Pool {
                 Ok(response) => {
                     let code = response.metadata.response_code;
                     client.metrics.answered(server.address, code, Instant::now() - asked);
-                    if code != ResponseCode::ServFail && code != ResponseCode::NotImp {
+                    // As stub resolvers do: one that refuses may be for other names, or other hosts.
+                    let passed_on = [ResponseCode::ServFail, ResponseCode::NotImp, ResponseCode::Refused];
+                    if !passed_on.contains(&code) {
                         server.note(false);
                         return Ok(response);
                     }

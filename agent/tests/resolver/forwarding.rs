@@ -190,6 +190,27 @@ async fn another_server_answers_for_one_that_fails() {
     assert_eq!(next.await.unwrap(), IpAddr::from([192, 0, 2, 1]));
 }
 
+/// Refuses everything.
+struct Refusing;
+
+impl Handler for Refusing {
+    fn handle(&self, query: &[u8], _: &Source, out: &mut Vec<u8>) -> Handling {
+        let Parsed::Request(request) = parse(query) else { panic!("not a query") };
+        request.response(ResponseCode::Refused).encode(1200, out).unwrap();
+        Handling::Done(Outcome::Silence)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_answers_for_one_that_refuses() {
+    let (refusing, good) = (server(Refusing), always(1));
+    let both = host(&device(), &[], &[refusing.address, good.address]);
+    assert_eq!(resolve(&both, "one.example.org").await, IpAddr::from([192, 0, 2, 1]));
+    assert!(refusing.queries() > 0);
+    let alone = host(&device(), &[], &[refusing.address]);
+    assert_eq!(ask(&alone, "one.example.org.").await.metadata.response_code, ResponseCode::Refused);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_outlive_the_hosts_servers() {
     let upstream = server(Always([192, 0, 2, 1].into(), 0));

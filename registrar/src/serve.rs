@@ -63,7 +63,9 @@ pub enum ServeError {
     #[error(transparent)]
     Config(#[from] muster_common::config::ConfigError),
     /// There is no thread to spare.
-    #[error("cannot start the thread that encodes DNS answers ({0}); raise the limit of tasks (TasksMax, ulimit -u)")]
+    #[error(
+        "cannot start the thread that encodes DNS answers ({0}); raise the limit of tasks (TasksMax, ulimit -u)"
+    )]
     Thread(#[source] io::Error),
     /// The store cannot be opened or read.
     #[error(transparent)]

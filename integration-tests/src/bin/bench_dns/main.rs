@@ -176,10 +176,16 @@ fn fill(registrar: &Registrar, devices: std::ops::Range<u32>) -> Result {
 fn serve(host: &Host, registrar: &mut Registrar, names: u32) -> Result {
     registrar.serve()?;
     wait_for_names(host, REGISTRAR, names)?;
+    let encoded =
+        "curl -sf http://127.0.0.1:7580/metrics | sed -n 's/^muster_registrar_dns_encoded_names //p'";
+    wait_for("all names to be encoded", Duration::from_secs(120), || {
+        let count = host.sh(encoded).map_err(|e| e.to_string())?;
+        if count.trim().parse::<u32>().is_ok_and(|count| count >= names) { Ok(()) } else { Err(count) }
+    })?;
     if let Some(process) = registrar.process() {
         pin(host, process)?;
     }
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(2));
     Ok(())
 }
 

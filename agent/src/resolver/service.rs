@@ -100,6 +100,23 @@ pub(super) struct Pools {
     pub(super) sent: Arc<Sent>,
 }
 
+/// Takes a question from those under way when it is answered, however that ends.
+struct Landing {
+    service: Arc<Service>,
+    key: Key,
+    number: u64,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut flights = self.service.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        // After a change, the same question may be under way anew.
+        if flights.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
+            flights.remove(&self.key);
+        }
+    }
+}
+
 /// The resolver.
 pub(super) struct Service {
     pub(super) route: ArcSwap<Route>,
@@ -110,7 +127,9 @@ pub(super) struct Service {
     allowed: Vec<IpNet>,
     local: LocalAddresses,
     cache: Mutex<Cache>,
-    flights: Mutex<HashMap<Key, Flight>>,
+    /// Questions under way, each with its number.
+    flights: Mutex<HashMap<Key, (u64, Flight)>>,
+    started: AtomicU64,
     /// How often something has been forgotten because it had changed.
     changes: AtomicU64,
     /// Queries are handled on threads outside of it.
@@ -136,6 +155,7 @@ impl Service {
             local: LocalAddresses::default(),
             cache: Mutex::new(cache),
             flights: Mutex::default(),
+            started: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             runtime: Handle::current(),
             resolved,
@@ -272,25 +292,23 @@ impl Service {
     /// Joins those who wait for an answer to the same question, or is the first of them.
     fn fly(self: &Arc<Self>, request: &Request, key: &Key) -> Result<Flight, QueryError> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(key) {
+        if let Some((_, flight)) = flights.get(key) {
             return Ok(flight.clone());
         }
         if flights.len() >= FLIGHTS_MAX {
             self.metrics.rejected();
             return Err(QueryError::Busy);
         }
-        let (service, name, own_key) = (Arc::clone(self), request.question.name.clone(), key.clone());
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let landing = Landing { service: Arc::clone(self), key: key.clone(), number };
+        let name = request.question.name.clone();
         // A task of its own: the answer is of use also when nobody waits for it any more.
-        let task = self.runtime.spawn(async move {
-            let result = service.fetch(&name, &own_key).await;
-            service.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&own_key);
-            result
-        });
+        let task = self.runtime.spawn(async move { landing.service.fetch(&name, &landing.key).await });
         let flight = task
             .map(|joined| joined.unwrap_or_else(|e| Err(QueryError::Unreadable(e.to_string()))))
             .boxed()
             .shared();
-        flights.insert(key.clone(), flight.clone());
+        flights.insert(key.clone(), (number, flight.clone()));
         Ok(flight)
     }
 

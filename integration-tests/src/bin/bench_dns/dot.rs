@@ -18,11 +18,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{ROUND, ROUNDS, query};
 
-/// Queries under way at a time on all connections, at least one on each. NSD closes connections with many.
-const WINDOW: usize = 16;
-
-/// Keeps queries under way on `connections`. A line a round: answers, seconds, lost queries (none).
-pub(crate) fn flood(address: &str, names: u32, connections: usize) -> Result<(), Error> {
+/// Keeps `under_way` queries under way on all `connections` together, at least one on each. A line a round: answers,
+/// seconds, lost queries (none). NSD closes connections with many queries under way.
+pub(crate) fn flood(address: &str, names: u32, connections: usize, under_way: usize) -> Result<(), Error> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let connector = TlsConnector::from(Arc::new(config()?));
         let mut open = Vec::new();
@@ -32,7 +30,7 @@ pub(crate) fn flood(address: &str, names: u32, connections: usize) -> Result<(),
             let stream = connector.connect(ServerName::try_from("dns")?, tcp).await?;
             open.push((stream, StdRng::seed_from_u64(number as u64)));
         }
-        let window = (WINDOW / connections).max(1);
+        let window = (under_way / connections).max(1);
         for round in 0..=ROUNDS {
             let time = if round == 0 { Duration::from_secs(1) } else { ROUND };
             let start = Instant::now();

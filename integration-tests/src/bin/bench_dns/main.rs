@@ -32,6 +32,8 @@ const MANY: u32 = 1_000_000;
 /// The lab's hosts may ask for everything, as often as they like.
 const OPEN: &str = "[dns]\nopen_to = [\"127.0.0.0/8\", \"192.0.2.0/24\"]\nresponses_per_second = 0\nworkers = 1\n\
                     connections_per_client = 5000\n[limits]\njoins_per_second = 1000000\njoins_burst = 1000000\n";
+/// Connections over TLS, and how many queries are under way on all of them; at least one on each.
+const TLS: [(&str, &str); 4] = [("1", "16"), ("1", "1"), ("8", "16"), ("1000", "16")];
 const REGISTRAR: &str = "127.0.0.1:53";
 const REGISTRAR_TLS: &str = "127.0.0.1:853";
 
@@ -44,8 +46,8 @@ fn main() -> ExitCode {
         ["flood", address, names] => number(names).and_then(|names| udp::flood(address, names)),
         ["paced", address, names] => number(names).and_then(|names| udp::paced(address, names)),
         ["warm", address, names] => number(names).and_then(|names| udp::warm(address, names)),
-        ["tls", address, names, connections] => {
-            number(names).and_then(|names| dot::flood(address, names, connections.parse()?))
+        ["tls", address, names, connections, window] => {
+            number(names).and_then(|names| dot::flood(address, names, connections.parse()?, window.parse()?))
         }
         ["changes", join @ ..] => changes::run(join),
         parts => bench(parts).map_err(Error::from),
@@ -219,15 +221,13 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
         bare.cost,
     );
     let mut tls = Vec::new();
-    for connections in ["1", "8", "1000"] {
-        let load = of_registrar(&host, &mut registrar, &["tls", REGISTRAR_TLS, &names, connections])?;
-        figures.report(&format!("registrar, TLS, {connections} connections"), load.rate, "queries/s");
-        figures.report(
-            &format!("registrar, TLS, {connections} connections, processor time"),
-            load.cost,
-            "s per million",
-        );
-        tls.push((connections, load));
+    for (connections, window) in TLS {
+        let arguments = ["tls", REGISTRAR_TLS, &names, connections, window];
+        let load = of_registrar(&host, &mut registrar, &arguments)?;
+        let figure = format!("registrar, TLS, {connections} connections, {window} queries at a time");
+        figures.report(&figure, load.rate, "queries/s");
+        figures.report(&format!("{figure}, processor time"), load.cost, "s per million");
+        tls.push((connections, window, load));
     }
     registrar.stop()?;
 
@@ -249,9 +249,12 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
             other.cost,
         );
         let Some(address) = &server.tls else { continue };
-        for (connections, ours) in &tls {
-            let figure = format!("registrar, TLS, {connections} connections, against {}", server.name);
-            let other = match load(&host, &server.process, &["tls", address, &names, connections]) {
+        for (connections, window, ours) in &tls {
+            let figure = format!(
+                "registrar, TLS, {connections} connections, {window} queries at a time, against {}",
+                server.name
+            );
+            let other = match load(&host, &server.process, &["tls", address, &names, connections, window]) {
                 Ok(other) => other,
                 Err(error) => {
                     figures.missing(&figure, error.to_string().lines().last().unwrap_or_default());

@@ -3,13 +3,18 @@
 //! query's id and its question, spelled as it was sent.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared, WeakShared},
+};
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{DNSClass, Name, RecordType},
@@ -32,53 +37,94 @@ const UDP_SIZE: u16 = 1232;
 /// Replies that are read of one socket: after so many that do not belong to the query, somebody is guessing.
 const REPLIES_MAX: u32 = 64;
 
+/// What is asked: name in lower case, type, and whether the reply is to be whole.
+type Question = (Name, RecordType, bool);
+type Asking = BoxFuture<'static, Option<Message>>;
+
 /// The servers that are asked.
 #[derive(Clone, Debug)]
 pub(super) struct Resolver {
     servers: Arc<[SocketAddr]>,
     in_flight: Arc<Semaphore>,
+    /// What is being asked. All who ask the same share one query: several would be as many targets for a forger
+    /// (RFC 5452, 5), and a server that asks the registrar in turn would be asked until there is no room left.
+    asked: Arc<Mutex<HashMap<Question, WeakShared<Asking>>>>,
 }
 
 impl Resolver {
     /// Asks `servers`, in this order.
     pub(super) fn new(servers: Vec<SocketAddr>) -> Self {
-        Self { servers: servers.into(), in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) }
+        Self {
+            servers: servers.into(),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            asked: Arc::default(),
+        }
     }
 
     /// The reply to the question for `name`, if any server gives one. With `complete`, one that does not fit into a
     /// datagram is fetched over TCP; otherwise it says that it is truncated.
     pub(super) async fn ask(&self, name: Name, record_type: RecordType, complete: bool) -> Option<Message> {
         let _slot = self.in_flight.try_acquire().ok()?;
-        let found = async {
-            for server in &*self.servers {
-                match self.ask_one(*server, &name, record_type, complete).await {
-                    Ok(reply) if is_useful(&reply) => return Some(reply),
-                    Ok(reply) => {
-                        tracing::debug!(%server, code = %reply.metadata.response_code, "upstream refuses");
-                    }
-                    Err(error) => tracing::debug!(%server, %error, "upstream does not answer"),
-                }
-            }
-            None
-        };
-        tokio::time::timeout(DEADLINE, found).await.ok().flatten()
+        let question = (name.to_lowercase(), record_type, complete);
+        // Dropped after the query, also when whoever asks goes away.
+        let _forgotten = Forget { resolver: self, question: &question };
+        self.asking(&question).await
     }
 
-    async fn ask_one(
-        &self,
-        server: SocketAddr,
-        name: &Name,
-        record_type: RecordType,
-        complete: bool,
-    ) -> io::Result<Message> {
-        let query = Asked::new(name, record_type);
-        let octets = query.encode()?;
-        let reply = within(over_udp(server, &query, &octets)).await?;
-        if reply.metadata.truncation && complete {
-            return within(over_tcp(server, &query, &octets)).await;
+    /// The query for `question` that is under way, or else a new one.
+    fn asking(&self, question: &Question) -> Shared<Asking> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asking) = asked.get(question).and_then(WeakShared::upgrade) {
+            return asking;
         }
-        Ok(reply)
+        let (servers, wanted) = (self.servers.clone(), question.clone());
+        let asking = async move {
+            let found = first_useful(&servers, &wanted);
+            tokio::time::timeout(DEADLINE, found).await.ok().flatten()
+        };
+        let asking = asking.boxed().shared();
+        asked.extend(asking.downgrade().map(|weak| (question.clone(), weak)));
+        asking
     }
+}
+
+/// Forgets a question once nobody waits for the reply any more.
+struct Forget<'a> {
+    resolver: &'a Resolver,
+    question: &'a Question,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        let mut asked = self.resolver.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.get(self.question).is_some_and(|asking| asking.upgrade().is_none()) {
+            asked.remove(self.question);
+        }
+    }
+}
+
+/// The reply of the first server that has one.
+async fn first_useful(servers: &[SocketAddr], question: &Question) -> Option<Message> {
+    for server in servers {
+        match ask_one(*server, question).await {
+            Ok(reply) if is_useful(&reply) => return Some(reply),
+            Ok(reply) => {
+                tracing::debug!(%server, code = %reply.metadata.response_code, "upstream refuses");
+            }
+            Err(error) => tracing::debug!(%server, %error, "upstream does not answer"),
+        }
+    }
+    None
+}
+
+async fn ask_one(server: SocketAddr, (name, record_type, complete): &Question) -> io::Result<Message> {
+    let query = Asked::new(name, *record_type);
+    let octets = query.encode()?;
+    let reply = within(over_udp(server, &query, &octets)).await?;
+    if reply.metadata.truncation && *complete {
+        return within(over_tcp(server, &query, &octets)).await;
+    }
+    Ok(reply)
 }
 
 /// Whether the server has said something of the name; others may know more otherwise.

@@ -10,7 +10,7 @@ BUILD_PACKAGES := cc=build-essential
 LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=python3
 TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime man=man-db \
-	delv=dnsutils dnsmasq=dnsmasq musl-gcc=musl-tools
+	delv=dnsutils dnsmasq=dnsmasq musl-gcc=musl-tools dbus-daemon=dbus-daemon
 BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq openssl=openssl taskset=util-linux \
 	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
@@ -30,6 +30,7 @@ demo: build ## Make a network of three hosts in namespaces, and show it at work
 
 test: build ## Run every test (as root, or in a user namespace)
 	@$(PREPARE) $(TEST_PACKAGES)
+	@integration-tests/fetch-resolved.sh $(TOOLS)/resolved || true
 	packaging/check-config.sh target/debug
 	$(CARGO) test --workspace --locked --no-run
 	MAKE_TARGET=test MUSTER_REQUIRE_ROOT=1 $(AS_ROOT) $(CARGO) test --workspace --locked --no-fail-fast

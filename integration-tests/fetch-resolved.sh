@@ -5,7 +5,8 @@ set -eu
 
 [ -x "$1/lib/systemd/systemd-resolved" ] && exit 0
 mkdir -p "$1"
-part=$(mktemp -d "$1.XXXXXX")
+directory=$(realpath "$1")
+part=$(mktemp -d "$directory.XXXXXX")
 trap 'rm -rf "$part"' EXIT
 cd "$part"
 apt-get -qq -o APT::Sandbox::User=root download systemd-resolved libsystemd-shared || {
@@ -15,4 +16,4 @@ apt-get -qq -o APT::Sandbox::User=root download systemd-resolved libsystemd-shar
 mkdir root
 for package in ./*.deb; do dpkg -x "$package" root; done
 # Whole or not at all.
-rmdir "$1" 2>/dev/null && mv -T root "$1" || [ -x "$1/lib/systemd/systemd-resolved" ]
+mv -T root "$directory" 2>/dev/null || [ -x "$directory/lib/systemd/systemd-resolved" ]

@@ -22,7 +22,7 @@ const STUB: &str = "nameserver 127.0.0.53\n";
 /// Runs resolved; what it keeps between runs is gone with its mount of /run/systemd, so that the agent must tell it anew.
 const RUN: &str = "mount -t tmpfs tmpfs /run/systemd
 mkdir -p /run/systemd/resolved.conf.d
-printf '[Resolve]\\nDNS=10.1.0.53\\nFallbackDNS=\\nLLMNR=no\\nMulticastDNS=no\\n' >/run/systemd/resolved.conf.d/lab.conf
+printf '[Resolve]\\nDNS=10.1.0.53\\nFallbackDNS=\\nLLMNR=no\\nMulticastDNS=no\\nDNSSEC=allow-downgrade\\nDNSOverTLS=opportunistic\\n' >/run/systemd/resolved.conf.d/lab.conf
 exec \"$0\"";
 
 struct Site {
@@ -140,7 +140,11 @@ impl Site {
 
     /// What resolved has of one kind for our interface.
     fn has(&self, kind: &str) -> Result<String> {
-        let text = self.resolvectl(&[kind, "muster0"])?;
+        self.has_for("muster0", kind)
+    }
+
+    fn has_for(&self, interface: &str, kind: &str) -> Result<String> {
+        let text = self.resolvectl(&[kind, interface])?;
         Ok(text.split_once("): ").map_or("", |(_, value)| value).trim().to_owned())
     }
 
@@ -164,6 +168,11 @@ impl Site {
         {
             let seen = self.has(kind)?;
             expect(seen == value, &format!("{kind} = {value}"), &seen)?;
+        }
+        // The interface has it from us, not from the host's own settings.
+        for (kind, value) in [("dnssec", "allow-downgrade"), ("dnsovertls", "opportunistic")] {
+            let seen = self.has_for("eth0", kind)?;
+            expect(seen == value, &format!("{kind} = {value} elsewhere"), &seen)?;
         }
         Ok(())
     }
@@ -209,7 +218,7 @@ fn systemd_resolved_asks_the_agent_for_names_of_the_network_alone() {
         let mut agent = site.start()?;
         site.told()?;
         site.names()?;
-        // Names that no server of the network's would have been asked for, had they been asked for elsewhere.
+        // Nor does the host's own server hear of the network's names.
         let log = site.upstream.log();
         expect(log.contains("name49.corp.example"), "queries upstream", &log)?;
         expect(!log.contains("net.example"), "none for the network's names", &log)?;

@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Of the network namespace, as abstract sockets are.
 const BUS: &str = "unix:abstract=/muster-test/bus";
 const STUB: &str = "nameserver 127.0.0.53\n";
-/// Runs resolved; what it keeps between runs is gone with its mount of /run/systemd, so that the agent must tell it anew.
-const RUN: &str = "mount -t tmpfs tmpfs /run/systemd
+/// Runs resolved; what it keeps between runs is gone with its mount of /run, so that the agent must tell it anew.
+const RUN: &str = "mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/resolved.conf.d
 printf '[Resolve]\\nDNS=10.1.0.53\\nFallbackDNS=\\nLLMNR=no\\nMulticastDNS=no\\nDNSSEC=allow-downgrade\\nDNSOverTLS=opportunistic\\n' >/run/systemd/resolved.conf.d/lab.conf
 exec \"$0\"";

@@ -1,10 +1,11 @@
 //! Section 13: messages. What concerns every query alike is tested in the engine's own tests.
 
 use hickory_proto::{
-    op::{Edns, Message, ResponseCode},
+    op::{Edns, Message, OpCode, Query, ResponseCode},
     rr::{
-        DNSClass,
+        DNSClass, Name,
         RecordType::{A, ANY, SRV},
+        rdata::opt::EdnsOption,
     },
 };
 use muster_dns::message::Transport;
@@ -102,4 +103,60 @@ fn flags_and_classes() {
     net.refused("www.example.org.", A);
     net.nodata("web.default.svc.net.example.", ANY);
     net.nxdomain("nothing.default.svc.net.example.", ANY);
+}
+
+/// 13: OPT only if the query had one, with DO copied and unknown options dropped; version above 0 is BADVERS.
+#[test]
+fn edns() {
+    let mut net = Asking::with(|_| {});
+    for transport in [Transport::Udp, Transport::Tcp, Transport::Tls] {
+        net.context.transport = transport;
+        let mut message = query("web.default.svc.net.example.", A);
+        message.edns = None;
+        let response = net.message(&message);
+        assert!(response.edns.is_none() && response.answers.len() == 1, "{response}");
+        for dnssec_ok in [true, false] {
+            let mut edns = Edns::new();
+            edns.set_max_payload(1232);
+            edns.set_dnssec_ok(dnssec_ok);
+            edns.options_mut().insert(EdnsOption::Unknown(65_001, vec![1, 2, 3]));
+            message.edns = Some(edns);
+            for name in ["web.default.svc.net.example.", "nothing.default.svc.net.example.", "example.org."] {
+                message.queries[0].set_name(Name::from_ascii(name).unwrap());
+                let edns = net.message(&message).edns.unwrap();
+                assert_eq!((edns.version(), edns.flags().dnssec_ok), (0, dnssec_ok), "{name}");
+                assert!(edns.options().as_ref().is_empty(), "{name}");
+            }
+        }
+        message.queries[0].set_name(Name::from_ascii("web.default.svc.net.example.").unwrap());
+        message.edns.as_mut().unwrap().set_version(1);
+        let response = net.message(&message);
+        // BADVERS and BADSIG are one number (RFC 6895, 2.3).
+        assert_eq!(u16::from(response.metadata.response_code), u16::from(ResponseCode::BADVERS));
+        assert_eq!((response.edns.unwrap().version(), response.answers.len()), (0, 0));
+    }
+}
+
+/// 13: what is no query for one name gets the code that the RFCs have for it.
+#[test]
+fn other_messages() {
+    let net = Asking::with(|_| {});
+    let code = |change: &dyn Fn(&mut Message)| {
+        let mut message = query("web.default.svc.net.example.", A);
+        change(&mut message);
+        let response = net.message(&message);
+        assert!(response.answers.is_empty(), "{response}");
+        assert_eq!((response.metadata.id, response.metadata.op_code), (4242, message.metadata.op_code));
+        response.metadata.response_code
+    };
+    for op_code in [OpCode::Status, OpCode::Notify, OpCode::Update] {
+        assert_eq!(code(&|message| message.metadata.op_code = op_code), ResponseCode::NotImp);
+    }
+    for class in [DNSClass::CH, DNSClass::HS, DNSClass::NONE, DNSClass::ANY] {
+        let other = |message: &mut Message| drop(message.queries[0].set_query_class(class));
+        assert_eq!(code(&other), ResponseCode::Refused, "{class}");
+    }
+    assert_eq!(code(&|message| message.queries.clear()), ResponseCode::FormErr);
+    let second = Query::query(Name::from_ascii("db.prod.svc.net.example.").unwrap(), A);
+    assert_eq!(code(&|message| message.queries.push(second.clone())), ResponseCode::FormErr);
 }

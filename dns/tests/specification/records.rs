@@ -1,6 +1,6 @@
 //! Section 2: records.
 
-use hickory_proto::rr::RecordType::{A, AAAA, SRV};
+use hickory_proto::rr::RecordType::{A, AAAA, SRV, TXT};
 
 use crate::{
     network::{Asking, shown, sorted},
@@ -101,6 +101,30 @@ fn services_without_ports() {
         net.nodata(name, SRV);
         net.nxdomain(&format!("_http._tcp.{name}"), SRV);
     }
+}
+
+/// 2: one TTL for every record except that of the schema's version.
+#[test]
+fn times_to_live() {
+    let net = Asking::with(|_| {});
+    let version = net.ask("dns-version.net.example.", TXT);
+    assert_eq!(shown(&version.answers), ["dns-version.net.example. TXT 1.1.0"]);
+    assert_eq!(version.answers[0].ttl, 28_800);
+    for name in ["ns.dns.net.example.", "web.default.svc.net.example.", "db-0.db.prod.svc.net.example."] {
+        assert_eq!(net.ask(name, A).answers[0].ttl, 5, "{name}");
+    }
+}
+
+/// 2: each family answers on its own; one that is missing is NODATA, of Services and endpoints alike.
+#[test]
+fn a_missing_family_is_no_data() {
+    let net = Asking::with(|_| {});
+    for name in ["bare.default.svc.net.example.", "twin.prod.svc.net.example."] {
+        assert_eq!(net.answers(name, A).len(), 1);
+        net.nodata(name, AAAA);
+    }
+    net.nodata("2001-db8--0.quiet.prod.svc.net.example.", A);
+    assert_eq!(net.answers("2001-db8--0.quiet.prod.svc.net.example.", AAAA).len(), 1);
 }
 
 /// 2: owner as asked; target in lower case with the zone part as asked.

@@ -51,8 +51,10 @@ bench-build: release
 install: release ## Install binaries, units, configuration, completions, man pages (DESTDIR, PREFIX)
 	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/install.sh
 
-fuzz: build ## Test with many more random cases than `make test` (FUZZ_CASES each)
-	PROPTEST_CASES=$(or $(FUZZ_CASES),100000) $(CARGO) test --release --locked -p muster-dns -p muster-cli --no-fail-fast
+fuzz: ## Test with many more random cases than `make test` (FUZZ_CASES each; those of FUZZ_SEED again)
+	@$(PREPARE) $(BUILD_PACKAGES)
+	PROPTEST_CASES=$(or $(FUZZ_CASES),100000) PROPTEST_RNG_SEED=$(or $(FUZZ_SEED),$(shell date +%s)) \
+		$(CARGO) test --release --locked -p muster-dns -p muster-cli --no-fail-fast
 
 test-systemd: build ## Boot a small Debian in an emulator, and see the units at work there
 	@$(PREPARE) $(SYSTEMD_PACKAGES)

@@ -1,5 +1,5 @@
 //! The fast path beside the engine: whatever the former answers, the latter answers with the same octets.
-//! `PROPTEST_CASES` makes it run longer, and `MUSTER_FUZZ_SECONDS` about so long.
+//! `PROPTEST_CASES` makes it run longer, and `PROPTEST_RNG_SEED` with other cases.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
@@ -17,7 +17,7 @@ use muster_dns::{
 };
 use proptest::{
     prelude::*,
-    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+    test_runner::{Config, RngSeed, TestRunner},
 };
 use support::{directory, label};
 
@@ -29,19 +29,14 @@ const NAMES: [&str; 12] =
 /// Uids of members in the table, by network.
 const MEMBERS: [([u8; 16], &str); 2] = [([1; 16], "net"), ([2; 16], "other")];
 
-fn config() -> Config {
-    let seconds = std::env::var("MUSTER_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
-    // About 60 cases a second without optimisation, where proptest cannot be told a time.
-    let longer = seconds.map(|seconds: u32| seconds.saturating_mul(60));
-    let config = Config { failure_persistence: None, ..Config::default() };
-    match longer {
-        Some(cases) => Config { cases, ..config },
-        None => config,
-    }
-}
-
+/// The same cases at each run, unless others are asked for.
 fn runner() -> TestRunner {
-    TestRunner::new_with_rng(config(), TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]))
+    let config = Config::default();
+    let rng_seed = match config.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(7),
+        chosen @ RngSeed::Fixed(_) => chosen,
+    };
+    TestRunner::new(Config { rng_seed, failure_persistence: None, ..config })
 }
 
 fn devices() -> impl Strategy<Value = Vec<Device>> {

@@ -49,6 +49,11 @@ pub enum LabError {
 /// What scenarios return: the error text is the failing test's message.
 pub type Result<T = (), E = LabError> = std::result::Result<T, E>;
 
+/// An error that says `what` was not there, and what was `seen` instead, unless `condition` holds.
+pub fn expect(condition: bool, what: &str, seen: &str) -> Result {
+    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
+}
+
 /// Runs `body` as the scenario `name`, in a lab of its own; a failure panics, with the logs of all processes.
 ///
 /// Scenarios need root. Without it they are skipped, and say why; where `MUSTER_REQUIRE_ROOT=1`, as in CI, they

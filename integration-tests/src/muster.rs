@@ -166,6 +166,13 @@ impl Registrar {
         process::check(self.muster_command(arguments)?)
     }
 
+    /// Has `manifest` applied.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let path = self.host.directory().join("manifest.yaml").display().to_string();
+        std::fs::write(&path, manifest).map_err(|source| LabError::File { path: path.clone(), source })?;
+        self.muster(&["apply", "-f", &path])
+    }
+
     /// Runs `muster` with the operator's credential to its end, whatever that is.
     pub fn try_muster(&self, arguments: &[&str]) -> Result<Output> {
         process::run(self.muster_command(arguments)?)

@@ -5,7 +5,7 @@
 use std::{fs, time::Duration};
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Process, Result, Switch,
+    Host, Lab, LabError, Process, Result, Switch, expect,
     muster::{Agent, Registrar, binary},
     process::{run, wait_for},
     scenario,
@@ -59,10 +59,6 @@ fn network(lab: &Lab) -> Result<Site> {
     let mut site = site(lab)?;
     site.up()?;
     Ok(site)
-}
-
-fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
 }
 
 fn file_error(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> LabError {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Result,
+    Host, Lab, Result, expect,
     muster::{Agent, JoinCommand, Registrar},
     process::wait_for,
     router::Router,
@@ -60,10 +60,6 @@ fn network(lab: &Lab) -> Result<Site> {
 
 fn ping(from: &Host, target: &str) -> Result {
     from.sh(&format!("ping -c 2 -i 0.2 -W 3 {target}")).map(drop)
-}
-
-fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Process, Result,
+    Host, Lab, Process, Result, expect,
     muster::{Agent, Registrar, binary},
     process::{Output, run, wait_for},
     scenario,
@@ -19,10 +19,6 @@ struct Site {
     agent: Agent,
     _registrar: Registrar,
     _dns: Process,
-}
-
-fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
 }
 
 fn site(lab: &Lab) -> Result<Site> {

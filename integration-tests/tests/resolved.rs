@@ -8,7 +8,7 @@ use std::{
 };
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Process, Result,
+    Host, Lab, LabError, Process, Result, expect,
     muster::{Agent, Registrar, binary},
     process::{check, wait_for},
     scenario,
@@ -32,10 +32,6 @@ struct Site {
     _registrar: Registrar,
     upstream: Process,
     _bus: Process,
-}
-
-fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
 }
 
 /// Where the package is unpacked. Without it the test fails: it says what it could not have.

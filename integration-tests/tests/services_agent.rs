@@ -4,7 +4,7 @@
 use std::{thread::sleep, time::Duration};
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Result,
+    Host, Lab, LabError, Result, expect,
     muster::{Agent, Registrar},
     process::wait_for,
     scenario,
@@ -29,17 +29,6 @@ metadata: {name: db, namespace: shop}
 spec: {clusterIP: None, ports: [{port: 5432}]}
 "#;
 
-fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
-}
-
-fn apply(registrar: &Registrar, host: &Host, manifest: &str) -> Result<String> {
-    let path = host.directory().join("manifest.yaml");
-    std::fs::write(&path, manifest)
-        .map_err(|source| LabError::File { path: path.display().to_string(), source })?;
-    registrar.muster(&["apply", "-f", &path.display().to_string()])
-}
-
 /// One endpoint of the headless Service.
 fn slice(address: &str) -> String {
     format!(
@@ -55,8 +44,8 @@ fn network(lab: &Lab, agent_config: &str) -> Result<(Host, Registrar, Agent)> {
     switch.plug(&host, &["192.0.2.10/24"])?;
     let mut registrar = Registrar::init(&hq, "net.example", "192.0.2.1", "")?;
     registrar.serve()?;
-    apply(&registrar, &hq, MANIFEST)?;
-    apply(&registrar, &hq, &slice("10.9.0.1"))?;
+    registrar.apply(MANIFEST)?;
+    registrar.apply(&slice("10.9.0.1"))?;
     let join = registrar.new_join_command(&[])?;
     let mut agent = Agent::new(&host, agent_config)?;
     agent.join(&join, "alice")?;
@@ -83,7 +72,7 @@ fn misses(agent: &Agent) -> Result<u64> {
 fn what_changes_is_answered_at_once_and_otherwise_stays_cached() {
     scenario("changes of Services", |lab| {
         // Without being told, the agent would answer as before for five minutes.
-        let (hq, mut registrar, agent) = network(lab, "[resolver]\nttl_min = 300\n")?;
+        let (_hq, mut registrar, agent) = network(lab, "[resolver]\nttl_min = 300\n")?;
         let host = agent.host().clone();
         wait_for("an answer", PATIENCE, || match answer(&host) {
             Ok(ip) if ip == "10.9.0.1" => Ok(()),
@@ -100,7 +89,7 @@ fn what_changes_is_answered_at_once_and_otherwise_stays_cached() {
             }
             let after = misses(&agent)?;
             expect(after == before, "answers from the cache", &format!("{before} misses, then {after}"))?;
-            apply(&registrar, &hq, &slice(address))?;
+            registrar.apply(&slice(address))?;
             wait_for("the change", Duration::from_secs(2), || match answer(&host) {
                 Ok(ip) if ip == address => Ok(()),
                 other => Err(format!("{other:?}")),
@@ -110,7 +99,7 @@ fn what_changes_is_answered_at_once_and_otherwise_stays_cached() {
         answer(&host)?;
         registrar.kill();
         registrar.serve()?;
-        apply(&registrar, &hq, &slice("10.9.0.4"))?;
+        registrar.apply(&slice("10.9.0.4"))?;
         wait_for("the change", PATIENCE, || match answer(&host) {
             Ok(ip) if ip == "10.9.0.4" => Ok(()),
             other => Err(format!("{other:?}")),

@@ -16,6 +16,7 @@ use std::{
 use muster_integration_tests::{
     Host, Lab, LabError, Result,
     device::{self, Device, register_request},
+    expect,
     muster::{JoinCommand, Registrar},
     process::wait_for,
     scenario,
@@ -160,10 +161,6 @@ fn own<T: Clone, U: Clone>((name, address): (&T, &U)) -> (T, U) {
 
 fn failed(what: &str, reason: impl ToString) -> LabError {
     LabError::Command { command: what.into(), reason: reason.to_string() }
-}
-
-fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(failed(what, seen)) }
 }
 
 /// Runs `clients` in this network namespace, on a thread that is there alone.

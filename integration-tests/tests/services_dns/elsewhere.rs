@@ -3,7 +3,7 @@
 
 use muster_integration_tests::{Lab, Process, Result, scenario};
 
-use super::{apply, expect, prints, shop, status};
+use super::{expect, prints, shop, status};
 
 /// A name server at 192.0.2.53 that knows `example.org`, and a name of the network's domain.
 fn other_server(lab: &Lab, switch: &muster_integration_tests::Switch) -> Result<Process> {
@@ -43,7 +43,7 @@ fn names_that_are_elsewhere_are_asked_there() {
                 "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: \
                  {{type: ExternalName, externalName: {target}}}\n"
             );
-            apply(&hq, &registrar, &service)?;
+            registrar.apply(&service)?;
             let name = format!("{name}.shop.svc.net.example A");
             prints(&hq, &format!("dig +short @192.0.2.1 {name}"), &[&format!("{target}.")])?;
             prints(&hq, &status(&name), &["NOERROR"])?;
@@ -63,10 +63,7 @@ fn names_that_are_elsewhere_are_asked_there() {
 fn external_addresses_are_in_a_zone_of_their_own() {
     scenario("an external zone", |lab| {
         let (hq, registrar) = shop(lab, "external_headless = true\nreverse_zones = [\"203.0.113.0/24\"]\n")?;
-        apply(
-            &hq,
-            &registrar,
-            "apiVersion: muster/v1\nkind: Network\nmetadata: {name: default}\nspec: {externalDomain: ext.example}\n---\n\
+        registrar.apply("apiVersion: muster/v1\nkind: Network\nmetadata: {name: default}\nspec: {externalDomain: ext.example}\n---\n\
              apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: shop}\nspec: {externalIPs: \
              [203.0.113.5], ports: [{name: http, port: 80}]}\n",
         )?;

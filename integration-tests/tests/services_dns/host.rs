@@ -6,7 +6,7 @@ use std::time::Duration;
 use muster_integration_tests::{Host, LabError, Result, process::wait_for, scenario};
 use serde_json::Value;
 
-use super::{PATIENCE, apply, expect, prints, shop_with_agent};
+use super::{PATIENCE, expect, prints, shop_with_agent};
 
 /// Prints the IPv4 addresses of its argument, as the C library finds them.
 const PROGRAM: &str = r#"
@@ -71,7 +71,7 @@ fn programs_find_services_by_name() {
         let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: db-1, namespace: shop, \
                      labels: {kubernetes.io/service-name: db}}\naddressType: IPv4\nports: []\nendpoints:\n- \
                      {addresses: [10.9.0.9]}\n";
-        apply(&host, &registrar, slice)?;
+        registrar.apply(slice)?;
         for command in find("db") {
             wait_for("the change", Duration::from_secs(3), || match host.sh(&command) {
                 Ok(found) if found.trim() == "10.9.0.9" => Ok(()),

@@ -9,7 +9,7 @@ mod records;
 use std::time::Duration;
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Result,
+    Host, Lab, Result, expect,
     muster::{Agent, Registrar},
     process::wait_for,
 };
@@ -59,18 +59,6 @@ endpoints:
 - {addresses: [10.9.0.3], conditions: {ready: false}}
 "#;
 
-fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
-}
-
-/// Writes `manifest` to a file and has it applied.
-fn apply(host: &Host, registrar: &Registrar, manifest: &str) -> Result<String> {
-    let path = host.directory().join("manifest.yaml");
-    std::fs::write(&path, manifest)
-        .map_err(|source| LabError::File { path: path.display().to_string(), source })?;
-    registrar.muster(&["apply", "-f", &path.display().to_string()])
-}
-
 /// A registrar whose DNS is open to the lab, with [`MANIFEST`] applied.
 fn shop(lab: &Lab, more: &str) -> Result<(Host, Registrar)> {
     let hq = lab.host("hq")?;
@@ -79,7 +67,7 @@ fn shop(lab: &Lab, more: &str) -> Result<(Host, Registrar)> {
         format!("[dns]\nopen_to = [\"192.0.2.0/24\", \"127.0.0.0/8\"]\nresponses_per_second = 0\n{more}");
     let mut registrar = Registrar::init(&hq, DOMAIN, "192.0.2.1", &open)?;
     registrar.serve()?;
-    apply(&hq, &registrar, MANIFEST)?;
+    registrar.apply(MANIFEST)?;
     Ok((hq, registrar))
 }
 
@@ -92,7 +80,7 @@ fn shop_with_agent(lab: &Lab, config: &str, agent_config: &str) -> Result<(Regis
     switch.plug(&host, &["192.0.2.10/24"])?;
     let mut registrar = Registrar::init(&hq, DOMAIN, "192.0.2.1", config)?;
     registrar.serve()?;
-    apply(&hq, &registrar, MANIFEST)?;
+    registrar.apply(MANIFEST)?;
     let join = registrar.new_join_command(&["--reusable"])?;
     let agent = Agent::new(&host, agent_config)?;
     agent.join(&join, "alice")?;

@@ -2,7 +2,7 @@
 
 use muster_integration_tests::{Host, LabError, Result, muster::Registrar, scenario};
 
-use super::{apply, expect, prints, shop, status};
+use super::{expect, prints, shop, status};
 
 /// The ClusterIP of `shop/web`, as dig has it.
 fn cluster_ip(host: &Host) -> Result<String> {
@@ -80,7 +80,7 @@ fn a_change_is_answered_at_once_and_what_is_deleted_is_gone() {
         let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: db-2, namespace: shop, \
                      labels: {kubernetes.io/service-name: db}}\naddressType: IPv4\nports: []\nendpoints:\n- \
                      {addresses: [10.9.0.4]}\n";
-        apply(&hq, &registrar, slice)?;
+        registrar.apply(slice)?;
         prints(&hq, address, &["10.9.0.1", "10.9.0.2", "10.9.0.4"])?;
         let after = serial()?;
         expect(

@@ -1,8 +1,11 @@
-//! A registrar's sqlite store filled with devices, as if they had joined and registered: for figures that need a
-//! hundred thousand of them or more, which would take long to join one by one.
+//! A registrar's sqlite store filled with devices, as if they had joined and registered, and with Services: for
+//! figures that need a hundred thousand of them or more, which would take long to make one by one.
+
+mod services;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
     path::Path,
     sync::Arc,
 };
@@ -18,6 +21,7 @@ use muster_registrar::{
     store::{Store, Txn, TxnOutcome, sqlite::SqliteStore},
 };
 use prost::Message as _;
+pub use services::{ENDPOINTS, is_headless, service_endpoints};
 use tokio::task::JoinSet;
 
 use crate::device::Error;
@@ -34,15 +38,36 @@ const OFFSET: u32 = 1024;
 ///
 /// # Errors
 /// If the store cannot be opened or written, or is not as `muster-registrar init` makes it.
-pub async fn fill(path: &Path, devices: std::ops::Range<u32>) -> Result<(), Error> {
+pub async fn fill(path: &Path, devices: Range<u32>) -> Result<(), Error> {
+    write(path, devices, GROUP, add).await
+}
+
+/// Adds the Services `s<first>` to `s<end - 1>` to the namespace `default`, as [`fill`] adds devices: each has a port
+/// and one EndpointSlice with three devices' addresses ([`service_endpoints`]). Most have a ClusterIP, some are
+/// headless ([`is_headless`]).
+///
+/// # Errors
+/// As [`fill`].
+pub async fn fill_services(path: &Path, services: Range<u32>) -> Result<(), Error> {
+    write(path, services, services::GROUP, |txn, network, number, _| services::add(txn, network, number))
+        .await
+}
+
+/// Adds all of `numbers`, `group` of them in a transaction.
+async fn write(
+    path: &Path,
+    numbers: Range<u32>,
+    group: u32,
+    add: impl Fn(Txn, &Network, u32, Timestamp) -> Result<Txn, Error>,
+) -> Result<(), Error> {
     let store = Arc::new(SqliteStore::open(path)?);
     let found = store.get(keys::network("default")).await?.ok_or("the store has no network \"default\"")?;
     let network = Network::decode(&found.value, found.mod_revision)?;
     let now = Timestamp::now();
     let mut under_way = JoinSet::new();
-    let mut next = devices.start;
-    while next < devices.end {
-        let end = devices.end.min(next + GROUP);
+    let mut next = numbers.start;
+    while next < numbers.end {
+        let end = numbers.end.min(next + group);
         let txn = (next..end).try_fold(Txn::new(), |txn, number| add(txn, &network, number, now))?;
         next = end;
         let store = Arc::clone(&store);
@@ -63,7 +88,7 @@ async fn committed(under_way: &mut JoinSet<Outcome>) -> Result<(), Error> {
     match under_way.join_next().await {
         Some(outcome) => match outcome?? {
             TxnOutcome::Committed(_) => Ok(()),
-            TxnOutcome::Conflict => Err("the store has such devices already".into()),
+            TxnOutcome::Conflict => Err("the store has some of them already".into()),
         },
         None => Ok(()),
     }

@@ -9,7 +9,7 @@ mod servers;
 mod sys;
 mod udp;
 
-use std::{process::ExitCode, time::Duration};
+use std::{ops::Range, process::ExitCode, time::Duration};
 
 use muster_integration_tests::{
     Host, Lab, LabError, Process, Result,
@@ -29,6 +29,7 @@ const SERVER_CPU: usize = 0;
 const CLIENT_CPU: usize = 1;
 const NAMES: u32 = 100_000;
 const MANY: u32 = 1_000_000;
+const SERVICES: u32 = 10_000;
 /// The lab's hosts may ask for everything, as often as they like.
 const OPEN: &str = "[dns]\nopen_to = [\"127.0.0.0/8\", \"192.0.2.0/24\"]\nresponses_per_second = 0\nworkers = 1\n\
                     connections_per_client = 5000\n[limits]\njoins_per_second = 1000000\njoins_burst = 1000000\n";
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         ["tls", address, names, connections, window] => {
             number(names).and_then(|names| dot::flood(address, names, connections.parse()?, window.parse()?))
         }
-        ["changes", join @ ..] => changes::run(join),
+        ["changes", credential, join @ ..] => changes::run(credential, join),
         parts => bench(parts).map_err(Error::from),
     };
     match outcome {
@@ -165,13 +166,15 @@ fn wait_for_names(host: &Host, address: &str, names: u32) -> Result {
     })
 }
 
-fn fill(registrar: &Registrar, devices: std::ops::Range<u32>) -> Result {
+fn fill(registrar: &Registrar, devices: Range<u32>, services: Range<u32>) -> Result {
     let failed = |error: Error| LabError::Command {
         command: "filling the registrar's store".into(),
         reason: error.to_string(),
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| failed(e.into()))?;
-    runtime.block_on(population::fill(&registrar.data().join("registry.db"), devices)).map_err(failed)
+    let path = registrar.data().join("registry.db");
+    runtime.block_on(population::fill(&path, devices)).map_err(failed)?;
+    runtime.block_on(population::fill_services(&path, services)).map_err(failed)
 }
 
 /// Serves, pinned, and waits until the last of `names` is answered from what has been encoded before.
@@ -209,7 +212,7 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
     figures.report("bare echo, UDP, processor time", bare.cost, "s per million");
 
     let mut registrar = Registrar::init(&host, DOMAIN, "127.0.0.1", OPEN)?;
-    fill(&registrar, 0..NAMES)?;
+    fill(&registrar, 0..NAMES, 0..0)?;
     serve(&host, &mut registrar, NAMES)?;
     let udp = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &names])?;
     figures.compare("registrar, UDP, 100,000 names", udp.rate, "queries/s", "bare echo", bare.rate);
@@ -277,11 +280,11 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
 fn million(lab: &Lab, figures: &mut Figures) -> Result {
     let host = lab.host("million")?;
     let mut registrar = Registrar::init(&host, DOMAIN, "127.0.0.1", OPEN)?;
-    fill(&registrar, 0..NAMES)?;
+    fill(&registrar, 0..NAMES, 0..0)?;
     serve(&host, &mut registrar, NAMES)?;
     let few = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &NAMES.to_string()])?;
     registrar.stop()?;
-    fill(&registrar, NAMES..MANY)?;
+    fill(&registrar, NAMES..MANY, 0..0)?;
     serve(&host, &mut registrar, MANY)?;
     let many = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &MANY.to_string()])?;
     figures.compare("registrar, UDP, 1,000,000 names", many.rate, "queries/s", "100,000 names", few.rate);
@@ -295,15 +298,32 @@ fn million(lab: &Lab, figures: &mut Figures) -> Result {
     if let Some(process) = registrar.process() {
         figures.report("registrar's memory, 1,000,000 names", process.resident()? / 1024.0 / 1024.0, "MiB");
     }
+    registrar.stop()?;
+    changes(&host, &mut registrar, figures)
+}
+
+/// How soon a change is seen among a million devices, which the store has, and ten thousand Services.
+fn changes(host: &Host, registrar: &mut Registrar, figures: &mut Figures) -> Result {
+    fill(registrar, 0..0, 0..SERVICES)?;
+    serve(host, registrar, MANY)?;
     let join = registrar.new_join_command(&["--reusable"])?;
-    let arguments: Vec<&str> = ["changes"].into_iter().chain(join.0.iter().map(String::as_str)).collect();
-    let rounds: Vec<[f64; 4]> = client(&host, &arguments)?;
-    let column = |pick: fn(&[f64; 4]) -> f64| median(&mut rounds.iter().map(pick).collect::<Vec<_>>());
-    let figure = |what: &str| format!("change to visible answer, 1,000,000 names, {what}");
-    figures.report(&figure("p50 from request"), column(|r| r[0]), "ms");
-    figures.report(&figure("p99 from request"), column(|r| r[1]), "ms");
-    figures.report(&figure("p50 from acknowledgement"), column(|r| r[2]), "ms");
-    figures.report(&figure("p99 from acknowledgement"), column(|r| r[3]), "ms");
+    let credential = registrar.credential().display().to_string();
+    let arguments = ["changes", &credential].into_iter().chain(join.0.iter().map(String::as_str));
+    let kinds: Vec<[f64; 5]> = client(host, &arguments.collect::<Vec<_>>())?;
+    let names = ["device's endpoint", "headless Service's endpoints", "new Service"];
+    let values = [
+        "p50 from request",
+        "p99 from request",
+        "longest",
+        "p50 from acknowledgement",
+        "p99 from acknowledgement",
+    ];
+    for (name, times) in names.into_iter().zip(kinds) {
+        for (value, time) in values.into_iter().zip(times) {
+            let figure = format!("{name} to visible answer, 1,000,000 devices and 10,000 Services, {value}");
+            figures.report(&figure, time, "ms");
+        }
+    }
     registrar.stop()
 }
 
@@ -316,7 +336,7 @@ fn resolver(lab: &Lab, figures: &mut Figures) -> Result {
     switch.plug(&hq, &["192.0.2.1/24"])?;
     switch.plug(&host, &["192.0.2.10/24"])?;
     let mut registrar = Registrar::init(&hq, DOMAIN, "192.0.2.1", OPEN)?;
-    fill(&registrar, 0..NAMES)?;
+    fill(&registrar, 0..NAMES, 0..0)?;
     // Names that stay in the cache while they are asked for.
     registrar.serve()?;
     let join = registrar.new_join_command(&[])?;

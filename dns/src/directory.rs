@@ -191,6 +191,12 @@ pub trait Directory: Send + Sync {
         let _ = (zone, address);
         None
     }
+
+    /// Name and namespace of the device that `viewer` is, from whatever address it asks.
+    fn member(&self, zone: &Zone, viewer: &Viewer) -> Option<(Label, Label)> {
+        let _ = (zone, viewer);
+        None
+    }
 }
 
 impl<D: Directory + ?Sized> Directory for Arc<D> {
@@ -236,5 +242,9 @@ impl<D: Directory + ?Sized> Directory for Arc<D> {
 
     fn namespace_of(&self, zone: &Zone, address: IpAddr) -> Option<Label> {
         (**self).namespace_of(zone, address)
+    }
+
+    fn member(&self, zone: &Zone, viewer: &Viewer) -> Option<(Label, Label)> {
+        (**self).member(zone, viewer)
     }
 }

@@ -45,6 +45,19 @@ impl Zones {
         Self { external_headless: headless, ..self }
     }
 
+    /// Whether `viewer` sees no network at all: a stranger, or a device that was deleted or revoked while its
+    /// certificate is valid still.
+    pub fn is_outsider(&self, viewer: &Viewer) -> bool {
+        match viewer {
+            Viewer::Stranger => true,
+            Viewer::Open => false,
+            Viewer::Member { network, .. } => {
+                let index = self.registry.read();
+                !index.network(network.as_str()).is_some_and(|state| is_inside(state, viewer))
+            }
+        }
+    }
+
     fn external_serial(&self, state: &NetworkState) -> u32 {
         let headless = if self.external_headless { state.headless_serial } else { 0 };
         state.external_serial.max(headless)
@@ -105,11 +118,12 @@ impl Directory for Zones {
 
     fn reverse_zone(&self, viewer: &Viewer, prefix: IpNet) -> Option<Arc<Zone>> {
         let index = self.registry.read();
-        let has = |state: &&NetworkState| state.network.pools.iter().any(|(_, net)| net.contains(&prefix));
+        let has = |state: &&NetworkState| {
+            is_inside(state, viewer) && state.network.pools.iter().any(|(_, net)| net.contains(&prefix))
+        };
         let state = match viewer {
-            Viewer::Stranger => None,
-            Viewer::Open => index.networks().find(has),
             Viewer::Member { network, .. } => index.network(network.as_str()).filter(has),
+            Viewer::Open | Viewer::Stranger => index.networks().find(has),
         }?;
         Some(self.zone_of(state))
     }
@@ -169,6 +183,20 @@ impl Directory for Zones {
             device.namespace.parse().ok()
         })
     }
+
+    fn member(&self, zone: &Zone, viewer: &Viewer) -> Option<(Label, Label)> {
+        self.look(zone, |state| {
+            let device = member_of(state, viewer)?;
+            Some((device.name.parse().ok()?, device.namespace.parse().ok()?))
+        })
+    }
+}
+
+/// The device of a network that `viewer` is, unless it was revoked.
+fn member_of<'a>(state: &'a NetworkState, viewer: &Viewer) -> Option<&'a registry::Device> {
+    let Viewer::Member { network, uid } = viewer else { return None };
+    let device = state.devices.by_uid(Uuid::try_parse(uid.as_str()).ok()?)?;
+    (*network == state.network.label && !device.revoked).then_some(device)
 }
 
 /// Whether `viewer` sees the Services of a network: all its devices do.
@@ -176,11 +204,7 @@ fn is_inside(state: &NetworkState, viewer: &Viewer) -> bool {
     match viewer {
         Viewer::Stranger => false,
         Viewer::Open => true,
-        Viewer::Member { network, uid } => {
-            let uid = Uuid::try_parse(uid.as_str()).ok();
-            let device = uid.and_then(|uid| state.devices.by_uid(uid));
-            *network == state.network.label && device.is_some_and(|device| !device.revoked)
-        }
+        Viewer::Member { .. } => member_of(state, viewer).is_some(),
     }
 }
 
@@ -193,11 +217,7 @@ fn visible<'a>(
     let may = match viewer {
         Viewer::Stranger => false,
         Viewer::Open => device.is_reachable(),
-        Viewer::Member { network, uid } => {
-            let uid = Uuid::try_parse(uid.as_str()).ok()?;
-            let viewer = state.devices.by_uid(uid).filter(|_| *network == state.network.label);
-            viewer.is_some_and(|viewer| !viewer.revoked && state.sees(viewer, device))
-        }
+        Viewer::Member { .. } => state.sees(member_of(state, viewer)?, device),
     };
     may.then_some(device)
 }

@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 
 use hickory_proto::{ProtoError, rr::Name};
+use muster_common::name::Label;
 
 use super::{
     Engine, Next, QueryContext, Then,
     lookup::{Content, Found, Place, Question, within},
 };
 use crate::{
-    directory::{Directory, Viewer},
+    directory::{Directory, Viewer, Zone},
     message::{self, Request},
     records,
 };
@@ -23,12 +24,13 @@ impl<D: Directory> Engine<D> {
         context: &QueryContext,
     ) -> Result<VecDeque<Name>, ProtoError> {
         let mut names = VecDeque::new();
-        let source = context.source.filter(|_| self.options.complete && context.viewer != Viewer::Stranger);
-        let Some(source) = source else { return Ok(names) };
+        if !self.options.complete || context.viewer == Viewer::Stranger {
+            return Ok(names);
+        }
         let text = message::plain_name(asked);
         let Some(zone) = self.directory.zone(&text) else { return Ok(names) };
         let Some((left, false)) = within(&zone, &text) else { return Ok(names) };
-        let Some(namespace) = self.directory.namespace_of(&zone, source) else { return Ok(names) };
+        let Some(namespace) = self.client(&zone, context).1 else { return Ok(names) };
         let first = format!(".{namespace}.svc");
         let Some(remainder) = left.strip_suffix(&first) else { return Ok(names) };
         let labels = remainder.split('.').count();
@@ -42,6 +44,17 @@ impl<D: Directory> Engine<D> {
         names.extend(entries.filter_map(|entry| remainder.clone().append_domain(&entry).ok()));
         names.push_back(remainder);
         Ok(names)
+    }
+
+    /// Name and namespace of the device that asks, as far as they are known: its certificate tells them, or else the
+    /// address.
+    pub(super) fn client(&self, zone: &Zone, context: &QueryContext) -> (Option<Label>, Option<Label>) {
+        if let Some((name, namespace)) = self.directory.member(zone, &context.viewer) {
+            return (Some(name), Some(namespace));
+        }
+        let Some(source) = context.source else { return (None, None) };
+        let name = self.directory.device_at(zone, &context.viewer, source);
+        (name, self.directory.namespace_of(zone, source))
     }
 
     /// Answers with the first of `names` that exists, in place of the asked name, which does not exist in

@@ -1,6 +1,7 @@
 //! What a query is about, in the terms of the reference server's metadata: for query logs and metrics.
 
 use hickory_proto::rr::RecordType;
+use muster_common::name::Label;
 
 use super::{
     Engine, QueryContext,
@@ -47,12 +48,9 @@ impl<D: Directory> Engine<D> {
             None => self.directory.zone(&text),
         };
         let Some(zone) = zone.filter(|zone| sees(&context.viewer, zone)) else { return metadata };
-        if let Some(source) = context.source {
-            let namespace = self.directory.namespace_of(&zone, source);
-            metadata.client_namespace = namespace.map(|label| label.to_string()).unwrap_or_default();
-            let device = self.directory.device_at(&zone, &context.viewer, source);
-            metadata.client_device = device.map(|label| label.to_string()).unwrap_or_default();
-        }
+        let (device, namespace) = self.client(&zone, context);
+        let text_of = |label: Option<Label>| label.map(|label| label.to_string()).unwrap_or_default();
+        (metadata.client_device, metadata.client_namespace) = (text_of(device), text_of(namespace));
         let Some((left, external)) = within(&zone, &text) else { return metadata };
         let mut labels: Vec<&str> = left.rsplit('.').collect();
         if external {

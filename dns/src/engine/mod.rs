@@ -47,7 +47,7 @@ pub struct QueryContext {
     pub viewer: Viewer,
     /// How the query came.
     pub transport: Transport,
-    /// The client's address, if it is known: completion and zone transfer go by it.
+    /// The client's address, if it is known: zone transfer goes by it, and completion without a certificate.
     pub source: Option<IpAddr>,
 }
 

@@ -321,6 +321,23 @@ async fn namespaces_of_devices_are_those_of_live_ones() {
     assert_eq!(net.zones.namespace_of(&other, address("a")), None);
 }
 
+/// Specification 15: a certificate tells who asks, whatever the address.
+#[tokio::test]
+async fn members_are_known_by_their_certificate() {
+    let net = Net::new(false).await;
+    let zone = net.zone();
+    let found = |viewer: &Viewer| {
+        net.zones.member(&zone, viewer).map(|(name, namespace)| format!("{name}.{namespace}"))
+    };
+    assert_eq!(found(&member("n", &net.uids[0])).as_deref(), Some("a.team"));
+    assert_eq!(found(&member("n", &net.uids[1])).as_deref(), Some("b.default"));
+    for nobody in outsiders(&net).iter().chain([&Viewer::Open]) {
+        assert_eq!(found(nobody), None, "{nobody:?}");
+    }
+    let other = net.zones.zone("o.example").unwrap();
+    assert_eq!(net.zones.member(&other, &member("n", &net.uids[0])), None);
+}
+
 /// Who sees which zones, in one order.
 #[tokio::test]
 async fn zones_are_those_that_a_viewer_is_in() {
@@ -330,8 +347,20 @@ async fn zones_are_those_that_a_viewer_is_in() {
     };
     assert_eq!(seen(&Viewer::Open), ["n.example", "o.example"]);
     assert_eq!(seen(&member("n", &net.uids[0])), ["n.example"]);
+    let pool = |address: &str| format!("{address}/32").parse::<IpNet>().unwrap();
+    let reverse = |viewer: &Viewer| {
+        let address = net.registry.read().network("n").unwrap().devices.by_name("b")?.addresses().next()?;
+        net.zones.reverse_zone(viewer, pool(&address.to_string())).map(|zone| zone.domain.to_string())
+    };
+    for viewer in [Viewer::Open, member("n", &net.uids[0])] {
+        assert_eq!(reverse(&viewer).as_deref(), Some("n.example"), "{viewer:?}");
+        assert!(!net.zones.is_outsider(&viewer), "{viewer:?}");
+    }
+    // Those who were revoked learn neither pools nor, from their SOA, what zone is behind them.
     for viewer in outsiders(&net) {
         assert!(seen(&viewer).is_empty(), "{viewer:?}");
+        assert_eq!(reverse(&viewer), None, "{viewer:?}");
+        assert!(net.zones.is_outsider(&viewer), "{viewer:?}");
     }
 }
 

@@ -36,8 +36,11 @@ impl Queries {
     }
 
     fn context(&self, source: &Source) -> QueryContext {
+        // Who is no member any more must not learn even which namespaces, pools and zones there are.
+        let viewer = self.who.viewer(source);
+        let outsider = self.engine.directory().is_outsider(&viewer);
         QueryContext {
-            viewer: self.who.viewer(source),
+            viewer: if outsider { Viewer::Stranger } else { viewer },
             transport: source.transport,
             source: Some(source.address.ip()),
         }

@@ -1,34 +1,75 @@
-//! "Destination unreachable" for packets to addresses that no device has (RFC 792, RFC 4443 §3.1).
-//!
-//! It seems to come from the unreachable address itself: Linux drops packets that arrive with one of its own
-//! addresses as source, and this one is sure to be routed into the TUN device.
+//! ICMP errors: "unreachable" for addresses that no device has, "too big" for packets that the path does not take (RFC
+//! 792, 1191, 4443 §3.1 and §3.2). They seem to come from the packet's destination: Linux drops what arrives from one
+//! of its own addresses, and this one is sure to be routed into the TUN device.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::packet::Header;
 
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-/// Longest error, so that it fits every path: RFC 1812 §4.3.2.3 and RFC 4443 §2.4(c).
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
+/// Longest error, so that it fits every path: RFC 1812 §4.3.2.3 and RFC 4443 §2.4(c). No path has to take larger
+/// packets than these, so no smaller ones are called too big.
 const MAX_V4: usize = 576;
 const MAX_V6: usize = 1280;
 
-/// The error for `packet`, or nothing where RFC 1122 §3.2.2 or RFC 4443 §2.4(e) forbid one: for ICMP errors, for
-/// fragments other than the first, and where the source is no single host.
+/// Type and code in the family of the packet, and the four octets after the checksum.
+struct Message {
+    v4: [u8; 2],
+    v6: [u8; 2],
+    rest: u32,
+}
+
+/// What is to become of a packet that is larger than the path takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TooBig {
+    /// Its sender expects it to arrive: send it all the same, and let the outer datagram be fragmented.
+    SendInFragments,
+    /// Drop it, and give this packet to the TUN device.
+    Error(Vec<u8>),
+    /// Drop it: it is owed no error.
+    Drop,
+}
+
+/// "Host unreachable" or "address unreachable" for `packet`, or nothing where none is due.
 pub(crate) fn unreachable(packet: &[u8]) -> Option<Vec<u8>> {
+    error(packet, &Message { v4: [3, 1], v6: [1, 3], rest: 0 })
+}
+
+/// What to do with `packet`, which is larger than `mtu`, the inner size that the path takes in one datagram.
+///
+/// IPv4 packets with DF and IPv6 packets get an error with the MTU, unless it is of no use because they are no longer
+/// than what every path takes, 576 or 1,280 octets. Those, and IPv4 packets without DF, are sent in fragments.
+pub fn too_big(packet: &[u8], mtu: u16) -> TooBig {
+    let Some(header) = Header::parse(packet) else { return TooBig::Drop };
+    let minimum = match header.source {
+        IpAddr::V4(_) => MAX_V4,
+        IpAddr::V6(_) => MAX_V6,
+    };
+    let mtu = mtu.max(minimum as u16);
+    let may_be_fragmented = header.source.is_ipv4() && packet.get(6).is_some_and(|flags| flags & 0x40 == 0);
+    if may_be_fragmented || header.total_len <= usize::from(mtu) {
+        return TooBig::SendInFragments;
+    }
+    error(packet, &Message { v4: [3, 4], v6: [2, 0], rest: mtu.into() }).map_or(TooBig::Drop, TooBig::Error)
+}
+
+/// An error for `packet`, or nothing where RFC 1122 §3.2.2 or RFC 4443 §2.4(e) forbid one: for ICMP errors, for
+/// fragments other than the first, and where the source is no single host.
+fn error(packet: &[u8], message: &Message) -> Option<Vec<u8>> {
     let header = Header::parse(packet)?;
     let packet = packet.get(..header.total_len)?;
     if header.source.is_unspecified() || header.source.is_multicast() || !header.is_to_one_device() {
         return None;
     }
     match (header.source, header.destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => unreachable_v4(packet, source, destination),
-        (IpAddr::V6(source), IpAddr::V6(destination)) => unreachable_v6(packet, source, destination),
+        (IpAddr::V4(source), IpAddr::V4(destination)) => error_v4(packet, source, destination, message),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => error_v6(packet, source, destination, message),
         _ => None,
     }
 }
 
-fn unreachable_v4(packet: &[u8], source: Ipv4Addr, destination: Ipv4Addr) -> Option<Vec<u8>> {
+fn error_v4(packet: &[u8], source: Ipv4Addr, destination: Ipv4Addr, message: &Message) -> Option<Vec<u8>> {
     let header_len = usize::from(packet[0] & 0xf) * 4;
     let is_later_fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
     // Echo and echo reply get errors, everything else of ICMP is treated as an error.
@@ -46,15 +87,16 @@ fn unreachable_v4(packet: &[u8], source: Ipv4Addr, destination: Ipv4Addr) -> Opt
     error.extend(source.octets());
     let sum = checksum(&[&error]);
     error[10..12].copy_from_slice(&sum.to_be_bytes());
-    // Type 3, code 1: host unreachable.
-    error.extend([3, 1, 0, 0, 0, 0, 0, 0]);
+    error.extend(message.v4);
+    error.extend([0, 0]);
+    error.extend(message.rest.to_be_bytes());
     error.extend(quoted);
     let sum = checksum(&[&error[20..]]);
     error[22..24].copy_from_slice(&sum.to_be_bytes());
     Some(error)
 }
 
-fn unreachable_v6(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> Option<Vec<u8>> {
+fn error_v6(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr, message: &Message) -> Option<Vec<u8>> {
     // Extension headers are not walked: a packet that hides an ICMPv6 error behind one gets an answer at most once.
     let is_error = packet[6] == ICMPV6 && packet.get(40).is_none_or(|kind| kind & 0x80 == 0);
     if is_error {
@@ -68,8 +110,9 @@ fn unreachable_v6(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> Opt
     error.extend([ICMPV6, 64]);
     error.extend(destination.octets());
     error.extend(source.octets());
-    // Type 1, code 3: address unreachable.
-    error.extend([1, 3, 0, 0, 0, 0, 0, 0]);
+    error.extend(message.v6);
+    error.extend([0, 0]);
+    error.extend(message.rest.to_be_bytes());
     error.extend(quoted);
     let sum = checksum(&[
         &error[8..40],
@@ -82,7 +125,7 @@ fn unreachable_v6(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> Opt
 }
 
 /// The Internet checksum (RFC 1071) over parts, all but the last of even length.
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u32;
     for part in parts {
         for word in part.chunks(2) {
@@ -127,5 +170,37 @@ mod tests {
         fragment[7] = 1;
         assert_eq!(unreachable(&fragment), None);
         assert_eq!(unreachable(&[]), None);
+    }
+
+    #[test]
+    fn too_big_tells_the_mtu() {
+        let mut packet = udp("10.0.0.1", "10.0.0.9", &[7; 1400]);
+        assert_eq!(too_big(&packet, 1300), TooBig::SendInFragments, "without DF");
+        packet[6] = 0x40;
+        let TooBig::Error(error) = too_big(&packet, 1300) else { panic!("no error") };
+        assert_eq!((error.len(), checksum(&[&error[..20]]), checksum(&[&error[20..]])), (MAX_V4, 0, 0));
+        assert_eq!((&error[20..22], &error[24..28]), (&[3, 4][..], &1300u32.to_be_bytes()[..]));
+        assert_eq!(error[28..], packet[..MAX_V4 - 28]);
+        assert_eq!(Header::parse(&error).unwrap().destination, "10.0.0.1".parse::<IpAddr>().unwrap());
+        let TooBig::Error(error) = too_big(&packet, 200) else { panic!("no error") };
+        assert_eq!(error[24..28], 576u32.to_be_bytes(), "never below");
+        packet[7] = 1;
+        assert_eq!(too_big(&packet, 1300), TooBig::Drop, "a later fragment");
+        let mut small = udp("10.0.0.1", "10.0.0.9", &[7; 500]);
+        small[6] = 0x40;
+        assert_eq!(too_big(&small, 200), TooBig::SendInFragments, "every path must take it");
+
+        let packet = udp("fd00::1", "fd00::9", &[7; 1400]);
+        let TooBig::Error(error) = too_big(&packet, 1300) else { panic!("no error") };
+        assert_eq!(error.len(), MAX_V6);
+        assert_eq!(checksum(&[&error[8..40], &error[4..6], &[0, ICMPV6], &error[40..]]), 0);
+        assert_eq!((&error[40..42], &error[44..48]), (&[2, 0][..], &1300u32.to_be_bytes()[..]));
+        assert_eq!(error[48..], packet[..MAX_V6 - 48]);
+        let TooBig::Error(error) = too_big(&packet, 1200) else { panic!("no error") };
+        assert_eq!(error[44..48], 1280u32.to_be_bytes(), "never below");
+        let small = udp("fd00::1", "fd00::9", &[7; 1280 - 48]);
+        assert_eq!(too_big(&small, 1200), TooBig::SendInFragments, "every path must take it");
+        assert_eq!(too_big(&udp("fd00::1", "ff02::9", &[7; 1400]), 1300), TooBig::Drop);
+        assert_eq!(too_big(&[], 1300), TooBig::Drop);
     }
 }

@@ -11,8 +11,9 @@
 
 mod config;
 mod cookie;
+pub mod ecn;
 mod event;
-mod icmp;
+pub mod icmp;
 mod key;
 mod limits;
 mod lookup;

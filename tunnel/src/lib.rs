@@ -19,6 +19,7 @@ mod limits;
 mod lookup;
 mod message;
 mod noise;
+pub mod offload;
 mod outgoing;
 mod packet;
 mod peer;

@@ -1,0 +1,1 @@
+//! Tests of super-packets, by what they are about.

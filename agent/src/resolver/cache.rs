@@ -1,4 +1,5 @@
-//! The cache: responses by question, bounded in octets, least recently used out first. Time is passed in.
+//! The cache: responses by question, bounded in octets, least recently used out first. Time is passed in. What is told
+//! to have changed stays, outdated, as what has expired does: an old answer is better than none (RFC 8767).
 //!
 //! Every question stands for itself. In particular an NXDOMAIN says nothing of names below it, nor of other types
 //! at the same name (RFC 8020 does not hold for names of Kubernetes' kind).
@@ -17,6 +18,8 @@ use super::{
 
 /// After a failure, a stale answer is given for so long before the servers are tried again (RFC 8767, 5).
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// The same for an outdated answer, whose successor is known to exist: as short as may be (RFC 9520, 3.2).
+const OUTDATED_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long a server's failure is remembered where there is no older answer (CoreDNS' `cache`: `servfail 5s`; RFC 9520).
 const FAILURE: Duration = Duration::from_secs(5);
 /// Failures that are remembered, and octets of the largest.
@@ -128,6 +131,16 @@ struct Entry {
     origin: Origin,
     /// Whether the entry counts for a Service.
     held: bool,
+    /// Whether the name has changed since: the answer is stale, whatever its time to live says.
+    outdated: bool,
+}
+
+impl Entry {
+    /// The name has changed: the servers are asked at the next occasion, even if they have failed just before.
+    fn outdate(&mut self) {
+        self.outdated = true;
+        self.retry_at = 0;
+    }
 }
 
 fn size(key: &Key, entry: &Entry) -> usize {
@@ -144,6 +157,16 @@ pub(super) struct Hit {
     pub(super) refresh: bool,
     /// Whether the data plane should hear of the addresses in the answer.
     pub(super) announce: bool,
+}
+
+/// What is saved of a registrar's response.
+#[derive(Clone, Debug)]
+pub(super) struct Saved {
+    pub(super) stored: Arc<Stored>,
+    /// How long it is of use.
+    pub(super) stale_until: Instant,
+    /// Whether the name has changed since.
+    pub(super) outdated: bool,
 }
 
 /// The cache.
@@ -234,9 +257,10 @@ impl Cache {
         let paused = now.saturating_sub(entry.last_used) >= span(prefetch.pause);
         entry.uses = if paused { 1 } else { entry.uses.saturating_add(1) };
         entry.last_used = now;
-        if now >= entry.expires {
+        if entry.outdated || now >= entry.expires {
+            let age = if entry.outdated { Age::Outdated } else { Age::Stale };
             let refresh = now >= entry.retry_at;
-            return Some(Hit { stored, age: Age::Stale, origin, refresh, announce });
+            return Some(Hit { stored, age, origin, refresh, announce });
         }
         let lifetime = entry.expires - entry.since;
         let popular = prefetch.amount > 0 && entry.uses >= prefetch.amount;
@@ -263,9 +287,17 @@ impl Cache {
         Some(Hit { stored, age: Age::Fresh(0), origin, refresh: false, announce: false })
     }
 
-    /// Keeps a response, in place of an older one. What says nothing of how long it holds is not kept.
+    /// Keeps a response, in place of an older one. One that says nothing of how long it holds is not kept, but an older
+    /// one it disproves all the same: that must not come back as a stale answer.
     pub(super) fn insert(&mut self, key: Key, stored: Arc<Stored>, origin: Origin, now: Instant) {
-        let Some(ttl) = stored.ttl else { return };
+        let Some(ttl) = stored.ttl else {
+            if stored.is_answer()
+                && let Some((key, old)) = self.entries.remove_entry(&*key)
+            {
+                self.account_removal(&key, &old);
+            }
+            return;
+        };
         let limit = if stored.negative { self.limits.negative_ttl } else { self.limits.positive_ttl };
         let expires = now + Duration::from_secs(ttl.into()).max(self.limits.least_ttl).min(limit);
         let stale = match origin {
@@ -273,15 +305,36 @@ impl Cache {
             _ => self.limits.upstream_stale,
         };
         if origin == Origin::Network {
-            let new = !stored.negative && !self.entries.contains_key(&*key);
+            // What takes the place of an outdated answer is new: that must not be what a restart finds.
+            let new = match self.entries.peek(&*key) {
+                Some(old) => old.outdated && !(old.stored.negative && stored.negative),
+                None => !stored.negative,
+            };
             self.unsaved = self.unsaved.max(if new { Unsaved::New } else { Unsaved::Refreshed });
         }
         self.put(key, stored, origin, (now, expires, expires + stale));
     }
 
+    /// Keeps a response that was under way while its name changed, unless there is one from after the change.
+    pub(super) fn insert_outdated(&mut self, key: Key, stored: Arc<Stored>, origin: Origin, now: Instant) {
+        let superseded = self.entries.peek(&*key).is_some_and(|entry| !entry.outdated);
+        if superseded || stored.ttl.is_none() {
+            return;
+        }
+        self.insert(key.clone(), stored, origin, now);
+        if let Some(entry) = self.entries.peek_mut(&*key) {
+            entry.outdate();
+        }
+    }
+
     /// Keeps a response that was taken from a snapshot: stale from the start, and of use until `stale_until`.
-    pub(super) fn restore(&mut self, key: Key, stored: Arc<Stored>, now: Instant, stale_until: Instant) {
-        self.put(key, stored, Origin::Network, (now, now, stale_until));
+    pub(super) fn restore(&mut self, key: Key, saved: Saved, now: Instant) {
+        self.put(key.clone(), saved.stored, Origin::Network, (now, now, saved.stale_until));
+        if saved.outdated
+            && let Some(entry) = self.entries.peek_mut(&*key)
+        {
+            entry.outdate();
+        }
     }
 
     fn put(
@@ -309,6 +362,7 @@ impl Cache {
             uses,
             origin,
             held,
+            outdated: false,
             stored,
         };
         self.octets += size(&key, &entry);
@@ -332,7 +386,8 @@ impl Cache {
     /// Notes that no server had an answer, so that stale ones are given at once for a while.
     pub(super) fn failed(&mut self, key: &[u8], now: Instant) {
         if let Some(entry) = self.entries.peek_mut(key) {
-            entry.retry_at = millis(now + RETRY_PAUSE);
+            let pause = if entry.outdated { OUTDATED_RETRY_PAUSE } else { RETRY_PAUSE };
+            entry.retry_at = millis(now + pause);
         }
     }
 
@@ -343,39 +398,27 @@ impl Cache {
         }
     }
 
-    /// Forgets everything at and below `zone`, which is on the wire and in lower case, and the reverse names of
-    /// the addresses there.
-    pub(super) fn invalidate_with_reverse(&mut self, zone: &[u8]) {
-        let addresses = self.forget_below(zone);
+    /// Everything at and below `zone`, which is on the wire and in lower case, and the reverse names of the addresses
+    /// there have changed. What says that there is nothing stays, too: a client that goes through a search list goes on
+    /// after a stale NXDOMAIN, but not after a failure.
+    pub(super) fn outdate_with_reverse(&mut self, zone: &[u8]) {
+        let addresses = self.outdate(|key| is_below(key.wire_name(), zone));
         if !addresses.is_empty() {
             let mut reverse: Vec<Vec<u8>> =
                 addresses.into_iter().map(|address| wire_name(&Name::from(address))).collect();
             reverse.sort_unstable();
-            self.forget(|key| reverse.binary_search_by(|name| (**name).cmp(key.wire_name())).is_ok());
+            self.outdate(|key| reverse.binary_search_by(|name| (**name).cmp(key.wire_name())).is_ok());
         }
     }
 
-    /// Returns the addresses in what is forgotten.
-    fn forget_below(&mut self, zone: &[u8]) -> Vec<IpAddr> {
-        self.forget(|key| is_below(key.wire_name(), zone))
-    }
-
-    fn forget(&mut self, gone: impl Fn(&Key) -> bool) -> Vec<IpAddr> {
+    /// Returns the addresses in what is outdated. Failures are forgotten.
+    fn outdate(&mut self, changed: impl Fn(&Key) -> bool) -> Vec<IpAddr> {
+        self.failures.retain(|key, _| !changed(key));
         let mut addresses = Vec::new();
-        let Self { entries, octets, negatives, held, failures, .. } = self;
-        failures.retain(|key, _| !gone(key));
-        entries.retain(|key, entry| {
-            let keep = !gone(key);
-            if !keep {
-                *octets -= size(key, entry);
-                *negatives -= usize::from(entry.stored.negative);
-                if entry.held {
-                    held.remove(key.wire_name());
-                }
-                addresses.extend(entry.stored.addresses());
-            }
-            keep
-        });
+        for (_, entry) in self.entries.iter_mut().filter(|(key, _)| changed(key)) {
+            entry.outdate();
+            addresses.extend(entry.stored.addresses());
+        }
         addresses
     }
 
@@ -389,11 +432,16 @@ impl Cache {
         self.unsaved = Unsaved::Nothing;
     }
 
-    /// Registrars' responses with the time until which each is of use, most recently used first.
-    pub(super) fn network_entries(&self) -> impl Iterator<Item = (&Key, &Arc<Stored>, Instant)> {
+    /// Registrars' responses, most recently used first.
+    pub(super) fn network_entries(&self) -> impl Iterator<Item = (&Key, Saved)> {
         let ours = self.entries.iter().rev().filter(|(_, entry)| entry.origin == Origin::Network);
         ours.map(|(key, entry)| {
-            (key, &entry.stored, Instant::from_boot(Duration::from_millis(entry.stale_until)))
+            let saved = Saved {
+                stored: Arc::clone(&entry.stored),
+                stale_until: Instant::from_boot(Duration::from_millis(entry.stale_until)),
+                outdated: entry.outdated,
+            };
+            (key, saved)
         })
     }
 }

@@ -158,16 +158,149 @@ fn servers_are_asked_again_in_good_time_and_not_too_often() {
     assert!(refresh(&mut cache, 106));
 }
 
-#[test]
-fn a_name_is_forgotten_with_all_below() {
+fn change(cache: &mut Cache, text: &str) {
+    cache.outdate_with_reverse(&wire_name(&name(text)));
+}
+
+/// A cache with `web.net.example.`, which has changed.
+fn changed() -> Cache {
     let mut cache = cache();
-    for text in ["web.net.example.", "private.web.net.example.", "webs.net.example.", "db.net.example."] {
+    cache.insert(key("web.net.example."), stored(positive("web.net.example.", 10)), Origin::Network, at(0));
+    change(&mut cache, "web.net.example.");
+    cache
+}
+
+#[test]
+fn a_name_changes_with_all_below_and_the_reverse_names_of_its_addresses() {
+    let mut cache = cache();
+    let names = [
+        "web.net.example.",
+        "private.web.net.example.",
+        "1.0.64.100.in-addr.arpa.",
+        "webs.net.example.",
+        "db.net.example.",
+        "2.0.64.100.in-addr.arpa.",
+    ];
+    for text in names {
         cache.insert(key(text), stored(positive(text, 10)), Origin::Network, at(0));
     }
-    cache.invalidate_with_reverse(&wire_name(&name("web.net.example.")));
-    let left = ["web.net.example.", "private.web.net.example.", "webs.net.example.", "db.net.example."]
-        .map(|text| age(&mut cache, text, 0).is_some());
-    assert_eq!(left, [false, false, true, true]);
+    cache.keep_failure(key("x.web.net.example."), stored(failure()), Origin::Network, at(0));
+    let (octets, entries) = (cache.octets(), cache.len());
+    change(&mut cache, "web.net.example.");
+    let ages = names.map(|text| age(&mut cache, text, 0).unwrap());
+    let (outdated, fresh) = (Age::Outdated, Age::Fresh(0));
+    assert_eq!(ages, [outdated, outdated, outdated, fresh, fresh, fresh]);
+    assert_eq!((cache.octets(), cache.len()), (octets, entries), "all of them still take their place");
+    assert_eq!(age(&mut cache, "x.web.net.example.", 0), None, "failures are no answers");
+    // Longer than it holds, and no longer than anything else.
+    assert_eq!(age(&mut cache, "web.net.example.", 11), Some(outdated));
+    assert_eq!(age(&mut cache, "web.net.example.", 31 * 86_400), None);
+}
+
+#[test]
+fn servers_are_asked_at_once_for_what_has_changed_and_then_once_a_second() {
+    let mut cache = cache();
+    let web = key("web.net.example.");
+    let refresh = |cache: &mut Cache, seconds| cache.lookup(&web, at(seconds)).unwrap().refresh;
+    cache.insert(web.clone(), stored(positive("web.net.example.", 10)), Origin::Network, at(0));
+    cache.failed(&web, at(9));
+    assert!(!refresh(&mut cache, 10));
+    change(&mut cache, "web.net.example.");
+    assert!(refresh(&mut cache, 10));
+    cache.failed(&web, at(10));
+    assert!(!refresh(&mut cache, 10));
+    assert!(refresh(&mut cache, 11));
+}
+
+#[test]
+fn whatever_the_servers_answer_takes_the_place_of_what_has_changed() {
+    let web = key("web.net.example.");
+    let there = positive("web.net.example.", 10);
+    let gone = negative("web.net.example.", ResponseCode::NXDomain, 10, 10);
+    for message in [there.clone(), gone] {
+        let mut cache = changed();
+        cache.insert(web.clone(), stored(message.clone()), Origin::Network, at(1));
+        let hit = cache.lookup(&web, at(1)).unwrap();
+        assert_eq!((hit.age, hit.stored), (Age::Fresh(0), stored(message)));
+        assert_eq!(cache.len(), 1);
+    }
+    // Even what cannot be kept.
+    for code in [ResponseCode::NXDomain, ResponseCode::NoError] {
+        let mut cache = changed();
+        let mut message = response("web.net.example.");
+        message.metadata.response_code = code;
+        cache.insert(web.clone(), stored(message), Origin::Network, at(1));
+        assert_eq!((age(&mut cache, "web.net.example.", 1), cache.octets()), (None, 0));
+    }
+    // But not what is no answer.
+    let mut cache = changed();
+    cache.insert(web.clone(), stored(failure()), Origin::Network, at(1));
+    cache.keep_failure(web, stored(failure()), Origin::Network, at(1));
+    assert_eq!(age(&mut cache, "web.net.example.", 1), Some(Age::Outdated));
+}
+
+/// That a server cannot tell.
+fn failure() -> Message {
+    let mut message = response("web.net.example.");
+    message.metadata.response_code = ResponseCode::Refused;
+    message
+}
+
+#[test]
+fn an_answer_from_before_a_change_is_better_than_an_older_one_or_none() {
+    let web = key("web.net.example.");
+    let late = stored(positive("web.net.example.", 20));
+    let ttl = |cache: &mut Cache| {
+        let hit = cache.lookup(&key("web.net.example."), at(2)).unwrap();
+        (hit.stored.ttl, hit.age, hit.refresh)
+    };
+    for mut cache in [cache(), changed()] {
+        cache.insert_outdated(web.clone(), Arc::clone(&late), Origin::Network, at(2));
+        assert_eq!(ttl(&mut cache), (Some(20), Age::Outdated, true));
+    }
+    // One from after it is better still.
+    let mut cache = changed();
+    cache.insert(web.clone(), stored(positive("web.net.example.", 10)), Origin::Network, at(1));
+    cache.insert_outdated(web.clone(), late, Origin::Network, at(2));
+    assert_eq!(ttl(&mut cache), (Some(10), Age::Fresh(1), false));
+    // And nothing is better than what says nothing.
+    let mut cache = changed();
+    cache.insert_outdated(web, stored(response("web.net.example.")), Origin::Network, at(2));
+    assert_eq!(ttl(&mut cache), (Some(10), Age::Outdated, true));
+}
+
+#[test]
+fn what_has_changed_is_held_as_before() {
+    let mut cache = Cache::new(CacheLimits::default()).holding(&"net.example".parse().unwrap());
+    let text = "my-cs.shop.svc.net.example.";
+    cache.insert(key(text), stored(positive(text, 10)), Origin::Network, at(0));
+    let (services, changes) = (cache.held().services(), cache.held().changes());
+    change(&mut cache, text);
+    assert_eq!((services.len(), cache.held().services()), (1, services));
+    assert!(!changes.has_changed().unwrap());
+    // It counts once: what disproves it is the end of it.
+    cache.insert(key(text), stored(response(text)), Origin::Network, at(1));
+    assert!(cache.held().services().is_empty() && changes.has_changed().unwrap());
+}
+
+#[test]
+fn what_takes_the_place_of_what_has_changed_is_new() {
+    let web = key("web.net.example.");
+    let gone = || stored(negative("web.net.example.", ResponseCode::NXDomain, 10, 10));
+    let mut cache = changed();
+    let mut insert = |stored, change_first| {
+        if change_first {
+            change(&mut cache, "web.net.example.");
+        }
+        cache.saved();
+        cache.insert(web.clone(), stored, Origin::Network, at(1));
+        cache.unsaved()
+    };
+    let there = || stored(positive("web.net.example.", 10));
+    assert_eq!(insert(there(), true), Unsaved::New);
+    assert_eq!(insert(there(), false), Unsaved::Refreshed);
+    assert_eq!(insert(gone(), true), Unsaved::New);
+    assert_eq!(insert(gone(), true), Unsaved::Refreshed);
 }
 
 #[test]
@@ -238,6 +371,8 @@ fn a_snapshot_comes_back_as_stale_answers() {
     before.insert(key("example.org."), stored(positive("example.org.", 10)), Origin::Upstream, at(0));
     let octets = snapshot::save(&before, &domain, at(5), clock(5));
 
+    change(&mut before, "db.net.example.");
+    let octets_changed = snapshot::save(&before, &domain, at(5), clock(5));
     let mut after = cache();
     // The host has been started anew: its boot clock is back at the start.
     let boot = Instant::from_boot(Duration::from_secs(3));
@@ -247,6 +382,12 @@ fn a_snapshot_comes_back_as_stale_answers() {
     assert_eq!((hit.age, hit.refresh, hit.origin), (Age::Stale, true, Origin::Network));
     assert_eq!(*hit.stored, *stored(positive("web.net.example.", 10)));
     assert!(after.lookup(&key("example.org."), boot).is_none());
+    // What had changed by then is still known to have.
+    let mut changed = cache();
+    assert_eq!(snapshot::restore(&octets_changed, &mut changed, &domain, boot, clock(600)), Ok(2));
+    let ages =
+        ["db.net.example.", "web.net.example."].map(|text| changed.lookup(&key(text), boot).unwrap().age);
+    assert_eq!(ages, [Age::Outdated, Age::Stale]);
     // Long after, it is of no use any more.
     let restored = snapshot::restore(&octets, &mut after, &domain, boot, clock(40 * 86_400));
     assert_eq!(restored, Ok(0));
@@ -276,12 +417,12 @@ proptest! {
     /// Over any sequence of steps: within its bound, exact in its count, and right about what it holds.
     #[test]
     fn the_cache_agrees_with_a_model(
-        steps in proptest::collection::vec((0_u8..4, 0_u8..12, 0_u32..40, 0_u64..15), 1..200),
+        steps in proptest::collection::vec((0_u8..5, 0_u8..12, 0_u32..40, 0_u64..15), 1..200),
         octets in 1000_usize..4000,
     ) {
         let limits = CacheLimits { octets, network_stale: Duration::from_secs(50), ..CacheLimits::default() };
         let mut cache = Cache::new(limits);
-        let mut model: HashMap<u8, (u64, u32)> = HashMap::new();
+        let mut model: HashMap<u8, (u64, u32, bool)> = HashMap::new();
         let mut now = 0;
         for (step, which, ttl, wait) in steps {
             now += wait;
@@ -289,11 +430,20 @@ proptest! {
             match step {
                 0 | 1 => {
                     cache.insert(key(&text), stored(positive(&text, ttl)), Origin::Network, at(now));
-                    model.insert(which, (now, ttl));
+                    model.insert(which, (now, ttl, false));
                 }
                 2 => {
-                    cache.invalidate_with_reverse(&wire_name(&name(&text)));
-                    model.remove(&which);
+                    change(&mut cache, &text);
+                    model.entry(which).and_modify(|(.., outdated)| *outdated = true);
+                }
+                3 => {
+                    if !cache.entries.contains_key(&*key(&text)) {
+                        model.remove(&which);
+                    }
+                    cache.insert_outdated(key(&text), stored(positive(&text, ttl)), Origin::Network, at(now));
+                    if model.get(&which).is_none_or(|(.., outdated)| *outdated) {
+                        model.insert(which, (now, ttl, true));
+                    }
                 }
                 _ => {}
             }
@@ -302,9 +452,10 @@ proptest! {
                 cache.entries.iter().map(|(k, e)| size(k, e)).sum();
             prop_assert_eq!(cache.octets(), exact);
             let age = age(&mut cache, &text, now);
-            let expected = model.get(&which).and_then(|(since, ttl)| {
+            let expected = model.get(&which).and_then(|(since, ttl, outdated)| {
                 let ttl = u64::from(*ttl);
                 match now - since {
+                    past if past < ttl + 50 && *outdated => Some(Age::Outdated),
                     past if past < ttl => Some(Age::Fresh(u32::try_from(past).unwrap())),
                     past if past < ttl + 50 => Some(Age::Stale),
                     _ => None,

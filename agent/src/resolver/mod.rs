@@ -5,6 +5,7 @@
 mod cache;
 mod completion;
 mod datagram;
+mod flights;
 mod forwarding;
 mod held;
 mod key;
@@ -347,7 +348,7 @@ impl Resolver {
         };
         let ttl = match age {
             Age::Fresh(seconds) => stored.ttl.unwrap_or(0).saturating_sub(seconds),
-            Age::Stale => 0,
+            Age::Stale | Age::Outdated => 0,
         };
         Ok(DeviceAnswer {
             name: name.to_ascii().trim_end_matches('.').to_owned(),
@@ -355,12 +356,12 @@ impl Resolver {
             private: part("private"),
             director: part("director"),
             ttl: Duration::from_secs(ttl.into()),
-            stale: age == Age::Stale,
+            stale: age.is_stale(),
         })
     }
 
-    /// Forgets what is cached at `name` and below, and at the reverse names of the addresses there, because it has
-    /// changed. A name without a dot is a device of this network. What is not a name is ignored.
+    /// What is cached at `name` and below, and at the reverse names of the addresses there, has changed: it is given only
+    /// if no registrar answers. A name without a dot is a device of this network. What is not a name is ignored.
     pub fn invalidate(&self, name: &str) {
         let whole =
             if name.contains('.') { name.to_owned() } else { format!("{name}.{}", self.network.domain) };
@@ -369,8 +370,8 @@ impl Resolver {
         }
     }
 
-    /// Forgets what is cached of a Service, which has changed: its names, those of its endpoints and ports, and the
-    /// reverse names of the addresses there. To be called whenever a registrar says `ServiceChanged`.
+    /// The same for a Service, with the names of its endpoints and ports. To be called whenever a registrar says
+    /// `ServiceChanged`.
     pub fn invalidate_service(&self, service: &HeldService) {
         self.invalidate(&format!("{}.{}.svc.{}", service.name, service.namespace, self.network.domain));
     }

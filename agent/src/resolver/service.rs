@@ -1,21 +1,13 @@
-//! The resolver behind its listeners: who may ask, which servers know the answer, the cache in front of them, and
-//! one request at a time for each question however many ask it.
+//! The resolver behind its listeners: who may ask, which servers know the answer, the cache in front of them, and what
+//! is given where they cannot answer.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, Shared},
-};
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, ResponseCode},
     rr::{Name, RecordType},
@@ -34,8 +26,9 @@ use tokio::{runtime::Handle, sync::mpsc};
 use super::{
     cache::{Cache, Hit, Origin},
     completion::{self, Completer},
+    flights::{FLIGHTS_MAX, Flight, Flights, Landed, Landing},
     forwarding::{Sent, Stubs},
-    key::{Key, Probe, is_below},
+    key::{Key, Probe},
     local::LocalAddresses,
     metrics::Metrics,
     pool::{Pool, PoolError},
@@ -46,8 +39,6 @@ use super::{
 const CLIENT_PATIENCE: Duration = Duration::from_millis(1800);
 /// The same for names of the network: devices seldom move, and what waits for them are tunnels that would work.
 const NETWORK_PATIENCE: Duration = Duration::from_millis(400);
-/// Questions that servers are asked at a time.
-const FLIGHTS_MAX: usize = 1024;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -62,9 +53,6 @@ pub enum QueryError {
     #[error("{0}")]
     Unreadable(String),
 }
-
-/// A question under way to the servers, shared by all who ask it.
-type Flight = Shared<BoxFuture<'static, Result<Arc<Stored>, QueryError>>>;
 
 /// An answer and how old it is.
 pub(super) type Answer = (Arc<Stored>, Age);
@@ -100,23 +88,6 @@ pub(super) struct Pools {
     pub(super) sent: Arc<Sent>,
 }
 
-/// Takes a question from those under way when it is answered, however that ends.
-struct Landing {
-    service: Arc<Service>,
-    key: Key,
-    number: u64,
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        let mut flights = self.service.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        // After a change, the same question may be under way anew.
-        if flights.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
-            flights.remove(&self.key);
-        }
-    }
-}
-
 /// The resolver.
 pub(super) struct Service {
     pub(super) route: ArcSwap<Route>,
@@ -127,11 +98,7 @@ pub(super) struct Service {
     allowed: Vec<IpNet>,
     local: LocalAddresses,
     cache: Mutex<Cache>,
-    /// Questions under way, each with its number.
-    flights: Mutex<HashMap<Key, (u64, Flight)>>,
-    started: AtomicU64,
-    /// How often something has been forgotten because it had changed.
-    changes: AtomicU64,
+    flights: Arc<Flights>,
     /// Queries are handled on threads outside of it.
     runtime: Handle,
     resolved: mpsc::Sender<IpAddr>,
@@ -154,9 +121,7 @@ impl Service {
             allowed,
             local: LocalAddresses::default(),
             cache: Mutex::new(cache),
-            flights: Mutex::default(),
-            started: AtomicU64::new(0),
-            changes: AtomicU64::new(0),
+            flights: Arc::default(),
             runtime: Handle::current(),
             resolved,
         }
@@ -170,15 +135,12 @@ impl Service {
         self.allowed.iter().any(|net| net.contains(&source.ip())) || self.local.contains(source, now)
     }
 
-    /// Forgets what is cached at `zone` (on the wire, in lower case) and below. Answers that are under way may be
-    /// older than the change: they are not kept.
+    /// What is cached or under way at `zone` (on the wire, in lower case) and below has changed.
     pub(super) fn invalidate(&self, zone: &[u8]) {
-        self.changes.fetch_add(1, Ordering::Relaxed);
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        flights.retain(|key, _| !is_below(key.wire_name(), zone));
-        drop(flights);
+        // Before the cache: whoever has an answer then sees either here or there that it is outdated.
+        self.flights.outdate(zone);
         let mut cache = self.cache();
-        cache.invalidate_with_reverse(zone);
+        cache.outdate_with_reverse(zone);
         self.metrics.measure(&cache);
     }
 
@@ -196,12 +158,12 @@ impl Service {
         if announce {
             self.announce(&stored);
         }
-        if age == Age::Stale && refresh {
+        if age.is_stale() && refresh {
             self.metrics.miss(origin);
             return Err(Some((stored, age)));
         }
         self.metrics.hit(origin, stored.negative);
-        if age == Age::Stale {
+        if age.is_stale() {
             self.metrics.served_stale(origin);
         } else if refresh {
             // The answer is about to expire while in use: have a new one by then.
@@ -261,21 +223,18 @@ impl Service {
         key: &Key,
         stale: Option<Answer>,
     ) -> Result<Answer, QueryError> {
-        let flight = self.fly(request, key)?;
-        let Some(stale) = stale else { return flight.await.map(|stored| (stored, Age::Fresh(0))) };
+        let flight = self.fly(request, key);
+        let Some(stale) = stale else { return flight?.await.map(|stored| (stored, Age::Fresh(0))) };
         let origin = self.origin(&request.question.name);
-        let patience = match origin {
-            _ if self.pool(origin, key).is_failing() => Duration::ZERO,
-            Origin::Network => NETWORK_PATIENCE,
-            Origin::Upstream => CLIENT_PATIENCE,
-        };
-        match tokio::time::timeout(patience, flight).await {
-            Ok(Ok(stored)) if stored.code != ResponseCode::ServFail => Ok((stored, Age::Fresh(0))),
-            _ => {
-                self.metrics.served_stale(origin);
-                Ok(stale)
+        if let Ok(flight) = flight {
+            let patience = patience(origin, stale.1, self.pool(origin, key).is_failing());
+            match tokio::time::timeout(patience, flight).await {
+                Ok(Ok(stored)) if stored.is_answer() => return Ok((stored, Age::Fresh(0))),
+                _ => {}
             }
         }
+        self.metrics.served_stale(origin);
+        Ok(stale)
     }
 
     fn pool(&self, origin: Origin, key: &Key) -> &Pool {
@@ -289,32 +248,15 @@ impl Service {
         self.route.load().origin(&message::plain_name(name))
     }
 
-    /// Joins those who wait for an answer to the same question, or is the first of them.
+    /// Has the servers asked, if they are not being asked already.
     fn fly(self: &Arc<Self>, request: &Request, key: &Key) -> Result<Flight, QueryError> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, flight)) = flights.get(key) {
-            return Ok(flight.clone());
-        }
-        if flights.len() >= FLIGHTS_MAX {
-            self.metrics.rejected();
-            return Err(QueryError::Busy);
-        }
-        let number = self.started.fetch_add(1, Ordering::Relaxed);
-        let landing = Landing { service: Arc::clone(self), key: key.clone(), number };
-        let name = request.question.name.clone();
-        // A task of its own: the answer is of use also when nobody waits for it any more.
-        let task = self.runtime.spawn(async move { landing.service.fetch(&name, &landing.key).await });
-        let flight = task
-            .map(|joined| joined.unwrap_or_else(|e| Err(QueryError::Unreadable(e.to_string()))))
-            .boxed()
-            .shared();
-        flights.insert(key.clone(), (number, flight.clone()));
-        Ok(flight)
+        let (service, name) = (Arc::clone(self), request.question.name.clone());
+        let fetch = |landing| async move { service.fetch(&name, &landing).await };
+        self.flights.join(key, &self.runtime, fetch).inspect_err(|_| self.metrics.rejected())
     }
 
-    async fn fetch(&self, name: &Name, key: &Key) -> Result<Arc<Stored>, QueryError> {
-        let origin = self.origin(name);
-        let changes = self.changes.load(Ordering::Relaxed);
+    async fn fetch(&self, name: &Name, landing: &Landing) -> Landed {
+        let (origin, key) = (self.origin(name), &landing.key);
         let fetched = self.pool(origin, key).exchange(&query(key)).await.map_err(QueryError::from);
         let fetched = fetched.and_then(|message| {
             let ttl_max = self.cache().ttl_max();
@@ -322,11 +264,15 @@ impl Service {
         });
         let now = Instant::now();
         let mut cache = self.cache();
+        // Seen with the cache in hand: a change from now on finds there what is kept here. Only registrars tell of any.
+        let current = origin == Origin::Upstream || landing.is_current();
         let result = match fetched {
-            Ok(stored) if stored.code != ResponseCode::ServFail => {
+            Ok(stored) if stored.is_answer() => {
                 let stored = Arc::new(stored);
-                if origin == Origin::Upstream || changes == self.changes.load(Ordering::Relaxed) {
+                if current {
                     cache.insert(key.clone(), Arc::clone(&stored), origin, now);
+                } else {
+                    cache.insert_outdated(key.clone(), Arc::clone(&stored), origin, now);
                 }
                 if origin == Origin::Network {
                     self.announce(&stored);
@@ -334,13 +280,16 @@ impl Service {
                 Ok(stored)
             }
             failed => {
-                cache.failed(key, now);
                 self.metrics.failure(origin);
-                failed.map(|stored| {
-                    let stored = Arc::new(stored);
-                    cache.keep_failure(key.clone(), Arc::clone(&stored), origin, now);
-                    stored
-                })
+                let failed = failed.map(Arc::new);
+                // A failure from before a change is no reason not to ask after it.
+                if current {
+                    cache.failed(key, now);
+                    if let Ok(stored) = &failed {
+                        cache.keep_failure(key.clone(), Arc::clone(stored), origin, now);
+                    }
+                }
+                failed
             }
         };
         self.metrics.measure(&cache);
@@ -405,6 +354,19 @@ impl Service {
         }
         self.metrics.hit(*origin, stored.negative);
         Ok(Outcome::Response { code: stored.code, record_type: Some(question.qtype.into()) })
+    }
+}
+
+/// How long servers are waited for where there is an answer of this age; `failing` if all of them seem to be away. An
+/// answer that is known to have changed would likely lead astray, while a registrar, which told so a moment ago, is most
+/// likely there, if slow: it gets all the time that clients have. It even gets some where it seems to be away, since that
+/// may be over, and costs nothing where connections are refused.
+fn patience(origin: Origin, age: Age, failing: bool) -> Duration {
+    match (origin, age, failing) {
+        (Origin::Network, Age::Outdated, true) => NETWORK_PATIENCE,
+        (_, _, true) => Duration::ZERO,
+        (Origin::Network, Age::Fresh(_) | Age::Stale, false) => NETWORK_PATIENCE,
+        (Origin::Network, Age::Outdated, false) | (Origin::Upstream, _, false) => CLIENT_PATIENCE,
     }
 }
 
@@ -495,4 +457,20 @@ pub(super) fn own_request(name: Name, record_type: RecordType) -> Request {
     message.metadata.recursion_desired = true;
     let question = hickory_proto::op::Query::query(name, record_type);
     Request { metadata: message.metadata, question, edns: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_changed_is_given_later_than_what_has_merely_expired() {
+        let of = |age, failing| patience(Origin::Network, age, failing);
+        assert!(of(Age::Outdated, false) > of(Age::Stale, false));
+        assert!(of(Age::Outdated, true) > of(Age::Stale, true));
+        // Devices' names must not wait for registrars that are away.
+        assert_eq!(of(Age::Stale, true), Duration::ZERO);
+        // Stub resolvers give up after 5 s, and have to hear of the old answer before.
+        assert!(of(Age::Outdated, false) <= CLIENT_PATIENCE);
+    }
 }

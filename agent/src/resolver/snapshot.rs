@@ -10,12 +10,19 @@ use muster_common::{
     time::{Instant, Timestamp},
 };
 
-use super::{cache::Cache, key::Key, stored::Stored};
+use super::{
+    cache::{Cache, Saved},
+    key::Key,
+    stored::Stored,
+};
 
 /// Marks the format and its version.
 const MAGIC: &[u8; 8] = b"MUSTRDN1";
 /// Octets of the digest at the end.
 const DIGEST: usize = 32;
+/// Marks an answer with checking disabled, and an outdated one.
+const CHECKING_DISABLED: u8 = 1;
+const OUTDATED: u8 = 2;
 /// Largest snapshot, in octets.
 const SNAPSHOT_MAX: usize = 4 << 20;
 
@@ -39,7 +46,7 @@ pub enum SnapshotError {
 pub(super) fn save(cache: &Cache, domain: &Domain, now: Instant, clock: Timestamp) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     field(&mut out, domain.as_str().as_bytes());
-    for (key, stored, stale_until) in cache.network_entries() {
+    for (key, Saved { stored, stale_until, outdated }) in cache.network_entries() {
         let name = key.name().to_ascii();
         let size = 16 + name.len() + stored.wire().len();
         if out.len() + size + DIGEST > SNAPSHOT_MAX {
@@ -48,7 +55,9 @@ pub(super) fn save(cache: &Cache, domain: &Domain, now: Instant, clock: Timestam
         let until = (clock + (stale_until - now)).unix_seconds();
         out.extend_from_slice(&until.to_be_bytes());
         out.extend_from_slice(&u16::from(key.record_type()).to_be_bytes());
-        out.extend_from_slice(&[u8::from(key.dnssec_ok()), u8::from(key.checking_disabled())]);
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(key.checking_disabled(), CHECKING_DISABLED) | flag(outdated, OUTDATED);
+        out.extend_from_slice(&[u8::from(key.dnssec_ok()), flags]);
         field(&mut out, name.as_bytes());
         field(&mut out, stored.wire());
     }
@@ -86,19 +95,19 @@ pub(super) fn restore(
     }
     let mut entries = Vec::new();
     while !reader.0.is_empty() {
-        let (key, wire, until) = reader.entry().ok_or(damaged("an answer is cut short"))?;
+        let (key, outdated, wire, until) = reader.entry().ok_or(damaged("an answer is cut short"))?;
         let stored = Stored::restore(wire.into()).map_err(|_| damaged("an answer cannot be read"))?;
         let left = Timestamp::from_epoch(Duration::from_secs(until)).saturating_duration_since(clock);
         // The clock may have been set since; no answer is held longer than it might have been.
         let left = left.min(cache.network_stale());
         if !left.is_zero() {
-            entries.push((key, Arc::new(stored), now + left));
+            entries.push((key, Saved { stored: Arc::new(stored), stale_until: now + left, outdated }));
         }
     }
     let restored = entries.len();
     // The most recently used last, as the cache has them.
-    for (key, stored, stale_until) in entries.into_iter().rev() {
-        cache.restore(key, stored, now, stale_until);
+    for (key, saved) in entries.into_iter().rev() {
+        cache.restore(key, saved, now);
     }
     Ok(restored)
 }
@@ -125,14 +134,14 @@ impl<'a> Reader<'a> {
         self.take(usize::from(u16::from_be_bytes(*length)))
     }
 
-    fn entry(&mut self) -> Option<(Key, &'a [u8], u64)> {
+    fn entry(&mut self) -> Option<(Key, bool, &'a [u8], u64)> {
         let (until, rest) = self.0.split_first_chunk()?;
-        let ([high, low, dnssec_ok, checking_disabled], rest) = rest.split_first_chunk()?;
+        let ([high, low, dnssec_ok, flags], rest) = rest.split_first_chunk()?;
         self.0 = rest;
         let name = std::str::from_utf8(self.field()?).ok()?;
         let name = Name::from_ascii(name).ok()?;
         let record_type = RecordType::from(u16::from_be_bytes([*high, *low]));
-        let key = Key::new(&name, record_type, *dnssec_ok != 0, *checking_disabled != 0);
-        Some((key, self.field()?, u64::from_be_bytes(*until)))
+        let key = Key::new(&name, record_type, *dnssec_ok != 0, flags & CHECKING_DISABLED != 0);
+        Some((key, flags & OUTDATED != 0, self.field()?, u64::from_be_bytes(*until)))
     }
 }

@@ -46,6 +46,15 @@ pub(super) enum Age {
     Fresh(u32),
     /// It holds no longer, but there is nothing newer.
     Stale,
+    /// The name is known to have changed since, but there is nothing newer.
+    Outdated,
+}
+
+impl Age {
+    /// Whether it holds no longer.
+    pub(super) fn is_stale(self) -> bool {
+        !matches!(self, Self::Fresh(_))
+    }
 }
 
 impl Stored {
@@ -100,6 +109,11 @@ impl Stored {
         };
         let negative = response.answers.is_empty() || code == ResponseCode::NXDomain;
         Ok(Self { wire, ttls, ttl, negative, code })
+    }
+
+    /// Whether it says what there is, or that there is nothing. Any other code says of the server that it cannot tell.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self.code, ResponseCode::NoError | ResponseCode::NXDomain)
     }
 
     /// The response in wire format.
@@ -195,7 +209,7 @@ impl Stored {
         out.extend_from_slice(&self.wire);
         let ttl_of = |stored: u32| match age {
             Age::Fresh(seconds) => stored.saturating_sub(seconds),
-            Age::Stale => STALE_TTL,
+            Age::Stale | Age::Outdated => STALE_TTL,
         };
         for place in self.ttls.iter().map(|place| usize::from(*place)) {
             if let Some(ttl) = out.get_mut(place..).and_then(<[u8]>::first_chunk_mut::<4>) {
@@ -203,7 +217,7 @@ impl Stored {
             }
         }
         spell(&request.question.name, out);
-        let stale = age == Age::Stale && request.edns.is_some();
+        let stale = age.is_stale() && request.edns.is_some();
         let opt = request.edns.as_ref().map(|edns| opt(edns.flags().dnssec_ok, stale));
         let size = out.len() + opt.as_ref().map_or(0, Vec::len);
         if size > usize::from(request.max_size(transport)) {

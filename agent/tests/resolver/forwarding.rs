@@ -1,10 +1,8 @@
 //! Servers for other names: stub domains, replies that are not to be believed, servers that fail, loops, completion,
-//! prefetch, and the Services that are held.
-
-use std::sync::atomic::AtomicBool;
+//! and prefetch.
 
 use hickory_proto::op::Query;
-use muster_agent::resolver::{CacheLimits, Completion, HeldService, Prefetch, Stub, StubTransport};
+use muster_agent::resolver::{CacheLimits, Completion, Prefetch, Stub, StubTransport};
 use muster_dns::message::Transport;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -44,7 +42,7 @@ fn always(last: u8) -> Running {
     server(Always([192, 0, 2, last].into(), 60))
 }
 
-async fn ask(host: &Host, name: &str) -> Message {
+pub(super) async fn ask(host: &Host, name: &str) -> Message {
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
@@ -59,7 +57,7 @@ async fn ask(host: &Host, name: &str) -> Message {
     response
 }
 
-fn first_address(response: &Message) -> Option<IpAddr> {
+pub(super) fn first_address(response: &Message) -> Option<IpAddr> {
     response.answers.iter().find_map(|record| record.data.ip_addr())
 }
 
@@ -301,44 +299,4 @@ async fn what_is_in_use_is_fetched_before_it_expires() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(upstream.queries() - before, if fetched { 2 } else { 1 });
     }
-}
-
-/// A registrar that knows every name, at an address that can be changed.
-struct Changing(Arc<AtomicBool>);
-
-impl Handler for Changing {
-    fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling {
-        let last = if self.0.load(Ordering::Relaxed) { 2 } else { 1 };
-        Always([100, 64, 0, last].into(), 60).handle(query, source, out)
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_changes_is_answered_for_anew() {
-    let authority = Authority::new();
-    let changed = Arc::<AtomicBool>::default();
-    let listener = bind_tcp(ANY_PORT, false).unwrap();
-    let address = listener.local_addr().unwrap();
-    let config = authority.credentials(REGISTRAR).resuming_server(ALPN_DOT).unwrap();
-    let handler = Arc::new(Changing(Arc::clone(&changed)));
-    let serving = tokio::spawn(async move {
-        stream::serve_tls(listener, config, handler, StreamLimits::default(), &metrics()).await
-    });
-    let host = host(&authority.credentials(DEVICE), &[address.to_string()], &[]);
-    host.ready().await;
-    let name = "my-cs.shop.svc.net.example.";
-    let changes = host.resolver.held_changes();
-    let last = |response: &Message| first_address(response).unwrap().to_string();
-    assert_eq!(last(&ask(&host, name).await), "100.64.0.1");
-    let service = HeldService { namespace: "shop".into(), name: "my-cs".into() };
-    assert_eq!(host.resolver.held_services(), std::slice::from_ref(&service));
-    assert!(changes.has_changed().unwrap());
-    changed.store(true, Ordering::Relaxed);
-    assert_eq!(last(&ask(&host, name).await), "100.64.0.1");
-    host.resolver.invalidate_service(&HeldService { name: "other".into(), ..service.clone() });
-    assert_eq!(last(&ask(&host, name).await), "100.64.0.1");
-    host.resolver.invalidate_service(&service);
-    assert!(host.resolver.held_services().is_empty());
-    assert_eq!(last(&ask(&host, name).await), "100.64.0.2");
-    serving.abort();
 }

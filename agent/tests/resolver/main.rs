@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+mod changes;
 mod forwarding;
 
 use std::{
@@ -156,20 +157,23 @@ impl Drop for Running {
     }
 }
 
-fn metrics() -> Metrics {
+fn uncounted() -> Metrics {
     Metrics::register(&mut Registry::default())
 }
 
 /// A registrar's DNS over TLS.
 fn registrar(authority: &Authority, ttl: u32) -> Running {
+    registrar_with(authority, Authoritative::new(Engine::new(directory(ttl)), viewer))
+}
+
+fn registrar_with(authority: &Authority, handler: impl Handler) -> Running {
     let queries = Arc::<AtomicUsize>::default();
-    let handler = Authoritative::new(Engine::new(directory(ttl)), viewer);
     let handler = Arc::new(Counted(handler, Arc::clone(&queries)));
     let listener = bind_tcp(ANY_PORT, false).unwrap();
     let address = listener.local_addr().unwrap();
     let config = authority.credentials(REGISTRAR).resuming_server(ALPN_DOT).unwrap();
     let task = tokio::spawn(async move {
-        stream::serve_tls(listener, config, handler, StreamLimits::default(), &metrics()).await
+        stream::serve_tls(listener, config, handler, StreamLimits::default(), &uncounted()).await
     });
     Running { address, queries, tasks: vec![task] }
 }
@@ -183,9 +187,9 @@ fn server(handler: impl Handler) -> Running {
     let listener = bind_tcp(address, false).unwrap();
     let for_tcp = Arc::clone(&handler);
     let limits = UdpLimits { rate: None, ..UdpLimits::default() };
-    let udp = tokio::spawn(async move { udp::serve(socket, handler, limits, &metrics()).await });
+    let udp = tokio::spawn(async move { udp::serve(socket, handler, limits, &uncounted()).await });
     let tcp = tokio::spawn(async move {
-        stream::serve_tcp(listener, for_tcp, StreamLimits::default(), &metrics()).await
+        stream::serve_tcp(listener, for_tcp, StreamLimits::default(), &uncounted()).await
     });
     Running { address, queries, tasks: vec![udp, tcp] }
 }
@@ -247,13 +251,23 @@ fn host(credentials: &Arc<Credentials>, registrars: &[String], upstream: &[Socke
 }
 
 fn host_with(credentials: &Arc<Credentials>, registrars: &[String], settings: Settings) -> Host {
+    host_counted(credentials, registrars, settings, &mut Registry::default())
+}
+
+/// Its metrics go to `registry`.
+fn host_counted(
+    credentials: &Arc<Credentials>,
+    registrars: &[String],
+    settings: Settings,
+    registry: &mut Registry,
+) -> Host {
     let mut settings = Settings { resolv_conf: "/nonexistent".into(), ..settings };
     if settings.listen == Settings::default().listen {
         settings.listen = vec![ANY_PORT];
     }
     let network = Network { domain: "net.example".parse().unwrap(), routes: addresses(&["100.64.0.0/11"]) };
     let (servers, watch) = watch::channel(registrars.to_vec());
-    let started = Resolver::start(&settings, network, credentials, watch, &mut Registry::default());
+    let started = Resolver::start(&settings, network, credentials, watch, registry);
     let (resolver, resolved) = started.unwrap();
     let address = resolver.stats().listen[0];
     Host { resolver, resolved, address, servers }

@@ -12,10 +12,10 @@ TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-serve
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime man=man-db \
 	delv=dnsutils dnsmasq=dnsmasq musl-gcc=musl-tools dbus-daemon=dbus-daemon
 BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq openssl=openssl taskset=util-linux \
-	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3
+	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3 ethtool=ethtool
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
 
-.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel fuzz clean
+.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel bench-peers fuzz clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,11 @@ bench: bench-control bench-agent bench-dns bench-tunnel ## Measure everything (s
 
 bench-control bench-agent bench-dns bench-tunnel: bench-build ## One part: registrar, agent, DNS, or tunnel
 	@MAKE_TARGET=$@ $(AS_ROOT) target/release/$@
+
+bench-peers: ## Install what else the tunnel is compared with: GotaTun, BoringTun, Debian's newest wireguard-go and Nebula
+	@$(PREPARE) $(BUILD_PACKAGES)
+	integration-tests/fetch-peers.sh $(TOOLS)
+	$(CARGO) install --locked --quiet --root $(TOOLS) gotatun-cli boringtun-cli
 
 bench-build: release
 	@$(PREPARE) $(LAB_PACKAGES) $(BENCH_PACKAGES)

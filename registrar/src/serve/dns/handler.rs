@@ -6,6 +6,7 @@ use std::{net::SocketAddr, sync::Arc};
 use muster_dns::{
     directory::{Directory, Viewer},
     engine::{Engine, Outcome, QueryContext, Step},
+    message::{self, Parsed},
     server::{Handler, Handling, Source, transfer},
 };
 
@@ -46,10 +47,19 @@ impl Queries {
         }
     }
 
-    /// One line with what CoreDNS calls a query's metadata.
+    /// One line with what is asked, and what CoreDNS calls a query's metadata.
     fn log(&self, query: &[u8], source: &Source, context: &QueryContext) {
         let about = self.engine.metadata(query, context);
+        // Both empty for what is no query.
+        let (name, record_type) = match message::parse(query) {
+            Parsed::Request(request) => {
+                (message::plain_name(&request.question.name), request.record_type().to_string())
+            }
+            Parsed::Silence | Parsed::Rejected(_) => Default::default(),
+        };
         tracing::info!(
+            name,
+            r#type = record_type,
             client = %source.address,
             transport = ?source.transport,
             octets = query.len(),

@@ -5,8 +5,8 @@ use muster_integration_tests::{Lab, Process, Result, scenario};
 
 use super::{expect, prints, shop, status};
 
-/// A name server at 192.0.2.53 that knows `example.org`, and a name of the network's domain.
-fn other_server(lab: &Lab, switch: &muster_integration_tests::Switch) -> Result<Process> {
+/// A name server at 192.0.2.53 that knows `example.org`, a host of `corp.example`, and a name of the network's domain.
+pub(super) fn other_server(lab: &Lab, switch: &muster_integration_tests::Switch) -> Result<Process> {
     let up = lab.host("up")?;
     switch.plug(&up, &["192.0.2.53/24"])?;
     let mut dnsmasq = up.command("dnsmasq");
@@ -14,6 +14,7 @@ fn other_server(lab: &Lab, switch: &muster_integration_tests::Switch) -> Result<
     dnsmasq.args(["--pid-file=", "--local-ttl=77", "--address=/www.example.org/198.51.100.7"]);
     dnsmasq.args(["--address=/nothing.example.org/", "--address=/printer.net.example/198.51.100.8"]);
     dnsmasq.arg("--address=/web.shop.svc.net.example/198.51.100.9");
+    dnsmasq.arg("--address=/printer.corp.example/198.51.100.10");
     up.spawn("dnsmasq", dnsmasq)
 }
 

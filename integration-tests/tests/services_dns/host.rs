@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use muster_integration_tests::{Host, LabError, Result, process::wait_for, scenario};
-use serde_json::Value;
 
-use super::{PATIENCE, expect, prints, shop_with_agent};
+use super::{PATIENCE, expect, prints, shop_with_agent, with_certificate};
 
 /// Prints the IPv4 addresses of its argument, as the C library finds them.
 const PROGRAM: &str = r#"
@@ -104,21 +103,7 @@ fn a_certificate_opens_the_registrars_own_dns() {
         agent.run()?;
         let host = agent.host().clone();
         let ip = cluster_ip(&host)?;
-        // What the agent keeps: a line about the file, then JSON.
-        let path = agent.state().join("identity");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| LabError::File { path: path.display().to_string(), source })?;
-        let json = text.split_once('\n').map_or("", |(_, json)| json);
-        let identity: Value = serde_json::from_str(json).unwrap_or_default();
-        for (file, key) in [("tls.crt", "certificate_chain"), ("tls.key", "tls_key")] {
-            let path = host.directory().join(file);
-            std::fs::write(&path, identity[key].as_str().unwrap_or_default())
-                .map_err(|source| LabError::File { path: path.display().to_string(), source })?;
-        }
-        let directory = host.directory().display().to_string();
-        let tls = format!(
-            "kdig @192.0.2.1 +tls +tls-certfile={directory}/tls.crt +tls-keyfile={directory}/tls.key"
-        );
+        let tls = with_certificate(&agent)?;
         prints(&host, &format!("{tls} +short web.shop.svc.net.example A"), &[&ip])?;
         prints(&host, &format!("{tls} +short db.shop.svc.net.example A"), &["10.9.0.1", "10.9.0.2"])?;
         // 6: a device's name by its address, if it has that.

@@ -2,6 +2,8 @@
 //! Sections are those of the specification of DNS service discovery.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a scenario's helpers fail by saying so")]
 
+mod clients;
+mod dual_stack;
 mod elsewhere;
 mod host;
 mod records;
@@ -9,10 +11,11 @@ mod records;
 use std::time::Duration;
 
 use muster_integration_tests::{
-    Host, Lab, Result, expect,
+    Host, Lab, LabError, Result, expect,
     muster::{Agent, Registrar},
     process::wait_for,
 };
+use serde_json::Value;
 
 const DOMAIN: &str = "net.example";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -87,6 +90,26 @@ fn shop_with_agent(lab: &Lab, config: &str, agent_config: &str) -> Result<(Regis
     Ok((registrar, agent))
 }
 
+/// A command that asks the registrar over TLS, with the certificate of `agent`.
+fn with_certificate(agent: &Agent) -> Result<String> {
+    let file = |path: &std::path::Path| {
+        let path = path.display().to_string();
+        move |source| LabError::File { path, source }
+    };
+    // What the agent keeps: a line about the file, then JSON.
+    let path = agent.state().join("identity");
+    let text = std::fs::read_to_string(&path).map_err(file(&path))?;
+    let json = text.split_once('\n').map_or("", |(_, json)| json);
+    let identity: Value = serde_json::from_str(json).unwrap_or_default();
+    let directory = agent.host().directory();
+    for (name, key) in [("tls.crt", "certificate_chain"), ("tls.key", "tls_key")] {
+        let path = directory.join(name);
+        std::fs::write(&path, identity[key].as_str().unwrap_or_default()).map_err(file(&path))?;
+    }
+    let directory = directory.display();
+    Ok(format!("kdig @192.0.2.1 +tls +tls-certfile={directory}/tls.crt +tls-keyfile={directory}/tls.key"))
+}
+
 /// Waits until `script` prints exactly `wanted`, lines in any order.
 fn prints(host: &Host, script: &str, wanted: &[&str]) -> Result {
     let mut wanted: Vec<&str> = wanted.to_vec();
@@ -101,5 +124,10 @@ fn prints(host: &Host, script: &str, wanted: &[&str]) -> Result {
 
 /// A command that prints the status of dig's answer.
 fn status(question: &str) -> String {
-    format!("dig @192.0.2.1 {question} | sed -n 's/.*status: \\([A-Z]*\\),.*/\\1/p'")
+    status_of(&format!("dig @192.0.2.1 {question}"))
+}
+
+/// A command that prints the status of the answer that `command`, dig or kdig, gets.
+fn status_of(command: &str) -> String {
+    format!("{command} | sed -n 's/.*status: \\([A-Z]*\\)[,;].*/\\1/p'")
 }

@@ -99,7 +99,7 @@ fn a_change_is_answered_at_once_and_what_is_deleted_is_gone() {
 }
 
 /// Has `registrar` serve with `new` in the place of `old` in its configuration.
-fn reconfigure(registrar: &mut Registrar, old: &str, new: &str) -> Result {
+pub(super) fn reconfigure(registrar: &mut Registrar, old: &str, new: &str) -> Result {
     let path = registrar.config();
     let file = |source| LabError::File { path: path.display().to_string(), source };
     let text = std::fs::read_to_string(&path).map_err(file)?;
@@ -132,6 +132,48 @@ fn options_of_the_specification_are_the_operators() {
         prints(&hq, &status("web.shop.svc.net.example A"), &["NXDOMAIN"])?;
         prints(&hq, &status("shop.svc.net.example A"), &["NXDOMAIN"])?;
         prints(&hq, &status("default.svc.net.example A"), &["NOERROR"])
+    });
+}
+
+#[test]
+fn endpoints_are_called_like_their_devices_if_the_operator_says_so() {
+    scenario("names of endpoints", |lab| {
+        let on = "endpoint_device_names = true\n";
+        let more = "reverse_zones = [\"10.0.0.0/8\"]\ntransfer_to = [\"192.0.2.1/32\"]\n";
+        let (hq, mut registrar) = shop(lab, &format!("{on}{more}"))?;
+        let long = "x".repeat(64);
+        registrar.apply(&format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: db-1, namespace: shop, labels: \
+             {{kubernetes.io/service-name: db}}}}\naddressType: IPv4\nports: [{{name: pg, port: 5432}}]\nendpoints:\n\
+             - {{addresses: [10.9.0.4], targetRef: {{kind: Device, name: alpha}}}}\n\
+             - {{addresses: [10.9.0.5], targetRef: {{kind: Pod, name: beta}}, hostname: second}}\n\
+             - {{addresses: [10.9.0.6], targetRef: {{kind: Node, name: gamma}}}}\n\
+             - {{addresses: [10.9.0.7], targetRef: {{kind: Pod, name: {long}}}}}\n"
+        ))?;
+        // 3: hostname, then the device's name if it is a label, then the address; everywhere.
+        let (by_device, by_address) = ("alpha", "10-9-0-4");
+        for (first, other) in [(by_device, by_address), (by_address, by_device)] {
+            let names = [(first, 4), ("second", 5), ("10-9-0-6", 6), ("10-9-0-7", 7)];
+            let mut targets = Vec::new();
+            for (label, last) in names {
+                let (name, address) = (format!("{label}.db.shop.svc.net.example"), format!("10.9.0.{last}"));
+                prints(&hq, &format!("dig +short @192.0.2.1 {name} A"), &[&address])?;
+                prints(&hq, &format!("dig +short @192.0.2.1 -x {address}"), &[&format!("{name}.")])?;
+                targets.push(format!("0 25 5432 {name}."));
+            }
+            let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+            prints(&hq, "dig +short @192.0.2.1 _pg._tcp.db.shop.svc.net.example SRV", &targets)?;
+            for label in [other, "beta", "gamma", "10-9-0-5"] {
+                prints(&hq, &status(&format!("{label}.db.shop.svc.net.example A")), &["NXDOMAIN"])?;
+            }
+            let zone = hq.sh("dig +tcp +noall +answer @192.0.2.1 net.example AXFR")?;
+            let has = |label: &str| zone.contains(&format!("\n{label}.db.shop.svc.net.example."));
+            expect(has(first) && has("second") && !has(other), "the names in a transfer", &zone)?;
+            if first == by_device {
+                reconfigure(&mut registrar, on, "")?;
+            }
+        }
+        Ok(())
     });
 }
 

@@ -22,6 +22,7 @@ mod noise;
 pub mod offload;
 mod outgoing;
 mod packet;
+pub mod path_mtu;
 mod peer;
 mod rate;
 mod replay;

@@ -5,4 +5,5 @@ mod limits;
 mod lookup;
 mod network;
 pub(crate) mod packets;
+mod path_mtu;
 mod session;

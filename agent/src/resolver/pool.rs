@@ -383,3 +383,7 @@ fn same_question(query: &Message, response: Message) -> Result<Message, NetError
         Err(NetError::from("the response is to another question"))
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use hickory_proto::op::ResponseCode;
+use muster_dns::server::metrics::rcode;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -61,7 +62,7 @@ struct Server {
 struct Exchange {
     proxy_name: &'static str,
     to: String,
-    rcode: String,
+    rcode: &'static str,
 }
 
 /// Counters of one origin.
@@ -120,8 +121,7 @@ impl Forward {
 
     /// A server has answered.
     pub(super) fn answered(&self, to: SocketAddr, code: ResponseCode, took: Duration) {
-        let rcode = code.to_str().to_owned();
-        let labels = Exchange { proxy_name: "forward", to: to.to_string(), rcode };
+        let labels = Exchange { proxy_name: "forward", to: to.to_string(), rcode: rcode(code) };
         self.durations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 

@@ -5,6 +5,7 @@
 
 mod changes;
 mod forwarding;
+mod metrics;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::rr::RecordType;
+use hickory_proto::{op::ResponseCode, rr::RecordType};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet},
@@ -355,6 +355,11 @@ fn type_index(record_type: Option<RecordType>) -> usize {
         Some(RecordType::ANY) => 15,
         _ => 16,
     }
+}
+
+/// The name of a response code in labels, as CoreDNS has it (RFC 6895's mnemonics); `other` for one that is not assigned.
+pub fn rcode(code: ResponseCode) -> &'static str {
+    code_name(usize::from(u16::from(code)))
 }
 
 fn code_name(code: usize) -> &'static str {

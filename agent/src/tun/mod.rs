@@ -1,10 +1,12 @@
-//! The TUN device: a network interface whose packets this process reads and writes, one whole IP packet at a time.
-//! It is never persistent, so that the kernel removes it, with its addresses and routes, when the process ends.
+//! The TUN device: a network interface whose packets this process reads and writes, each whole, or up to 64 KiB of
+//! packets of one flow as a super-packet. It is never persistent, so that the kernel removes it, with its addresses
+//! and routes, when the process ends.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 use rustix::fs::{Mode, OFlags};
@@ -17,6 +19,11 @@ mod sys;
 const DEVICE: &str = "/dev/net/tun";
 /// Longest interface name, in octets (IFNAMSIZ less the terminating zero).
 const NAME_MAX: usize = 15;
+
+/// Octets of the header (`virtio_net_hdr`, little-endian) before each packet of an offloading device.
+pub const VIRTIO_HEADER: usize = 10;
+/// Octets of the largest super-packet, header included.
+pub const SUPER_PACKET_MAX: usize = VIRTIO_HEADER + 65_535;
 
 /// Why a TUN device could not be created.
 #[derive(Debug, thiserror::Error)]
@@ -63,24 +70,71 @@ pub enum TunError {
 pub struct Tun {
     fd: OwnedFd,
     name: String,
+    /// [`Offloads`] as bits, so that they can change while in use.
+    offloads: AtomicU8,
+}
+
+/// What the kernel may leave undone in packets that it hands over. Whoever reads them does it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Checksums of TCP and UDP. Without it, there are no others.
+    pub checksum: bool,
+    /// Cutting TCP streams into segments, over both families, also with ECN.
+    pub tso: bool,
+    /// Cutting segmented UDP sends into datagrams, over both families.
+    pub uso: bool,
+}
+
+impl Offloads {
+    /// From the most to nothing, which is asked for in this order until the kernel agrees. Linux has USO since 6.2.
+    const TRIED: [Self; 4] = [
+        Self { checksum: true, tso: true, uso: true },
+        Self { checksum: true, tso: true, uso: false },
+        Self { checksum: true, tso: false, uso: false },
+        Self { checksum: false, tso: false, uso: false },
+    ];
+
+    fn bits(self) -> u8 {
+        u8::from(self.checksum) | u8::from(self.tso) << 1 | u8::from(self.uso) << 2
+    }
+
+    fn from_bits(bits: u8) -> Self {
+        Self { checksum: bits & 1 != 0, tso: bits & 2 != 0, uso: bits & 4 != 0 }
+    }
 }
 
 impl Tun {
     /// Creates the interface `name`, which must not exist yet. It is down and has no address.
     pub fn create(name: &str) -> Result<Self, TunError> {
-        Self::create_through(Path::new(DEVICE), name)
+        Self::create_through(Path::new(DEVICE), name, false)
     }
 
-    fn create_through(device: &Path, name: &str) -> Result<Self, TunError> {
+    /// As [`Self::create`], with a virtio header before each packet and the most offloads that the kernel has: to be
+    /// used with [`Self::recv_super`] and [`Self::send_super`], and not with the calls for plain packets.
+    pub fn create_offloading(name: &str) -> Result<Self, TunError> {
+        let tun = Self::create_through(Path::new(DEVICE), name, true)?;
+        for offloads in Offloads::TRIED {
+            match tun.set_offloads(offloads) {
+                Ok(()) => break,
+                Err(error) => tracing::debug!(%error, ?offloads, "the TUN device does not take offloads"),
+            }
+        }
+        Ok(tun)
+    }
+
+    fn create_through(device: &Path, name: &str, with_header: bool) -> Result<Self, TunError> {
         check_name(name)?;
         let open = || {
             let fd =
                 rustix::fs::open(device, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
-            sys::attach(fd.as_fd(), name)?;
+            sys::attach(fd.as_fd(), name, with_header)?;
+            if with_header {
+                sys::set_header(fd.as_fd())?;
+            }
             Ok(fd)
         };
         match open() {
-            Ok(fd) => Ok(Self { fd, name: name.to_owned() }),
+            Ok(fd) => Ok(Self { fd, name: name.to_owned(), offloads: AtomicU8::new(0) }),
             Err(source) => Err(explain(name.to_owned(), source)),
         }
     }
@@ -88,6 +142,33 @@ impl Tun {
     /// Name of the interface.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The offloads in use.
+    pub fn offloads(&self) -> Offloads {
+        Offloads::from_bits(self.offloads.load(Ordering::Relaxed))
+    }
+
+    /// Changes the offloads, also while packets flow: those that wait already stay as they are. An error leaves what
+    /// was. `InvalidInput` (EINVAL) if the kernel does not have one of them.
+    pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        sys::set_offloads(self.fd.as_fd(), offloads)?;
+        self.offloads.store(offloads.bits(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads one packet or super-packet, its virtio header first, into `buffer`, which should have room for
+    /// [`SUPER_PACKET_MAX`] octets: the rest is cut off. Returns the length. `WouldBlock` when none waits.
+    pub fn recv_super(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer))?)
+    }
+
+    /// Hands one packet or super-packet, in 1,024 pieces at most, to the host's network stack. The first begins with
+    /// the virtio header. `InvalidInput` (EINVAL) if the kernel refuses it, which some do for super-packets that
+    /// others take.
+    pub fn send_super(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
+        rustix::io::retry_on_intr(|| rustix::io::writev(&self.fd, slices))?;
+        Ok(())
     }
 
     /// Reads one packet into `buffer` and returns its length. `WouldBlock` when none waits. A packet longer than
@@ -148,7 +229,8 @@ mod tests {
 
     #[test]
     fn a_missing_device_file_is_named_with_its_remedy() {
-        let error = Tun::create_through(Path::new("/nonexistent/tun"), "muster0").expect_err("no such file");
+        let error =
+            Tun::create_through(Path::new("/nonexistent/tun"), "muster0", true).expect_err("no such file");
         assert!(matches!(error, TunError::NoDevice { .. }), "{error}");
         assert!(error.to_string().contains("modprobe tun"), "{error}");
     }

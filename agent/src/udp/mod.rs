@@ -1,27 +1,31 @@
 //! The UDP sockets that carry sealed datagrams: one for IPv4 and one for IPv6, on the same port.
 //!
-//! Datagrams leave with "don't fragment" set, and the kernel learns the path's MTU from what routers answer; only a
-//! datagram that is larger than the path is known to take is fragmented, by this host (`IP_PMTUDISC_WANT`). So nothing in between fragments, and nothing vanishes for good in a path that is
-//! narrower than the tunnel's own MTU.
+//! Datagrams leave with "don't fragment" set, so that nothing in between fragments them; see [`Discovery`].
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use muster_common::net::BindError;
-use rustix::net::sockopt;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::datapath::batch::Batch;
-
+mod abi;
+mod receive;
+mod run;
 mod send;
+mod single;
+mod sys;
 
-pub(crate) use send::Sent;
+pub use receive::{Message, ReceiveBuffer};
+pub use run::Run;
+pub use send::{Sent, TooBig};
 
-/// What a socket may hold in each direction, in octets: about 20 ms at 1 Gbit/s.
-const BUFFER: usize = 4 << 20;
+/// What a socket may hold in each direction, in octets: about 6 ms at 10 Gbit/s.
+const BUFFER: usize = 7 << 20;
 /// Ports tried when any will do, until one is free in both families.
 const ATTEMPTS: usize = 16;
 const PURPOSE: &str = "the tunnel";
@@ -29,10 +33,39 @@ const PURPOSE: &str = "the tunnel";
 /// Both sockets, non-blocking.
 #[derive(Debug)]
 pub struct UdpSockets {
-    v4: UdpSocket,
+    v4: FamilySocket,
     /// Absent where the host has no IPv6.
-    v6: Option<UdpSocket>,
+    v6: Option<FamilySocket>,
     port: u16,
+}
+
+#[derive(Debug)]
+struct FamilySocket {
+    inner: std::net::UdpSocket,
+    /// `UDP_SEGMENT` works, as far as is known.
+    segments: AtomicBool,
+    /// `UDP_GRO` is on.
+    coalesces: AtomicBool,
+}
+
+/// What the kernel does for the sockets. Each is true only if it holds for both families.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Runs of datagrams are handed over whole (`UDP_SEGMENT`).
+    pub segments: bool,
+    /// Runs of datagrams come whole (`UDP_GRO`).
+    pub coalesces: bool,
+}
+
+/// What is done about datagrams larger than a path takes. None of them lets routers fragment IPv4 packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// The kernel learns each path's MTU from what routers answer, and fragments what is larger itself.
+    Want,
+    /// The kernel learns, and refuses what is larger.
+    Do,
+    /// The kernel does not heed what it learns and refuses only what the interface does not take: for probing.
+    Probe,
 }
 
 impl UdpSockets {
@@ -56,10 +89,10 @@ impl UdpSockets {
             (BindError::new(PURPOSE, address, source), kind)
         };
         let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let v4 = open(address).map_err(|e| fail(address, e))?;
-        let port = v4.local_addr().map_err(|e| fail(address, e))?.port();
+        let v4 = FamilySocket::open(address).map_err(|e| fail(address, e))?;
+        let port = v4.inner.local_addr().map_err(|e| fail(address, e))?.port();
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let v6 = match open(address) {
+        let v6 = match FamilySocket::open(address) {
             Ok(socket) => Some(socket),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => None,
             Err(e) => return Err(fail(address, e)),
@@ -73,20 +106,62 @@ impl UdpSockets {
     }
 
     /// The socket of a family, if the host has it: to wait until it is readable.
-    pub(crate) fn fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
-        self.socket(family).map(AsFd::as_fd)
+    pub fn fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
+        self.socket(family).map(FamilySocket::as_fd)
     }
 
-    /// Replaces the contents of `batch` by datagrams that wait, with their sources.
-    pub(crate) fn recv_batch(&self, family: Family, batch: &mut Batch<SocketAddr>) -> io::Result<()> {
-        batch.fill(|slot| self.recv(family, slot))
+    /// Lets the kernel hand over runs of datagrams as one message, which [`Self::recv_into`] can tell apart. Without
+    /// it, or where the kernel cannot, each datagram is a message.
+    pub fn coalesce(&self) {
+        for socket in self.all() {
+            match sys::set_udp_option(socket.as_fd(), libc::UDP_GRO, 1) {
+                Ok(()) => socket.coalesces.store(true, Ordering::Relaxed),
+                Err(error) => tracing::info!(%error, "UDP datagrams come one by one: no UDP_GRO"),
+            }
+        }
     }
 
-    fn recv(&self, family: Family, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket(family).ok_or(io::ErrorKind::WouldBlock)?.recv_from(buffer)
+    /// What the kernel does for the sockets at present.
+    pub fn offloads(&self) -> Offloads {
+        Offloads {
+            segments: self.all().all(|socket| socket.segments.load(Ordering::Relaxed)),
+            coalesces: self.all().all(|socket| socket.coalesces.load(Ordering::Relaxed)),
+        }
     }
 
-    fn socket(&self, family: Family) -> Option<&UdpSocket> {
+    /// Sets what becomes of datagrams larger than a path takes. At first it is [`Discovery::Want`].
+    pub fn set_path_mtu_discovery(&self, discovery: Discovery) -> io::Result<()> {
+        self.v4.set_path_mtu_discovery(Family::V4, discovery)?;
+        self.v6.as_ref().map_or(Ok(()), |v6| v6.set_path_mtu_discovery(Family::V6, discovery))
+    }
+
+    /// MTU of the path to `destination` as far as the kernel knows it, with IP and UDP headers, in octets.
+    pub fn path_mtu(&self, destination: SocketAddr) -> io::Result<usize> {
+        let socket = Socket::new(Domain::for_address(destination), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.connect(&destination.into())?;
+        let mtu = match Family::of(destination) {
+            Family::V4 => sockopt::ip_mtu(&socket)?,
+            Family::V6 => sockopt::ipv6_mtu(&socket)?,
+        };
+        Ok(mtu as usize)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &FamilySocket> {
+        std::iter::once(&self.v4).chain(&self.v6)
+    }
+
+    fn sends_segments(&self, destination: SocketAddr) -> bool {
+        self.socket(Family::of(destination)).is_some_and(|socket| socket.segments.load(Ordering::Relaxed))
+    }
+
+    fn stop_segmenting(&self, destination: SocketAddr, reason: &io::Error) {
+        let family = Family::of(destination);
+        if self.socket(family).is_some_and(|socket| socket.segments.swap(false, Ordering::Relaxed)) {
+            tracing::info!(?family, %reason, "UDP datagrams leave one by one: segments are refused");
+        }
+    }
+
+    fn socket(&self, family: Family) -> Option<&FamilySocket> {
         match family {
             Family::V4 => Some(&self.v4),
             Family::V6 => self.v6.as_ref(),
@@ -96,8 +171,10 @@ impl UdpSockets {
 
 /// One of the two sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+pub enum Family {
+    /// The one for IPv4.
     V4,
+    /// The one for IPv6, which carries no IPv4.
     V6,
 }
 
@@ -107,49 +184,63 @@ impl Family {
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+impl FamilySocket {
+    fn open(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        // The plain options are capped by net.core.rmem_max and wmem_max; forcing them needs CAP_NET_ADMIN, which the
+        // agent has, but tests may not.
+        if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
+            socket.set_recv_buffer_size(BUFFER)?;
+        }
+        if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER).is_err() {
+            socket.set_send_buffer_size(BUFFER)?;
+        }
+        if address.is_ipv4() {
+            sockopt::set_ip_recvtos(&socket, true)?;
+        } else {
+            sockopt::set_ipv6_recvtclass(&socket, true)?;
+        }
+        // A kernel that does not know the option would send a run as one large datagram. 0 is what it is anyway.
+        let segments = sys::set_udp_option(socket.as_fd(), libc::UDP_SEGMENT, 0);
+        if let Err(error) = &segments {
+            tracing::info!(%error, "UDP datagrams leave one by one: no UDP_SEGMENT");
+        }
+        socket.bind(&address.into())?;
+        let this = Self { inner: socket.into(), segments: segments.is_ok().into(), coalesces: false.into() };
+        this.set_path_mtu_discovery(Family::of(address), Discovery::Want)?;
+        Ok(this)
     }
-    socket.set_nonblocking(true)?;
-    // The plain option is capped by net.core.rmem_max; forcing it needs CAP_NET_ADMIN, which the agent has, but tests may not.
-    if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
-        socket.set_recv_buffer_size(BUFFER)?;
+
+    fn set_path_mtu_discovery(&self, family: Family, discovery: Discovery) -> io::Result<()> {
+        match family {
+            Family::V4 => sockopt::set_ip_mtu_discover(
+                &self.inner,
+                match discovery {
+                    Discovery::Want => Ipv4PathMtuDiscovery::WANT,
+                    Discovery::Do => Ipv4PathMtuDiscovery::DO,
+                    Discovery::Probe => Ipv4PathMtuDiscovery::PROBE,
+                },
+            )?,
+            Family::V6 => sockopt::set_ipv6_mtu_discover(
+                &self.inner,
+                match discovery {
+                    Discovery::Want => Ipv6PathMtuDiscovery::WANT,
+                    Discovery::Do => Ipv6PathMtuDiscovery::DO,
+                    Discovery::Probe => Ipv6PathMtuDiscovery::PROBE,
+                },
+            )?,
+        }
+        Ok(())
     }
-    socket.set_send_buffer_size(BUFFER)?;
-    if address.is_ipv4() {
-        sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::WANT)?;
-    } else {
-        sockopt::set_ipv6_mtu_discover(&socket, sockopt::Ipv6PathMtuDiscovery::WANT)?;
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
     }
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_families_share_the_port_and_a_taken_one_is_an_error() {
-        let first = UdpSockets::bind(0).expect("any port");
-        assert_ne!(first.port(), 0);
-        for socket in [first.socket(Family::V4), first.socket(Family::V6)].into_iter().flatten() {
-            assert_eq!(socket.local_addr().expect("bound").port(), first.port());
-        }
-        let error = UdpSockets::bind(first.port()).expect_err("taken").to_string();
-        assert!(error.contains("another program has this port"), "{error}");
-    }
-
-    #[test]
-    fn datagrams_arrive_with_their_source() {
-        let (a, b) = (UdpSockets::bind(0).expect("bind"), UdpSockets::bind(0).expect("bind"));
-        a.v4.send_to(b"hello", (Ipv4Addr::LOCALHOST, b.port())).expect("send");
-        let mut buffer = [0; 16];
-        let (length, from) = b.recv(Family::V4, &mut buffer).expect("loopback delivers at once");
-        assert_eq!(&buffer[..length], b"hello");
-        assert_eq!(from, (Ipv4Addr::LOCALHOST, a.port()).into());
-        assert_eq!(b.recv(Family::V4, &mut buffer).expect_err("empty").kind(), io::ErrorKind::WouldBlock);
-    }
-}
+mod tests;

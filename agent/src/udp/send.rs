@@ -1,128 +1,214 @@
-//! Sending a batch of datagrams with as few system calls as there are runs of one address family.
+//! Sending runs of datagrams: a run is one segmented message (`UDP_SEGMENT`), and up to 64 messages are one system call.
+//! Where the kernel or a network card refuses segments, the same datagrams leave one by one.
 
-use std::{
-    io::{self, IoSlice},
-    net::SocketAddr,
+use std::{io, net::SocketAddr};
+
+use super::run::Run;
+
+use super::{
+    Family, UdpSockets,
+    abi::{Address, Control},
+    sys::{self, MESSAGES, Outbound},
 };
 
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
+/// Most destinations that one call reports as having too narrow a path. Others are reported by a later one.
+const REPORTS: usize = 4;
 
-use super::{Family, UdpSockets};
-
-/// Most datagrams in one system call.
-const MESSAGES: usize = 64;
-
-/// What became of a batch.
+/// What became of datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sent {
-    pub(crate) datagrams: u64,
-    pub(crate) bytes: u64,
+pub struct Sent {
+    /// Handed to the network.
+    pub datagrams: u64,
+    /// Octets of those, without their headers.
+    pub bytes: u64,
     /// Dropped because the socket's buffer was full.
-    pub(crate) full: u64,
-    /// Dropped because the host cannot send there.
-    pub(crate) failed: u64,
+    pub full: u64,
+    /// Dropped because the host cannot send there, or not that much.
+    pub failed: u64,
+    pub(super) too_big: [Option<TooBig>; REPORTS],
+}
+
+/// A path that takes less than it was given. The datagrams may have left nevertheless, in fragments
+/// (see [`Discovery`](super::Discovery)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooBig {
+    /// Where the datagrams were to go.
+    pub destination: SocketAddr,
+    /// Octets of the largest of them.
+    pub datagram_len: usize,
+}
+
+impl Sent {
+    /// Paths that have turned out too narrow, each once.
+    pub fn too_big(&self) -> impl Iterator<Item = TooBig> {
+        self.too_big.into_iter().flatten()
+    }
+
+    fn report(&mut self, run: &Run<'_>) {
+        let report = TooBig { destination: run.destination, datagram_len: longest(run) };
+        let same = |place: &&mut Option<TooBig>| {
+            place.is_none_or(|reported| reported.destination == report.destination)
+        };
+        if let Some(place) = self.too_big.iter_mut().find(same)
+            && place.is_none_or(|reported| reported.datagram_len < report.datagram_len)
+        {
+            *place = Some(report);
+        }
+    }
+}
+
+/// Runs of one family that leave with one system call, each with its message.
+struct Batch<'a> {
+    family: Family,
+    len: usize,
+    entries: [Option<Entry<'a>>; MESSAGES],
+}
+
+type Entry<'a> = (Run<'a>, Outbound<'a>);
+
+impl<'a> Batch<'a> {
+    fn new() -> Self {
+        Self { family: Family::V4, len: 0, entries: [const { None }; MESSAGES] }
+    }
+
+    fn has_room_for(&self, run: &Run<'_>) -> bool {
+        self.len == 0 || (self.len < MESSAGES && self.family == Family::of(run.destination))
+    }
+
+    fn push(&mut self, run: Run<'a>) {
+        self.family = Family::of(run.destination);
+        if let Some(entry) = self.entries.get_mut(self.len) {
+            *entry = Some((run, message(&run)));
+            self.len += 1;
+        }
+    }
+
+    fn rest(&self, done: usize) -> impl Iterator<Item = &Entry<'a>> {
+        self.entries.get(done..self.len).unwrap_or_default().iter().flatten()
+    }
 }
 
 impl UdpSockets {
-    /// Sends `datagrams` in their order. One that cannot be sent is dropped and counted, and the rest goes on.
-    pub(crate) fn send_batch<'a>(&self, datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>) -> Sent {
+    /// Sends `runs` in their order. What cannot be sent is dropped and counted, and the rest goes on.
+    pub fn send_runs<'a>(&self, runs: impl Iterator<Item = Run<'a>>) -> Sent {
         let mut sent = Sent::default();
-        let mut datagrams = datagrams.peekable();
-        while let Some((first, _)) = datagrams.peek() {
-            let family = Family::of(*first);
-            let mut run = Vec::with_capacity(MESSAGES.min(datagrams.size_hint().0));
-            while let Some(datagram) =
-                datagrams.next_if(|(to, _)| run.len() < MESSAGES && Family::of(*to) == family)
-            {
-                run.push(datagram);
+        let mut batch = Batch::new();
+        for run in runs {
+            if is_segmented(&run) && !self.sends_segments(run.destination) {
+                singly(&run).for_each(|run| self.add(run, &mut batch, &mut sent));
+            } else {
+                self.add(run, &mut batch, &mut sent);
             }
-            self.send_run(family, &run, &mut sent);
         }
+        self.send(&batch, &mut sent);
         sent
     }
 
-    /// Sends datagrams of one family.
-    fn send_run(&self, family: Family, mut run: &[(SocketAddr, &[u8])], sent: &mut Sent) {
-        let Some(socket) = self.fd(family) else {
-            sent.failed += run.len() as u64;
+    fn add<'a>(&self, run: Run<'a>, batch: &mut Batch<'a>, sent: &mut Sent) {
+        if !batch.has_room_for(&run) {
+            self.send(batch, sent);
+            batch.len = 0;
+        }
+        batch.push(run);
+    }
+
+    fn send(&self, batch: &Batch<'_>, sent: &mut Sent) {
+        let Some(socket) = self.fd(batch.family) else {
+            sent.failed += datagrams(batch.rest(0));
             return;
         };
-        let addresses: Vec<_> = run.iter().map(|(to, _)| SocketAddrAny::from(*to)).collect();
-        let slices: Vec<_> = run.iter().map(|(_, datagram)| [IoSlice::new(datagram)]).collect();
-        let mut control: Vec<_> = run.iter().map(|_| SendAncillaryBuffer::default()).collect();
-        let mut messages: Vec<_> = addresses
-            .iter()
-            .zip(&slices)
-            .zip(&mut control)
-            .map(|((to, slice), control)| MMsgHdr::new_with_addr(to, slice, control))
-            .collect();
-        let mut messages = messages.as_mut_slice();
-        while !run.is_empty() {
-            let done = match sendmmsg(socket, messages, SendFlags::DONTWAIT) {
-                // Fewer than asked for means that the next one failed; the next call says how.
-                Ok(count) => {
-                    for (_, datagram) in &run[..count] {
-                        sent.datagrams += 1;
-                        sent.bytes += datagram.len() as u64;
-                    }
-                    count
+        let mut done = 0;
+        while let Some((run, _)) = batch.rest(done).next() {
+            match sys::send(socket, batch.rest(done).map(|(_, message)| message)) {
+                Ok(number) => {
+                    let gone = || batch.rest(done).take(number);
+                    sent.datagrams += datagrams(gone());
+                    sent.bytes += gone().map(|(run, _)| run.octets.len() as u64).sum::<u64>();
+                    done += number.max(1);
+                    continue;
                 }
-                Err(rustix::io::Errno::INTR) => 0,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    sent.full += datagrams(batch.rest(done));
+                    return;
+                }
+                Err(e) if is_segmented(run) && may_concern_segments(&e) => self.send_singly(run, &e, sent),
                 Err(e) => {
-                    match io::Error::from(e).kind() {
-                        io::ErrorKind::WouldBlock => sent.full += 1,
-                        _ => sent.failed += 1,
+                    sent.failed += run.datagrams().len() as u64;
+                    if e.raw_os_error() == Some(libc::EMSGSIZE) {
+                        sent.report(run);
                     }
-                    1
                 }
-            };
-            run = &run[done..];
-            messages = &mut messages[done..];
+            }
+            done += 1;
+        }
+    }
+
+    /// Sends the datagrams of a run that was refused, and finds out whether that was for being segmented.
+    fn send_singly(&self, run: &Run<'_>, refusal: &io::Error, sent: &mut Sent) {
+        let before = sent.datagrams;
+        let mut batch = Batch::new();
+        singly(run).for_each(|run| self.add(run, &mut batch, sent));
+        self.send(&batch, sent);
+        // Segments longer than the path takes are refused with EMSGSIZE, and by kernels before 6.14 with EINVAL.
+        let is_too_big = match refusal.raw_os_error() {
+            Some(libc::EMSGSIZE) => true,
+            Some(libc::EINVAL) => self.path_mtu(run.destination).is_ok_and(|mtu| mtu < packet_len(run)),
+            _ => false,
+        };
+        if is_too_big {
+            sent.report(run);
+        } else if sent.datagrams > before {
+            self.stop_segmenting(run.destination, refusal);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+fn datagrams<'a, 'b: 'a>(entries: impl Iterator<Item = &'a Entry<'b>>) -> u64 {
+    entries.map(|(run, _)| run.datagrams().len() as u64).sum()
+}
 
-    use super::*;
+/// Whether a segmented send may fail in this way where the same datagrams, one by one, would pass: a kernel, a network
+/// card or an IPsec policy does not take segments (EIO, EINVAL, EOPNOTSUPP, ENOPROTOOPT), or the path not that much.
+fn may_concern_segments(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::EMSGSIZE)
+    )
+}
 
-    #[test]
-    fn a_batch_keeps_its_order_and_survives_a_bad_destination() {
-        let (a, b) = (UdpSockets::bind(0).expect("bind"), UdpSockets::bind(0).expect("bind"));
-        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, b.port()));
-        // Port 0 cannot be sent to.
-        let bad = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let payloads: Vec<_> = (0..150u8).map(|i| vec![i; 1 + usize::from(i)]).collect();
-        let batch = payloads.iter().enumerate().flat_map(|(i, p)| {
-            let broken = (i % 50 == 7).then_some((bad, &b"lost"[..]));
-            broken.into_iter().chain([(v4, p.as_slice())])
-        });
-        let sent = a.send_batch(batch);
-        let bytes = payloads.iter().map(|p| p.len() as u64).sum();
-        assert_eq!(sent, Sent { datagrams: 150, bytes, full: 0, failed: 3 });
-        let mut buffer = [0; 256];
-        for payload in &payloads {
-            let (length, from) = b.recv(Family::V4, &mut buffer).expect("arrived");
-            assert_eq!((&buffer[..length], from.port()), (payload.as_slice(), a.port()));
-        }
+fn is_segmented(run: &Run<'_>) -> bool {
+    run.octets.len() > run.datagram_len
+}
+
+/// A run of its own for each datagram.
+fn singly<'a>(run: &Run<'a>) -> impl Iterator<Item = Run<'a>> + use<'a> {
+    let run = *run;
+    run.datagrams().map(move |octets| Run { datagram_len: octets.len(), octets, ..run })
+}
+
+/// Octets of the longest datagram.
+fn longest(run: &Run<'_>) -> usize {
+    run.datagram_len.min(run.octets.len())
+}
+
+/// Octets of the longest datagram with its headers.
+fn packet_len(run: &Run<'_>) -> usize {
+    longest(run) + if run.destination.is_ipv4() { 20 + 8 } else { 40 + 8 }
+}
+
+fn message<'a>(run: &Run<'a>) -> Outbound<'a> {
+    let mut control = Control::EMPTY;
+    if is_segmented(run) {
+        let len = u16::try_from(run.datagram_len).unwrap_or(u16::MAX);
+        control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &len.to_ne_bytes());
     }
-
-    #[test]
-    fn both_families_in_one_batch() {
-        let (a, b) = (UdpSockets::bind(0).expect("bind"), UdpSockets::bind(0).expect("bind"));
-        if b.fd(Family::V6).is_none() {
-            return;
-        }
-        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, b.port()));
-        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, b.port()));
-        let batch: [(_, &[u8]); 3] = [(v4, b"one"), (v6, b"two"), (v4, b"three")];
-        assert_eq!(a.send_batch(batch.into_iter()).datagrams, 3);
-        let mut buffer = [0; 16];
-        for (family, payload) in [(Family::V4, &b"one"[..]), (Family::V4, b"three"), (Family::V6, b"two")] {
-            let (length, _) = b.recv(family, &mut buffer).expect("arrived");
-            assert_eq!(&buffer[..length], payload);
-        }
+    let ecn = libc::c_int::from(run.ecn.bits());
+    if ecn != 0 {
+        let (level, kind) = match Family::of(run.destination) {
+            Family::V4 => (libc::IPPROTO_IP, libc::IP_TOS),
+            Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        };
+        control.push(level, kind, &ecn.to_ne_bytes());
     }
+    Outbound { address: Address::new(run.destination), control, octets: run.octets }
 }

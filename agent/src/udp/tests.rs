@@ -1,0 +1,212 @@
+//! Runs of datagrams from socket to socket over the loopback interface.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use muster_tunnel::ecn::Ecn;
+
+use super::*;
+
+/// 64 KiB of octets that differ from place to place.
+fn octets() -> Vec<u8> {
+    (0..65_536u32).map(|n| (n ^ (n >> 8)) as u8).collect()
+}
+
+fn sockets() -> UdpSockets {
+    let sockets = UdpSockets::bind(0).unwrap();
+    sockets.coalesce();
+    sockets
+}
+
+/// The loopback addresses of both sockets, as far as the host has them.
+fn addresses(sockets: &UdpSockets) -> Vec<(Family, SocketAddr)> {
+    let both = [(Family::V4, Ipv4Addr::LOCALHOST.into()), (Family::V6, Ipv6Addr::LOCALHOST.into())];
+    let here = both.into_iter().filter(|(family, _)| sockets.fd(*family).is_some());
+    here.map(|(family, ip)| (family, SocketAddr::new(ip, sockets.port()))).collect()
+}
+
+fn run(destination: SocketAddr, ecn: Ecn, datagram_len: usize, octets: &[u8]) -> Run<'_> {
+    Run { destination, ecn, datagram_len, octets }
+}
+
+/// Everything that waits: each message's source, ECN field, length of datagrams, and octets.
+fn receive(sockets: &UdpSockets, family: Family) -> Vec<(SocketAddr, u8, usize, Vec<u8>)> {
+    let mut buffer = ReceiveBuffer::new();
+    let mut messages = Vec::new();
+    while sockets.recv_into(family, &mut buffer).unwrap() > 0 {
+        messages.extend(buffer.messages().map(|message| {
+            (message.source, message.ecn, message.datagram_len, buffer.octets()[message.range].to_vec())
+        }));
+        assert_eq!(buffer.lost(), 0);
+    }
+    messages
+}
+
+/// Every datagram that waits.
+fn datagrams(sockets: &UdpSockets, family: Family) -> Vec<Vec<u8>> {
+    let messages = receive(sockets, family);
+    let cut = |(_, _, len, octets): &(_, _, usize, Vec<u8>)| {
+        octets.chunks(*len).map(<[u8]>::to_vec).collect::<Vec<_>>()
+    };
+    messages.iter().flat_map(cut).collect()
+}
+
+#[test]
+fn a_run_arrives_whole_with_the_length_of_its_datagrams() {
+    let (a, b) = (sockets(), sockets());
+    assert_eq!(a.offloads(), Offloads { segments: true, coalesces: true });
+    let octets = octets();
+    for (family, to) in addresses(&b) {
+        let from = SocketAddr::new(to.ip(), a.port());
+        // Beyond 65,473 octets, headers and all no longer fit a super-packet of the device, and the kernel cuts it up.
+        let cases =
+            [(1_000, 10_000), (1_000, 2_001), (1_452, 65_340), (32_736, 65_472), (100, 100), (64, 4_096)];
+        for (len, total) in cases {
+            let sent = a.send_runs([run(to, Ecn::NotEct, len, &octets[..total])].into_iter());
+            let count = total.div_ceil(len) as u64;
+            let expected = Sent { datagrams: count, bytes: total as u64, ..Sent::default() };
+            assert_eq!(sent, expected, "{len} {total}");
+            let arrived = receive(&b, family);
+            let about: Vec<_> = arrived.iter().map(|(from, ecn, len, _)| (*from, *ecn, *len)).collect();
+            assert_eq!(about, [(from, 0, len)], "{len} {total}");
+            assert!(arrived[0].3 == octets[..total], "{len} {total}");
+        }
+    }
+    assert!(a.offloads().segments);
+}
+
+#[test]
+fn without_coalescing_each_datagram_comes_by_itself() {
+    let (a, b) = (sockets(), UdpSockets::bind(0).unwrap());
+    assert!(!b.offloads().coalesces);
+    let octets = octets();
+    for (family, to) in addresses(&b) {
+        a.send_runs([run(to, Ecn::Ect0, 1_000, &octets[..5_500])].into_iter());
+        let expected: Vec<_> = octets[..5_500].chunks(1_000).map(<[u8]>::to_vec).collect();
+        let messages = receive(&b, family);
+        assert!(messages.iter().all(|(_, ecn, len, octets)| *ecn == 2 && *len == octets.len()));
+        assert!(messages.into_iter().map(|(.., octets)| octets).collect::<Vec<_>>() == expected);
+    }
+}
+
+#[test]
+fn ecn_arrives() {
+    let (a, b) = (sockets(), sockets());
+    let octets = octets();
+    for (family, to) in addresses(&b) {
+        let fields = [Ecn::Ect0, Ecn::NotEct, Ecn::Ce, Ecn::Ect1];
+        for len in [500, 300] {
+            let sent = a.send_runs(fields.iter().map(|ecn| run(to, *ecn, len, &octets[..500])));
+            assert_eq!(sent.failed, 0);
+            let arrived: Vec<_> = receive(&b, family).iter().map(|(_, ecn, ..)| *ecn).collect();
+            assert_eq!(arrived, [2, 0, 3, 1]);
+        }
+    }
+}
+
+/// 150 runs of many sizes, with some to nowhere in between.
+fn assorted<'a>(to: SocketAddr, octets: &'a [u8]) -> impl Iterator<Item = Run<'a>> {
+    // Port 0 cannot be sent to.
+    let nowhere = SocketAddr::new(to.ip(), 0);
+    (0..150usize).flat_map(move |n| {
+        let broken = (n % 50 == 7).then(|| run(nowhere, Ecn::NotEct, 10, &octets[..30]));
+        let (len, total) = (1 + n * 7, 1 + n * 31 % 5_000);
+        broken.into_iter().chain([run(
+            to,
+            Ecn::NotEct,
+            len.min(total).max(total / 64 + 1),
+            &octets[n..n + total],
+        )])
+    })
+}
+
+/// The datagrams of [`assorted`] that can arrive.
+fn expected(to: SocketAddr, octets: &[u8]) -> Vec<Vec<u8>> {
+    let good = assorted(to, octets).filter(|run| run.destination == to);
+    good.flat_map(|run| run.datagrams().map(<[u8]>::to_vec).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn order_and_contents_are_kept_around_a_bad_destination() {
+    let (a, b) = (sockets(), sockets());
+    let octets = octets();
+    for (family, to) in addresses(&b) {
+        let expected = expected(to, &octets);
+        let sent = a.send_runs(assorted(to, &octets));
+        let bytes = expected.iter().map(|datagram| datagram.len() as u64).sum();
+        assert_eq!(sent, Sent { datagrams: expected.len() as u64, bytes, failed: 9, ..Sent::default() });
+        assert!(datagrams(&b, family) == expected);
+        assert!(a.offloads().segments, "a bad destination says nothing about segments");
+    }
+}
+
+#[test]
+fn one_by_one_is_the_same_octet_for_octet() {
+    let (a, b) = (sockets(), sockets());
+    for socket in a.all() {
+        socket.segments.store(false, Ordering::Relaxed);
+    }
+    let octets = octets();
+    for (family, to) in addresses(&b) {
+        let expected = expected(to, &octets);
+        let sent = a.send_runs(assorted(to, &octets));
+        assert_eq!((sent.datagrams, sent.failed), (expected.len() as u64, 9));
+        assert!(datagrams(&b, family) == expected);
+    }
+}
+
+#[test]
+fn refused_segments_are_sent_one_by_one_from_then_on() {
+    let (a, b) = (sockets(), sockets());
+    sys::omit_checksums(a.fd(Family::V4).unwrap()).unwrap();
+    let octets = octets();
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, b.port()));
+    let expected = expected(to, &octets);
+    let sent = a.send_runs(assorted(to, &octets));
+    assert_eq!((sent.datagrams, sent.failed), (expected.len() as u64, 9));
+    assert!(datagrams(&b, Family::V4) == expected);
+    assert!(!a.sends_segments(to));
+    assert_eq!(sent.too_big().count(), 0);
+    if let [_, (family, to)] = addresses(&b)[..] {
+        assert!(a.sends_segments(to), "the other family goes on");
+        a.send_runs([run(to, Ecn::NotEct, 10, &octets[..30])].into_iter());
+        assert_eq!(datagrams(&b, family).len(), 3);
+    }
+}
+
+#[test]
+fn both_families_take_turns() {
+    let (a, b) = (sockets(), sockets());
+    let octets = octets();
+    let [(_, v4), (_, v6)] = addresses(&b)[..] else { return };
+    let runs = (0..200usize)
+        .map(|n| run(if n % 3 == 0 { v6 } else { v4 }, Ecn::NotEct, 10, &octets[n * 20..n * 20 + 20]));
+    assert_eq!(a.send_runs(runs).datagrams, 400);
+    for (family, is_mine) in [(Family::V4, [false, true, true]), (Family::V6, [true, false, false])] {
+        let mine = (0..200usize).filter(|n| is_mine[n % 3]);
+        let expected: Vec<_> =
+            mine.flat_map(|n| octets[n * 20..n * 20 + 20].chunks(10).map(<[u8]>::to_vec)).collect();
+        assert_eq!(datagrams(&b, family), expected);
+    }
+}
+
+#[test]
+fn path_mtu_discovery_can_be_changed_and_the_mtu_asked_for() {
+    let a = sockets();
+    for discovery in [Discovery::Do, Discovery::Probe, Discovery::Want] {
+        a.set_path_mtu_discovery(discovery).unwrap();
+    }
+    for (_, to) in addresses(&a) {
+        assert!(a.path_mtu(to).unwrap() >= 1_280);
+    }
+}
+
+#[test]
+fn both_families_share_the_port_and_a_taken_one_is_an_error() {
+    let first = UdpSockets::bind(0).expect("any port");
+    assert_ne!(first.port(), 0);
+    for socket in [first.socket(Family::V4), first.socket(Family::V6)].into_iter().flatten() {
+        assert_eq!(socket.inner.local_addr().expect("bound").port(), first.port());
+    }
+    let error = UdpSockets::bind(first.port()).expect_err("taken").to_string();
+    assert!(error.contains("another program has this port"), "{error}");
+}

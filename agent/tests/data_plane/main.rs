@@ -11,6 +11,7 @@ mod datapath;
 mod device;
 mod interface;
 mod namespace;
+mod offloads;
 mod ping;
 mod private_addresses;
 mod tun;

@@ -178,3 +178,30 @@ async fn a_registrar_that_cannot_tell_takes_no_known_name_away() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_is_given_where_there_is_no_room_for_another_question() {
+    let net = Net::new(60).await;
+    assert_eq!(net.ask().await, at(1));
+    net.change(|script| script.held_back = true);
+    let host = &net.host;
+    let ask = |n: usize| {
+        let host = Arc::clone(host);
+        tokio::spawn(async move { host.resolver.resolve(&format!("n{n}")).await })
+    };
+    let asking: Vec<_> = (0..600).map(ask).collect();
+    for n in 600.. {
+        // What there was still room for does not end.
+        let asked = tokio::time::timeout(Duration::from_millis(10), ask(n)).await;
+        if let Ok(asked) = asked {
+            let error = asked.unwrap().unwrap_err().to_string();
+            assert!(error.contains("are waiting for an answer already"), "{error}");
+            break;
+        }
+    }
+    assert_eq!(net.ask().await, at(1));
+    net.script.send_modify(|script| script.held_back = false);
+    for asked in asking {
+        let _ = asked.await.unwrap();
+    }
+}

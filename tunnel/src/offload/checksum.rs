@@ -9,9 +9,18 @@
 #[must_use]
 pub struct Sum(u64);
 
-/// Two halves of each of four words: as many sums as two vectors of SSE2 or NEON registers hold, side by side.
-type Lanes = [u64; 8];
+/// Octets that are summed at once: two vectors of SSE2 or NEON.
 const BLOCK: usize = 32;
+
+/// Sums of the words of a block and of their upper halves, side by side.
+///
+/// A word is not split: the sum of the lower halves is what remains once the upper ones are taken from the sum of all,
+/// even if that has overflowed. That saves a quarter of the work.
+#[derive(Clone, Copy, Default)]
+struct Lanes {
+    words: [u64; 4],
+    upper: [u64; 4],
+}
 
 impl Sum {
     /// The sum of nothing.
@@ -26,12 +35,8 @@ impl Sum {
     /// Adds octets.
     #[inline]
     pub fn octets(self, octets: &[u8]) -> Self {
-        let (blocks, rest) = octets.as_chunks::<BLOCK>();
-        let mut lanes = Lanes::default();
-        for block in blocks {
-            add_block(&mut lanes, block);
-        }
-        Self(self.0 + lanes.iter().sum::<u64>() + sum_words(rest))
+        // Headers in place, payload by a call: inlined, its loop would not be compiled as well.
+        Self(self.0 + if octets.len() < BLOCK { sum_words(octets) } else { sum_blocks(octets) })
     }
 
     /// Copies `from` to `to`, which is as long, and adds it.
@@ -41,15 +46,7 @@ impl Sum {
     #[inline]
     pub fn copy(self, from: &[u8], to: &mut [u8]) -> Self {
         assert_eq!(from.len(), to.len(), "copied to a place of another length");
-        let (blocks, rest) = from.as_chunks::<BLOCK>();
-        let (to_blocks, to_rest) = to.as_chunks_mut::<BLOCK>();
-        let mut lanes = Lanes::default();
-        for (block, to) in blocks.iter().zip(to_blocks) {
-            *to = *block;
-            add_block(&mut lanes, block);
-        }
-        to_rest.copy_from_slice(rest);
-        Self(self.0 + lanes.iter().sum::<u64>() + sum_words(rest))
+        Self(self.0 + copy_blocks(from, to))
     }
 
     /// Adds a field of 16 bits.
@@ -97,15 +94,59 @@ impl Sum {
     }
 }
 
-#[inline(always)]
-fn add_block(lanes: &mut Lanes, block: &[u8; BLOCK]) {
-    let (low, high) = lanes.split_at_mut(4);
-    let (words, _) = block.as_chunks::<8>();
-    for ((low, high), word) in low.iter_mut().zip(high).zip(words) {
-        let word = u64::from_ne_bytes(*word);
-        *low += word & 0xffff_ffff;
-        *high += word >> 32;
+impl Lanes {
+    #[inline(always)]
+    fn add(&mut self, block: &[u8; BLOCK]) {
+        let (words, _) = block.as_chunks::<8>();
+        for ((sum, upper), word) in self.words.iter_mut().zip(&mut self.upper).zip(words) {
+            let word = u64::from_ne_bytes(*word);
+            *sum = sum.wrapping_add(word);
+            *upper += word >> 32;
+        }
     }
+
+    #[inline(always)]
+    fn sum(&self) -> u64 {
+        let of_lane = |(sum, upper): (&u64, &u64)| sum.wrapping_sub(upper << 32) + upper;
+        self.words.iter().zip(&self.upper).map(of_lane).sum()
+    }
+}
+
+#[inline(never)]
+fn sum_blocks(octets: &[u8]) -> u64 {
+    let mut lanes = Lanes::default();
+    // Two at a time: the compiler would not unroll it, and it is twice as fast.
+    let (pairs, rest) = octets.as_chunks::<{ 2 * BLOCK }>();
+    for pair in pairs {
+        let (blocks, _) = pair.as_chunks::<BLOCK>();
+        blocks.iter().for_each(|block| lanes.add(block));
+    }
+    finish(lanes, rest)
+}
+
+#[inline(never)]
+fn copy_blocks(from: &[u8], to: &mut [u8]) -> u64 {
+    let mut lanes = Lanes::default();
+    let (fours, rest) = from.as_chunks::<{ 4 * BLOCK }>();
+    let (to_fours, to_rest) = to.as_chunks_mut::<{ 4 * BLOCK }>();
+    for (four, to_four) in fours.iter().zip(to_fours) {
+        let (blocks, _) = four.as_chunks::<BLOCK>();
+        let (to_blocks, _) = to_four.as_chunks_mut::<BLOCK>();
+        for (block, to) in blocks.iter().zip(to_blocks) {
+            *to = *block;
+            lanes.add(block);
+        }
+    }
+    to_rest.copy_from_slice(rest);
+    finish(lanes, rest)
+}
+
+/// The sum of what is in `lanes` and of the few octets behind.
+#[inline(always)]
+fn finish(mut lanes: Lanes, rest: &[u8]) -> u64 {
+    let (blocks, rest) = rest.as_chunks::<BLOCK>();
+    blocks.iter().for_each(|block| lanes.add(block));
+    lanes.sum() + sum_words(rest)
 }
 
 /// Of fewer octets than a block.

@@ -91,13 +91,13 @@ pub(crate) fn tool(program: &str) -> Result<PathBuf> {
     let tools = own.ancestors().skip(1).take(3).map(|directory| directory.join("tools/bin"));
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    tools
-        .chain(env::split_paths(&path))
-        .chain(system)
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
-        .ok_or_else(|| LabError::Command {
-            command: program.to_owned(),
-            reason: "not installed; `make bench-peers` installs it".into(),
-        })
+    let mut all = tools.chain(env::split_paths(&path)).chain(system).map(|directory| directory.join(program));
+    all.find(|file| file.is_file()).ok_or_else(|| {
+        let remedy = match program {
+            "wg" => "install Debian's wireguard-tools",
+            "wireguard-go" => "install Debian's wireguard-go",
+            _ => "`make bench-peers` gets it",
+        };
+        LabError::Command { command: program.to_owned(), reason: format!("not installed; {remedy}") }
+    })
 }

@@ -70,7 +70,7 @@ impl Results {
         measure.medians().find(|(other, _)| *other == peer).map(|(_, value)| value)
     }
 
-    /// Reports every measure: each peer's median, then Muster's beside each, then beside the best.
+    /// Reports every measure: each peer's median, then Muster's beside each.
     pub(crate) fn report(&self, figures: &mut Figures) {
         for measure in &self.measures {
             measure.report(figures);
@@ -87,26 +87,32 @@ impl Measure {
     }
 
     fn report(&self, figures: &mut Figures) {
+        let figure = |peer: Peer| format!("{}, {}", self.name, peer.name());
         let mut muster = None;
+        let mut others = Vec::new();
         for (peer, value) in self.medians() {
-            if peer == Peer::Muster {
-                muster = Some(value);
+            match peer {
+                Peer::Muster => muster = Some(value),
+                Peer::None => figures.report(&figure(peer), value, self.unit),
+                _ => {
+                    figures.report(&figure(peer), value, self.unit);
+                    others.push((peer, value));
+                }
             }
-            figures.report(&format!("{}, {}", self.name, peer.name()), value, self.unit);
         }
         let Some(muster) = muster else { return };
-        let figure = format!("{}, muster", self.name);
-        let others: Vec<_> =
-            self.medians().filter(|(peer, _)| !matches!(peer, Peer::Muster | Peer::None)).collect();
-        for (peer, value) in &others {
-            figures.compare(&figure, muster, self.unit, peer.name(), *value);
+        if others.is_empty() {
+            figures.report(&figure(Peer::Muster), muster, self.unit);
         }
         let best = match self.better {
             Better::More => others.iter().max_by(|a, b| a.1.total_cmp(&b.1)),
             Better::Less => others.iter().min_by(|a, b| a.1.total_cmp(&b.1)),
         };
-        if let Some((peer, value)) = best.filter(|_| others.len() > 1) {
-            figures.compare(&figure, muster, self.unit, &format!("the best peer, {}", peer.name()), *value);
+        let best = best.map(|(peer, _)| *peer);
+        for (peer, value) in others {
+            let best = if best == Some(peer) { " (the best peer)" } else { "" };
+            let with = format!("{}{best}", peer.name());
+            figures.compare(&figure(Peer::Muster), muster, self.unit, &with, value);
         }
     }
 }

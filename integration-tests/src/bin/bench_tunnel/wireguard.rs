@@ -2,7 +2,7 @@
 
 use std::{process, time::Duration};
 
-use muster_integration_tests::{Host, Lab, LabError, Process, Result, process::wait_for};
+use muster_integration_tests::{Host, Lab, Process, Result, process::wait_for};
 
 use crate::{
     pair::{LEFT, Pair, RIGHT, Tunnel, hosts},
@@ -67,10 +67,7 @@ impl<'a> End<'a> {
 /// `program` on two hosts, with a tunnel of MTU 1,420.
 pub(crate) fn start(lab: &Lab, peer: Peer, program: &str, arguments: &[&str]) -> Result<Pair> {
     tool(program)?;
-    tool("wg").map_err(|_| LabError::Command {
-        command: "wg".into(),
-        reason: "not installed; the package wireguard-tools has it".into(),
-    })?;
+    tool("wg")?;
     let (left, right) = hosts(lab, peer)?;
     let ends =
         [End::new(&left, peer, 'l', "10.9.0.1", LEFT)?, End::new(&right, peer, 'r', "10.9.0.2", RIGHT)?];

@@ -1,6 +1,7 @@
 //! The UDP sockets that carry sealed datagrams: one for IPv4 and one for IPv6, on the same port.
 //!
-//! Datagrams leave with "don't fragment" set, so that nothing in between fragments them; see [`Discovery`].
+//! Datagrams leave with "don't fragment" set, so that nothing in between fragments them; for those larger than their
+//! path see [`Discovery`].
 
 use std::{
     io,
@@ -57,7 +58,7 @@ pub struct Offloads {
     pub coalesces: bool,
 }
 
-/// What is done about datagrams larger than a path takes. None of them lets routers fragment IPv4 packets.
+/// What is done about datagrams larger than a path takes. Whole ones are never fragmented on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Discovery {
     /// The kernel learns each path's MTU from what routers answer, and fragments what is larger itself.

@@ -235,7 +235,7 @@ mod tests {
         let cut = |range, datagram_len| message(range, datagram_len).datagrams().collect::<Vec<_>>();
         assert_eq!(cut(10..35, 10), [10..20, 20..30, 30..35]);
         assert_eq!(cut(10..30, 10), [10..20, 20..30]);
-        assert_eq!(cut(10..15, 10), [10..15]);
+        assert!(cut(10..15, 10).into_iter().eq(std::iter::once(10..15)));
         assert!(cut(10..10, 1).is_empty());
     }
 }

@@ -3,10 +3,8 @@
 
 use std::{io, net::SocketAddr};
 
-use super::run::Run;
-
 use super::{
-    Family, UdpSockets,
+    Family, Run, UdpSockets,
     abi::{Address, Control},
     sys::{self, MESSAGES, Outbound},
 };

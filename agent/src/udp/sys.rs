@@ -115,7 +115,7 @@ pub(super) fn receive<'a>(
         // SAFETY: the kernel has filled in `count` headers, which is at most as many as were initialised above.
         let header = unsafe { header.assume_init_ref() };
         message.address.set_len(header.msg_hdr.msg_namelen);
-        message.control.set_len(header.msg_hdr.msg_controllen as usize);
+        message.control.set_len(header.msg_hdr.msg_controllen as _);
         message.len = header.msg_len as usize;
         message.is_truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
     }

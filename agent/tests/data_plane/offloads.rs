@@ -186,8 +186,7 @@ fn a_super_packet_that_makes_no_sense_is_refused_and_the_next_one_passes() {
     }
     let (namespace, tun) = host(1);
     let receiver = namespace.enter(async || UdpSockets::bind(0).expect("bind"));
-    let mut header = VirtioHeader::default();
-    header.gso_type = 77;
+    let senseless = VirtioHeader { gso_type: 77, ..VirtioHeader::default() };
     let mut packet = vec![
         0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0x64, 0xc9, 10, 1, 1, 2, 10, 1, 1, 1, 0x13, 0x88, 0, 0, 0, 12, 0,
         0, b'g', b'o', b'o', b'd',
@@ -200,7 +199,7 @@ fn a_super_packet_that_makes_no_sense_is_refused_and_the_next_one_passes() {
             IoSlice::new(&packet[5..]),
         ])
     };
-    assert_eq!(write(&header).expect_err("refused").kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(write(&senseless).expect_err("refused").kind(), io::ErrorKind::InvalidInput);
     write(&VirtioHeader::default()).expect("written");
     let mut buffer = ReceiveBuffer::new();
     assert_eq!(receiver.recv_into(Family::V4, &mut buffer).expect("received"), 1);

@@ -157,6 +157,20 @@ async fn an_answer_that_was_under_way_during_a_change_is_kept_for_need_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failure_from_before_a_change_is_not_remembered() {
+    let net = Net::new(60).await;
+    net.script.send_modify(|script| (script.held_back, script.code) = (true, ResponseCode::ServFail));
+    let host = Arc::clone(&net.host);
+    let asking = tokio::spawn(async move { ask(&host, NAME).await.metadata.response_code });
+    while net.registrar.queries() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    net.change(|script| (script.held_back, script.code) = (false, ResponseCode::NoError));
+    assert_eq!(asking.await.unwrap(), ResponseCode::ServFail);
+    assert_eq!(net.ask().await, at(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registrar_that_cannot_tell_takes_no_known_name_away() {
     use ResponseCode as Code;
     for code in [Code::ServFail, Code::Refused, Code::NotImp, Code::FormErr, Code::NotAuth] {

@@ -5,5 +5,5 @@ mod limits;
 mod lookup;
 mod network;
 pub(crate) mod packets;
-mod path_mtu;
+pub(crate) mod path_mtu;
 mod session;

@@ -1,14 +1,14 @@
 //! Which inner packets the path to a peer takes: Datagram Packetization Layer Path MTU Discovery (RFC 8899), without
 //! I/O. A probe is an inner echo request: every WireGuard peer's host answers it with a reply of the same size.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use muster_common::time::Instant;
 
-use crate::{
-    icmp::{ICMP, ICMPV6, checksum},
-    packet::Header,
-};
+mod echo;
+
+use echo::EchoReply;
+pub use echo::{Probe, is_data, probe_packet};
 
 /// How long a probe's answer is waited for before the probe counts as lost. The RFC's least; an answer that comes later
 /// still counts, so a slow path is only found out more slowly.
@@ -36,20 +36,6 @@ pub const PRECISION: u16 = 8;
 const COMMON: [u16; 11] = [1320, 1340, 1360, 1400, 1412, 1420, 1440, 1920, 3920, 4272, 8920];
 /// Probes that are remembered, so that late replies are recognised.
 const RECENT: usize = 8;
-
-/// An inner echo request to send: see [`probe_packet`]. Its datagram must have DF set (IPv4) or not be fragmented
-/// (IPv6), and the packet must not be padded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// Octets of the whole inner packet.
-    pub size: u16,
-    /// Identifier in the ICMP header; random.
-    pub identifier: u16,
-    /// Sequence number in the ICMP header.
-    pub sequence: u16,
-    /// First octets of the payload; random.
-    pub nonce: u64,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Sent {
@@ -190,12 +176,18 @@ impl PathMtu {
         let Some(sent) = self.recent.iter_mut().flatten().find(|sent| reply.answers(&sent.probe)) else {
             return false;
         };
-        // The host of a peer with a smaller MTU answers in fragments, of which this is the first.
-        let counts = sent.counts && reply.whole_len == Some(usize::from(sent.probe.size));
-        if counts {
+        let size = sent.probe.size;
+        if !sent.counts {
+            return true;
+        }
+        if reply.whole_len == Some(size.into()) {
             sent.counts = false;
-            let size = sent.probe.size;
             self.passed(size, now);
+        } else if matches!(self.task, Task::Ask { size: asked, .. } if asked == size && size > self.current())
+        {
+            // The first of the fragments in which a host answers whose interface has a smaller MTU. There is no need
+            // to ask again.
+            self.failed(size, now);
         }
         true
     }
@@ -339,6 +331,12 @@ impl PathMtu {
         }
     }
 
+    /// A size larger than the current one does not pass.
+    fn failed(&mut self, size: u16, now: Instant) {
+        (self.fails, self.is_told) = (self.fails.min(size), self.is_told && size > self.fails);
+        self.proceed(now);
+    }
+
     fn lost(&mut self, now: Instant) {
         self.next_at = now;
         match &mut self.task {
@@ -352,8 +350,7 @@ impl PathMtu {
                 if size <= self.current() {
                     self.task = Task::AskSmallest { suspect: size, suspect_lost: lost, lost: 0, since: now };
                 } else {
-                    (self.fails, self.is_told) = (self.fails.min(size), self.is_told && size > self.fails);
-                    self.proceed(now);
+                    self.failed(size, now);
                 }
             }
             Task::AskSmallest { lost, since, .. } => {
@@ -369,107 +366,5 @@ impl PathMtu {
                 self.backoff = PMTU_RAISE_TIMER.min(self.backoff * 2);
             }
         }
-    }
-}
-
-/// Whether a packet to the peer makes probing worth while: it is longer than [`SMALLEST_PROBE`] and not an echo reply,
-/// which may be this host's answer to the peer's own probe.
-#[inline]
-pub fn is_data(packet: &[u8]) -> bool {
-    packet.len() > usize::from(SMALLEST_PROBE) && !may_be_echo_reply(packet)
-}
-
-/// Whether a packet is an echo reply or a fragment that may belong to one.
-fn may_be_echo_reply(packet: &[u8]) -> bool {
-    let octet = |at: usize| packet.get(at).copied().unwrap_or_default();
-    match octet(0) >> 4 {
-        4 if octet(9) == ICMP => {
-            let is_later_fragment = octet(6) & 0x1f != 0 || octet(7) != 0;
-            is_later_fragment || octet(usize::from(octet(0) & 0xf) * 4) == 0
-        }
-        6 if octet(6) == ICMPV6 => octet(40) == 129,
-        // A fragment header (RFC 8200 §4.5).
-        6 if octet(6) == 44 => octet(40) == ICMPV6,
-        _ => false,
-    }
-}
-
-struct EchoReply {
-    identifier: u16,
-    sequence: u16,
-    nonce: u64,
-    /// Length of the packet, unless it is a fragment.
-    whole_len: Option<usize>,
-}
-
-impl EchoReply {
-    fn parse(packet: &[u8]) -> Option<Self> {
-        if !may_be_echo_reply(packet) {
-            return None;
-        }
-        let header = Header::parse(packet)?;
-        let (message, is_whole) = match packet {
-            [first, _, _, _, _, _, high, low, ..] if first >> 4 == 4 => {
-                let fragment = u16::from_be_bytes([*high, *low]) & 0x3fff;
-                if fragment & 0x1fff != 0 {
-                    return None;
-                }
-                (packet.get(usize::from(first & 0xf) * 4..)?, fragment == 0)
-            }
-            [_, _, _, _, _, _, 44, ..] => (packet.get(48..)?, false),
-            _ => (packet.get(40..)?, true),
-        };
-        let [0 | 129, 0, _, _, id0, id1, seq0, seq1, nonce @ ..] = message else { return None };
-        Some(Self {
-            identifier: u16::from_be_bytes([*id0, *id1]),
-            sequence: u16::from_be_bytes([*seq0, *seq1]),
-            nonce: u64::from_be_bytes(*nonce.first_chunk()?),
-            whole_len: is_whole.then_some(header.total_len),
-        })
-    }
-
-    fn answers(&self, probe: &Probe) -> bool {
-        (self.identifier, self.sequence, self.nonce) == (probe.identifier, probe.sequence, probe.nonce)
-    }
-}
-
-/// Appends the echo request of `probe` to `out`, with DF for IPv4: from a virtual address of this device to one of the
-/// peer's, of the same family; nothing if they are not.
-pub fn probe_packet(probe: &Probe, source: IpAddr, destination: IpAddr, out: &mut Vec<u8>) {
-    let mut header = Vec::with_capacity(40);
-    let (kind, pseudo_header) = match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            header.extend([0x45, 0]);
-            header.extend(probe.size.to_be_bytes());
-            header.extend([0, 0, 0x40, 0, 64, ICMP, 0, 0]);
-            header.extend(source.octets());
-            header.extend(destination.octets());
-            let sum = checksum(&[&header]);
-            header[10..12].copy_from_slice(&sum.to_be_bytes());
-            (8, Vec::new())
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let len = probe.size.saturating_sub(40);
-            header.extend([0x60, 0, 0, 0]);
-            header.extend(len.to_be_bytes());
-            header.extend([ICMPV6, 64]);
-            header.extend(source.octets());
-            header.extend(destination.octets());
-            let pseudo_header = [&header[8..], &u32::from(len).to_be_bytes(), &[0, 0, 0, ICMPV6]].concat();
-            (128, pseudo_header)
-        }
-        _ => return,
-    };
-    let start = out.len();
-    let message = start + header.len();
-    out.append(&mut header);
-    out.extend([kind, 0, 0, 0]);
-    out.extend(probe.identifier.to_be_bytes());
-    out.extend(probe.sequence.to_be_bytes());
-    out.extend(probe.nonce.to_be_bytes());
-    out.resize(start + usize::from(probe.size), 0);
-    let sum = checksum(&[&pseudo_header, out.get(message..).unwrap_or_default()]);
-    if let Some(field) = out.get_mut(message + 2..message + 4) {
-        field.copy_from_slice(&sum.to_be_bytes());
     }
 }

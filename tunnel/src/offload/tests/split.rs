@@ -13,8 +13,6 @@ fn sums_up(packet: &[u8], transport: usize, protocol: u8) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
     #[test]
     fn as_the_naive_splitter(
         shape in any_shape(),

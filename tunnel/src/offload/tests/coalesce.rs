@@ -27,7 +27,7 @@ pub(super) fn coalesce_with(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> V
         let written: Vec<u8> = item.slices().iter().flat_map(|slice| slice.to_vec()).collect();
         let index = |packet: &[u8]| {
             let at = packet.as_ptr() as usize - buffer.as_ptr() as usize;
-            ranges.iter().position(|range| *range == (at..at + packet.len())).unwrap()
+            ranges.binary_search_by_key(&(at, at + packet.len()), |range| (range.start, range.end)).unwrap()
         };
         let packets: Vec<_> = item.packets().map(index).collect();
         assert_eq!(item.count(), packets.len());

@@ -98,7 +98,7 @@ prop_compose! {
         (identification, sequence) in any::<(u16, u32)>(),
         fragment in prop_oneof![Just(DF), Just(0)],
         options in prop_oneof![Just(vec![]), Just(timestamps(7)), Just(vec![1; 4])],
-        size in prop_oneof![4 => 1usize..1400, 1 => Just(1400), 1 => 1400usize..9000],
+        size in prop_oneof![8 => 1usize..300, 2 => Just(1400), 1 => 1400usize..9000],
         seed in 0u32..1 << 30,
     ) -> Sender {
         let mut shape = Shape::new(v6, tcp);
@@ -113,8 +113,8 @@ prop_compose! {
 proptest! {
     #[test]
     fn of_any_flows(
-        mut senders in prop::collection::vec(any_sender(), 1..20),
-        steps in prop::collection::vec((any::<prop::sample::Index>(), any_step(), 1usize..20), 1..30),
+        mut senders in prop::collection::vec(any_sender(), 1..12),
+        steps in prop::collection::vec((any::<prop::sample::Index>(), any_step(), 1usize..16), 1..20),
     ) {
         let mut packets = Vec::new();
         let mut flows = Vec::new();
@@ -137,7 +137,7 @@ proptest! {
     #[test]
     fn of_streams_that_alternate(
         mut senders in prop::collection::vec(any_sender(), 1..24),
-        turns in prop::collection::vec(any::<prop::sample::Index>(), 1..300),
+        turns in prop::collection::vec(any::<prop::sample::Index>(), 1..200),
     ) {
         for (port, sender) in senders.iter_mut().enumerate() {
             sender.shape.port = port as u16;

@@ -89,10 +89,12 @@ fn muster(lab: &Lab) -> Result<Pair> {
 pub(crate) fn tool(program: &str) -> Result<PathBuf> {
     let own = env::current_exe().unwrap_or_default();
     let tools = own.ancestors().skip(1).take(3).map(|directory| directory.join("tools/bin"));
+    // Where this program was built with another target directory.
+    let tools = tools.chain([PathBuf::from("target/tools/bin")]);
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     let mut all = tools.chain(env::split_paths(&path)).chain(system).map(|directory| directory.join(program));
-    all.find(|file| file.is_file()).ok_or_else(|| {
+    all.find(|file| file.is_file()).and_then(|file| file.canonicalize().ok()).ok_or_else(|| {
         let remedy = match program {
             "wg" => "install Debian's wireguard-tools",
             "wireguard-go" => "install Debian's wireguard-go",

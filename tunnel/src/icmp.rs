@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::offload::Sum;
 use crate::packet::Header;
 
 pub(crate) const ICMP: u8 = 1;
@@ -126,16 +127,7 @@ fn error_v6(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr, message: &Me
 
 /// The Internet checksum (RFC 1071) over parts, all but the last of even length.
 pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum = 0u32;
-    for part in parts {
-        for word in part.chunks(2) {
-            sum += u32::from(word[0]) << 8 | word.get(1).map_or(0, |b| u32::from(*b));
-        }
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+    u16::from_be_bytes(parts.iter().fold(Sum::ZERO, |sum, part| sum.octets(part)).checksum())
 }
 
 #[cfg(test)]

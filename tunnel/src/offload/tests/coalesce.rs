@@ -280,6 +280,40 @@ fn the_unusual_zero_is_not_joined() {
     assert_eq!(groups(&[packet.clone(), next.clone()]), [[0, 1]]);
     packet[36..38].fill(0xff);
     assert_eq!(groups(&[packet, next]), [[0], [1]]);
+    // The same of the IPv4 header, by an identification that makes up for the rest.
+    for tcp in [false, true] {
+        let mut shape = Shape::new(false, tcp);
+        shape.identification = 0;
+        let packet = shape.packet(&[7; 100]);
+        shape.identification = u16::from_be_bytes([packet[10], packet[11]]);
+        let mut packets = stream(&shape, &[100; 2]);
+        assert_eq!((&packets[0][10..12], groups(&packets).len()), (&[0, 0][..], 1));
+        packets[0][10..12].fill(0xff);
+        assert_eq!(groups(&packets), [[0], [1]]);
+    }
+}
+
+#[test]
+fn odd_headers_are_not_joined_even_if_all_alike() {
+    for tcp in [false, true] {
+        let mut shape = Shape::new(false, tcp);
+        shape.ip_options = vec![0; 4];
+        assert_eq!(groups(&stream(&shape, &[100; 2])), [[0], [1]]);
+        let mut shape = Shape::new(false, tcp);
+        shape.fragment = 0x8000 | DF;
+        assert_eq!(groups(&stream(&shape, &[100; 2])), [[0], [1]]);
+        let mut shape = Shape::new(true, tcp);
+        shape.extensions = vec![(60, vec![0; 7])];
+        assert_eq!(groups(&stream(&shape, &[100; 2])), [[0], [1]]);
+    }
+    // A UDP length that is shorter than the packet, with a sum that fits the packet.
+    let mut packets = stream(&Shape::new(true, false), &[100; 2]);
+    for packet in &mut packets {
+        packet[45] -= 8;
+        let sum = plain_sum(&[packet[46], packet[47], 0, 8]);
+        packet[46..48].copy_from_slice(&sum.to_be_bytes());
+    }
+    assert_eq!(groups(&packets), [[0], [1]]);
 }
 
 #[test]

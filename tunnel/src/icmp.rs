@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::offload::Sum;
-use crate::packet::Header;
+use crate::packet::{Header, is_to_one_device};
 
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
@@ -60,7 +60,8 @@ pub fn too_big(packet: &[u8], mtu: u16) -> TooBig {
 fn error(packet: &[u8], message: &Message) -> Option<Vec<u8>> {
     let header = Header::parse(packet)?;
     let packet = packet.get(..header.total_len)?;
-    if header.source.is_unspecified() || header.source.is_multicast() || !header.is_to_one_device() {
+    if header.source.is_unspecified() || header.source.is_multicast() || !is_to_one_device(header.destination)
+    {
         return None;
     }
     match (header.source, header.destination) {

@@ -35,10 +35,11 @@ mod timers;
 mod tunnel;
 
 pub use config::{Config, PeerConfig};
+pub use ecn::Ecn;
 pub use event::{Event, Reason, Received, Sent, Transmit};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use limits::*;
-pub use outgoing::{Datagram, Outgoing};
+pub use outgoing::{Outgoing, RUN_DATAGRAMS, RUN_OCTETS, Run};
 pub use stats::{Dropped, Drops, PeerSnapshot};
 pub use tunnel::Tunnel;
 

@@ -32,6 +32,8 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(300);
 
 /// Octets that a sealed message is longer than the padded packet in it: header 16, tag 16.
 pub const OVERHEAD: usize = 32;
+/// Where in a datagram the opened packet begins.
+pub const PACKET_OFFSET: usize = 16;
 /// Packets are padded to a multiple of this many octets (the paper, §5.4.6).
 pub const PADDING: usize = 16;
 /// Longest inner packet, in octets, such that IPv4 and UDP headers and [`OVERHEAD`] still fit into 65,535.

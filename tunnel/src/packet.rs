@@ -40,16 +40,15 @@ impl Header {
         };
         (header.total_len <= octets.len()).then_some(header)
     }
+}
 
-    /// Whether the destination can be one device: neither multicast, broadcast, loopback nor unspecified.
-    pub(crate) fn is_to_one_device(&self) -> bool {
-        let ip = self.destination;
-        let link_local = match ip {
-            IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
-        !(ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() || link_local)
-    }
+/// Whether a destination can be one device: neither multicast, broadcast, link-local, loopback nor unspecified.
+pub(crate) fn is_to_one_device(ip: IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() || link_local)
 }
 
 /// Length after padding: the next multiple of 16, but not beyond the MTU (the paper, §5.4.6).

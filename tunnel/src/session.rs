@@ -80,32 +80,24 @@ impl Session {
         self.is_initiator && now - self.created >= REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
     }
 
-    /// Appends the sealed message with `packet`, zero-padded to `padded` octets, to `out`.
+    /// Seals a message into `slot`, which is [`OVERHEAD`] longer than the padded packet that `write` puts into it.
     pub(crate) fn seal(
         &mut self,
-        packet: &[u8],
-        padded: usize,
+        slot: &mut [u8],
         now: Instant,
-        out: &mut Vec<u8>,
+        write: impl FnOnce(&mut [u8]),
     ) -> Result<(), Dropped> {
         if !self.can_send(now) {
             return Err(Dropped::SessionExpired);
         }
+        let (header, rest) = slot.split_first_chunk_mut::<DATA_HEADER_LEN>().ok_or(Dropped::SealFailed)?;
+        let (packet, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or(Dropped::SealFailed)?;
         let counter = self.send_counter;
         self.send_counter += 1;
-        let start = out.len();
-        out.reserve(DATA_HEADER_LEN + padded + TAG_LEN);
-        out.extend_from_slice(&DataHeader { receiver: self.remote_index, counter }.build());
-        let body = out.len();
-        out.extend_from_slice(packet);
-        out.resize(body + padded.max(packet.len()), 0);
-        match self.sending.seal_in_place_separate_tag(nonce(counter), Aad::empty(), &mut out[body..]) {
-            Ok(tag) => out.extend_from_slice(tag.as_ref()),
-            Err(_) => {
-                out.truncate(start);
-                return Err(Dropped::SealFailed);
-            }
-        }
+        *header = DataHeader { receiver: self.remote_index, counter }.build();
+        write(packet);
+        let sealed = self.sending.seal_in_place_separate_tag(nonce(counter), Aad::empty(), packet);
+        tag.copy_from_slice(sealed.map_err(|_| Dropped::SealFailed)?.as_ref());
         Ok(())
     }
 
@@ -163,6 +155,14 @@ mod tests {
         )
     }
 
+    /// Appends a message with an "x", padded.
+    fn seal(session: &mut Session, now: Instant, out: &mut Vec<u8>) -> Result<(), Dropped> {
+        let mut slot = [0; 48];
+        session.seal(&mut slot, now, |packet| packet[0] = b'x')?;
+        out.extend(slot);
+        Ok(())
+    }
+
     /// The counters at which a session is renewed and at which it ends, without sending 2^60 messages.
     #[test]
     fn counters_run_out() {
@@ -171,12 +171,12 @@ mod tests {
         let mut out = Vec::new();
         a.set_send_counter(REKEY_AFTER_MESSAGES);
         assert!(!a.wants_renewal_after_sending(now));
-        a.seal(b"x", 16, now, &mut out).unwrap();
+        seal(&mut a, now, &mut out).unwrap();
         assert!(a.wants_renewal_after_sending(now));
         a.set_send_counter(REJECT_AFTER_MESSAGES - 1);
         out.clear();
-        a.seal(b"x", 16, now, &mut out).unwrap();
-        assert_eq!(a.seal(b"x", 16, now, &mut out), Err(Dropped::SessionExpired));
+        seal(&mut a, now, &mut out).unwrap();
+        assert_eq!(seal(&mut a, now, &mut out), Err(Dropped::SessionExpired));
         assert_eq!(out.len(), 48, "nothing is left behind by the refusal");
         assert_eq!(b.open(REJECT_AFTER_MESSAGES - 1, &mut out.clone()[16..], now).unwrap()[0], b'x');
         assert_eq!(b.open(REJECT_AFTER_MESSAGES, &mut out[16..], now).unwrap_err(), Dropped::SessionExpired);
@@ -191,8 +191,8 @@ mod tests {
         assert!(!b.wants_renewal_after_sending(at(120)), "only the initiator renews by age");
         assert!(!a.wants_renewal_after_receiving(at(164)) && a.wants_renewal_after_receiving(at(165)));
         let mut out = Vec::new();
-        a.seal(b"x", 16, at(179), &mut out).unwrap();
-        assert_eq!(a.seal(b"x", 16, at(180), &mut Vec::new()), Err(Dropped::SessionExpired));
+        seal(&mut a, at(179), &mut out).unwrap();
+        assert_eq!(seal(&mut a, at(180), &mut Vec::new()), Err(Dropped::SessionExpired));
         assert_eq!(b.open(0, &mut out.clone()[16..], at(180)).unwrap_err(), Dropped::SessionExpired);
         assert!(b.open(0, &mut out.clone()[16..], at(179)).is_ok());
         assert_eq!(b.open(0, &mut out[16..], at(179)).unwrap_err(), Dropped::Replayed);
@@ -203,7 +203,7 @@ mod tests {
         let now = Instant::default();
         let (mut a, mut b) = pair(now);
         let mut out = Vec::new();
-        a.seal(b"x", 16, now, &mut out).unwrap();
+        seal(&mut a, now, &mut out).unwrap();
         let mut forged = out.clone();
         forged[20] ^= 1;
         assert_eq!(b.open(1 << 40, &mut forged[16..], now).unwrap_err(), Dropped::NotAuthentic);

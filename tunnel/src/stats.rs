@@ -59,6 +59,8 @@ dropped! {
     NoRoute = "no_route", "the destination is multicast, broadcast, link-local or otherwise no single device";
     /// No device has the destination's address.
     Unreachable = "unreachable", "no device has the destination's address";
+    /// A router has marked the datagram for congestion, and the packet in it does not know of such marks (RFC 6040).
+    Congestion = "congestion", "marked for congestion on the way, which the packet in it cannot carry";
     /// A queue is full.
     QueueFull = "queue_full", "a queue is full";
     /// The peer did not answer the handshake.

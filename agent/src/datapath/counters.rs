@@ -1,7 +1,7 @@
 //! Counting what passes through the data plane, and what does not and why.
 
 use super::{Counter, Snapshot};
-use crate::{tun::Tun, udp::Sent};
+use crate::udp::Sent;
 
 /// Reasons to drop that arise at the edge of the data plane; the core has its own.
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ const LOSSES: [(Loss, &str); 6] = [
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) tun_received: Counter,
-    tun_sent: Counter,
+    pub(super) tun_sent: Counter,
     pub(super) udp_received: Counter,
     udp_sent: Counter,
     losses: [u64; LOSSES.len()],
@@ -38,17 +38,9 @@ impl Counters {
         self.lose_many(reason, 1);
     }
 
-    fn lose_many(&mut self, reason: Loss, number: u64) {
+    pub(super) fn lose_many(&mut self, reason: Loss, number: u64) {
         if let Some(count) = self.losses.get_mut(reason as usize) {
             *count += number;
-        }
-    }
-
-    /// Writes a packet to the TUN device, and counts it or its loss: one that the kernel refuses is that packet's fault.
-    pub(super) fn tun_send(&mut self, tun: &Tun, packet: &[u8]) {
-        match tun.send(packet) {
-            Ok(()) => self.tun_sent.count(packet.len()),
-            Err(_) => self.lose(Loss::TunSend),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -15,7 +15,7 @@ use std::{
 
 use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
-use muster_tunnel::{OVERHEAD, Outgoing, PADDING, Received, Transmit, Tunnel};
+use muster_tunnel::{Outgoing, Transmit, Tunnel};
 use rustix::{
     event::{EventfdFlags, epoll},
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec},
@@ -23,19 +23,13 @@ use rustix::{
 use tokio::sync::mpsc;
 
 use super::{
-    Command, DatapathConfig, Event, Request, Snapshot, StartError,
-    batch::{BATCH, Batch},
-    counters::{Counters, Loss},
-    translate,
+    Command, DatapathConfig, Event, Request, Snapshot, StartError, counters::Counters, translate,
+    tun_port::TunPort,
 };
-use crate::{
-    tun::Tun,
-    udp::{Family, UdpSockets},
-};
+use crate::udp::{Family, ReceiveBuffer, UdpSockets};
 
-/// Octets that a received packet or datagram may have; longer ones are lost. Enough for jumbo frames, which peers may
-/// use although this host does not.
-const SLOT_MIN: usize = 16 << 10;
+/// Requests that are taken before the others' turn.
+const REQUESTS: usize = 64;
 
 /// What epoll reports as ready, as the data of its events.
 mod source {
@@ -48,11 +42,11 @@ mod source {
 }
 
 pub(super) struct EventLoop {
-    tunnel: Tunnel,
-    local_addresses: Vec<IpAddr>,
+    pub(super) tunnel: Tunnel,
+    pub(super) local_addresses: Vec<IpAddr>,
     pools: Vec<IpNet>,
-    tun: Tun,
-    sockets: UdpSockets,
+    pub(super) tun: TunPort,
+    pub(super) sockets: UdpSockets,
     requests: mpsc::Receiver<Request>,
     events: mpsc::Sender<Event>,
     /// Room for [`Event::Failed`], whatever else waits.
@@ -63,17 +57,16 @@ pub(super) struct EventLoop {
     timer: OwnedFd,
     /// When the timer will fire, if it is set.
     armed: Option<Instant>,
-    counters: Counters,
-    packets: Batch<()>,
-    datagrams: Batch<SocketAddr>,
-    outgoing: Outgoing,
-    transmits: Vec<Transmit>,
+    pub(super) counters: Counters,
+    pub(super) received: ReceiveBuffer,
+    pub(super) outgoing: Outgoing,
+    pub(super) transmits: Vec<Transmit>,
 }
 
 /// Why the data plane cannot go on.
-struct Fatal {
-    action: &'static str,
-    source: io::Error,
+pub(super) struct Fatal {
+    pub(super) action: &'static str,
+    pub(super) source: io::Error,
 }
 
 impl EventLoop {
@@ -112,13 +105,13 @@ impl EventLoop {
             action: "reserve room for an event",
             source: io::ErrorKind::OutOfMemory.into(),
         })?;
-        let slot = SLOT_MIN.max(config.mtu as usize + OVERHEAD + PADDING);
         let wake = Arc::new(wake);
+        config.sockets.coalesce();
         let event_loop = Self {
             tunnel: translate::tunnel(&config),
             local_addresses: config.local_addresses,
             pools: config.pools,
-            tun: config.tun,
+            tun: TunPort::new(config.tun),
             sockets: config.sockets,
             requests,
             last_word,
@@ -129,8 +122,7 @@ impl EventLoop {
             timer,
             armed: None,
             counters: Counters::default(),
-            packets: Batch::new(slot),
-            datagrams: Batch::new(slot),
+            received: ReceiveBuffer::new(),
             outgoing: Outgoing::new(),
             transmits: Vec::new(),
         };
@@ -179,42 +171,9 @@ impl EventLoop {
         self.arm(now)
     }
 
-    fn packets_from_tun(&mut self, now: Instant) -> Result<(), Fatal> {
-        if let Err(source) = self.tun.recv_batch(&mut self.packets) {
-            // The interface has been deleted from under us; everything else concerns one packet.
-            if matches!(source.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::EBADF)) {
-                return Err(Fatal { action: "read from the TUN device, which somebody has deleted", source });
-            }
-            self.counters.lose(Loss::TunReceive);
-        }
-        for ((), packet) in self.packets.iter_mut() {
-            self.counters.tun_received.count(packet.len());
-            if translate::source_of(packet).is_some_and(|source| !self.local_addresses.contains(&source)) {
-                self.counters.lose(Loss::ForeignSource);
-                continue;
-            }
-            // The core counts what it drops, and why.
-            let _ = self.tunnel.handle_packet(packet, now, &mut self.outgoing);
-        }
-        self.send();
-        Ok(())
-    }
-
-    fn datagrams_from(&mut self, family: Family, now: Instant) {
-        if self.sockets.recv_batch(family, &mut self.datagrams).is_err() {
-            self.counters.lose(Loss::UdpReceive);
-        }
-        for (from, datagram) in self.datagrams.iter_mut() {
-            self.counters.udp_received.count(datagram.len());
-            if let Ok(Received::Packet { packet, .. }) = self.tunnel.handle_datagram(from, datagram, now) {
-                self.counters.tun_send(&self.tun, packet);
-            }
-        }
-    }
-
     fn requests(&mut self, now: Instant) {
         drain(&self.wake);
-        for _ in 0..BATCH {
+        for _ in 0..REQUESTS {
             match self.requests.try_recv() {
                 Ok(Request::Command(command)) => self.command(command, now),
                 Ok(Request::SetPools(pools)) => self.pools = pools,
@@ -262,34 +221,14 @@ impl EventLoop {
     /// Passes on what the core has to say beside its answers.
     fn flush(&mut self) {
         while let Some(packet) = self.tunnel.poll_packet() {
-            self.counters.tun_send(&self.tun, &packet);
+            self.tun.send_packet(&packet, &mut self.counters);
         }
-        self.transmit();
+        self.send();
         // What finds no room stays with the core, which bounds it, until the next turn.
         while self.events.capacity() > 0
             && let Some(event) = self.tunnel.poll_event()
         {
             let _ = self.events.try_send(translate::event(event));
-        }
-    }
-
-    /// Sends what the core has said by itself: handshakes, keepalives, and packets that have waited for them.
-    fn transmit(&mut self) {
-        self.transmits.extend(std::iter::from_fn(|| self.tunnel.poll_transmit()));
-        if !self.transmits.is_empty() {
-            let datagrams = self.transmits.iter().map(|t| (t.destination, t.payload.as_slice()));
-            self.counters.sent(self.sockets.send_batch(datagrams));
-            self.transmits.clear();
-        }
-    }
-
-    /// Sends the batch that packets were sealed into, after what was to leave before it.
-    fn send(&mut self) {
-        self.transmit();
-        if !self.outgoing.is_empty() {
-            let datagrams = self.outgoing.iter().map(|d| (d.destination, d.payload));
-            self.counters.sent(self.sockets.send_batch(datagrams));
-            self.outgoing.clear();
         }
     }
 

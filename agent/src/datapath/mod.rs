@@ -22,10 +22,11 @@ use zeroize::Zeroizing;
 
 use crate::{tun::Tun, udp::UdpSockets};
 
-pub(crate) mod batch;
 mod counters;
 mod event_loop;
+mod traffic;
 mod translate;
+mod tun_port;
 
 /// A WireGuard public key (Curve25519, 32 octets).
 pub type PublicKey = [u8; 32];
@@ -142,8 +143,8 @@ pub struct Counter {
 }
 
 impl Counter {
-    fn count(&mut self, bytes: usize) {
-        self.packets += 1;
+    fn add(&mut self, packets: usize, bytes: usize) {
+        self.packets += packets as u64;
         self.bytes += bytes as u64;
     }
 }

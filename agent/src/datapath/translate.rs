@@ -1,7 +1,5 @@
 //! Between the words of the control side and those of the core.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
 use muster_tunnel::{Config, PrivateKey, Tunnel};
@@ -68,15 +66,6 @@ pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, Pe
     (*peer.public_key.as_bytes(), snapshot)
 }
 
-/// The source address of an IP packet, as far as there is one.
-pub(super) fn source_of(packet: &[u8]) -> Option<IpAddr> {
-    match packet.first()? >> 4 {
-        4 => Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(12..16)?).ok()?)),
-        6 => Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(8..24)?).ok()?)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,21 +91,5 @@ mod tests {
         };
         let endpoints: Vec<_> = peer(config, &pools).endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(endpoints, ["192.0.2.1:51820", "[2001:db8::1]:51820"]);
-    }
-
-    #[test]
-    fn sources_are_read_and_short_packets_have_none() {
-        let mut v4 = [0; 20];
-        v4[0] = 0x45;
-        v4[12..16].copy_from_slice(&[100, 64, 0, 1]);
-        assert_eq!(source_of(&v4), Some("100.64.0.1".parse().expect("an address")));
-        assert_eq!(source_of(&v4[..15]), None);
-        let mut v6 = [0; 40];
-        v6[0] = 0x60;
-        v6[23] = 1;
-        assert_eq!(source_of(&v6), Some("::1".parse().expect("an address")));
-        assert_eq!(source_of(&v6[..23]), None);
-        assert_eq!(source_of(&[]), None);
-        assert_eq!(source_of(&[0x10; 40]), None);
     }
 }

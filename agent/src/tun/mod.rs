@@ -11,8 +11,6 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::datapath::batch::Batch;
-
 mod sys;
 
 /// Where the kernel offers TUN devices.
@@ -104,15 +102,10 @@ impl Offloads {
 }
 
 impl Tun {
-    /// Creates the interface `name`, which must not exist yet. It is down and has no address.
+    /// Creates the interface `name`, which must not exist yet, with the most offloads that the kernel has. It is down
+    /// and has no address.
     pub fn create(name: &str) -> Result<Self, TunError> {
-        Self::create_through(Path::new(DEVICE), name, false)
-    }
-
-    /// As [`Self::create`], with a virtio header before each packet and the most offloads that the kernel has: to be
-    /// used with [`Self::recv_super`] and [`Self::send_super`], and not with the calls for plain packets.
-    pub fn create_offloading(name: &str) -> Result<Self, TunError> {
-        let tun = Self::create_through(Path::new(DEVICE), name, true)?;
+        let tun = Self::create_through(Path::new(DEVICE), name)?;
         for offloads in Offloads::TRIED {
             match tun.set_offloads(offloads) {
                 Ok(()) => break,
@@ -122,15 +115,13 @@ impl Tun {
         Ok(tun)
     }
 
-    fn create_through(device: &Path, name: &str, with_header: bool) -> Result<Self, TunError> {
+    fn create_through(device: &Path, name: &str) -> Result<Self, TunError> {
         check_name(name)?;
         let open = || {
             let fd =
                 rustix::fs::open(device, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
-            sys::attach(fd.as_fd(), name, with_header)?;
-            if with_header {
-                sys::set_header(fd.as_fd())?;
-            }
+            sys::attach(fd.as_fd(), name)?;
+            sys::set_header(fd.as_fd())?;
             Ok(fd)
         };
         match open() {
@@ -168,23 +159,6 @@ impl Tun {
     /// others take.
     pub fn send_super(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
         rustix::io::retry_on_intr(|| rustix::io::writev(&self.fd, slices))?;
-        Ok(())
-    }
-
-    /// Reads one packet into `buffer` and returns its length. `WouldBlock` when none waits. A packet longer than
-    /// `buffer` is cut off, so `buffer` should hold the interface's MTU.
-    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(&self.fd, buffer)?)
-    }
-
-    /// Replaces the contents of `batch` by packets that wait.
-    pub(crate) fn recv_batch(&self, batch: &mut Batch<()>) -> io::Result<()> {
-        batch.fill(|slot| self.recv(slot).map(|length| (length, ())))
-    }
-
-    /// Hands one packet to the host's network stack.
-    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
-        rustix::io::write(&self.fd, packet)?;
         Ok(())
     }
 }
@@ -229,8 +203,7 @@ mod tests {
 
     #[test]
     fn a_missing_device_file_is_named_with_its_remedy() {
-        let error =
-            Tun::create_through(Path::new("/nonexistent/tun"), "muster0", true).expect_err("no such file");
+        let error = Tun::create_through(Path::new("/nonexistent/tun"), "muster0").expect_err("no such file");
         assert!(matches!(error, TunError::NoDevice { .. }), "{error}");
         assert!(error.to_string().contains("modprobe tun"), "{error}");
     }

@@ -9,8 +9,8 @@ use std::{
 use super::{Offloads, VIRTIO_HEADER};
 
 /// Turns an open `/dev/net/tun` into the TUN interface `name`, not persistent: packets with a virtio header before them
-/// (see [`set_header`]) or none. `EBUSY` if an interface of this name exists. `name` must be shorter than `IFNAMSIZ`.
-pub(super) fn attach(fd: BorrowedFd<'_>, name: &str, with_header: bool) -> io::Result<()> {
+/// (see [`set_header`]). `EBUSY` if an interface of this name exists. `name` must be shorter than `IFNAMSIZ`.
+pub(super) fn attach(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY: `ifreq` is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -20,10 +20,7 @@ pub(super) fn attach(fd: BorrowedFd<'_>, name: &str, with_header: bool) -> io::R
         *to = from as libc::c_char;
     }
     // IFF_TUN_EXCL refuses a name that exists, instead of joining in with a process that is about to end.
-    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
-    if with_header {
-        flags |= libc::IFF_VNET_HDR;
-    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: `fd` is open for the length of the call, and TUNSETIFF reads and writes one `ifreq`, which `request` is.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };

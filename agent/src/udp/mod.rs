@@ -16,13 +16,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 mod abi;
 mod receive;
-mod run;
 mod send;
-mod single;
 mod sys;
 
+pub use muster_tunnel::Run;
 pub use receive::{Message, ReceiveBuffer};
-pub use run::Run;
 pub use send::{Sent, TooBig};
 
 /// What a socket may hold in each direction, in octets: about 6 ms at 10 Gbit/s.

@@ -23,7 +23,7 @@ const ALL: Offloads = Offloads { checksum: true, tso: true, uso: true };
 /// A namespace with an offloading TUN device, 10.1.1.`number` and fd01::`number`.
 fn host(number: u8) -> (Namespace, Tun) {
     let namespace = Namespace::new();
-    let tun = namespace.enter(async || Tun::create_offloading("muster0").expect("create"));
+    let tun = namespace.enter(async || Tun::create("muster0").expect("create"));
     namespace.ip(&format!("addr add 10.1.1.{number}/24 dev muster0"));
     namespace.ip(&format!("addr add fd01::{number}/64 dev muster0 nodad"));
     namespace.ip(&format!("link set muster0 mtu {MTU} up"));

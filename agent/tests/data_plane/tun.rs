@@ -1,17 +1,27 @@
 //! The TUN device: created, used, busy, gone.
 
-use std::{io, net::UdpSocket, time::Duration};
+use std::{
+    io::{self, IoSlice},
+    net::UdpSocket,
+    time::Duration,
+};
 
 use muster_agent::tun::{Tun, TunError};
 
 use crate::namespace::{Namespace, have_root};
 
-/// Reads packets until one satisfies `wanted`; the kernel sends some of its own.
-async fn read_until(tun: &Tun, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+/// Octets of the header before each packet.
+const HEADER: usize = 10;
+
+/// Reads packets until one satisfies `wanted`; the kernel sends some of its own. Returns the header, too.
+async fn read_until(tun: &Tun, wanted: impl Fn(&[u8]) -> bool) -> (Vec<u8>, Vec<u8>) {
     let mut buffer = [0; 2048];
     for _ in 0..500 {
-        match tun.recv(&mut buffer) {
-            Ok(length) if wanted(&buffer[..length]) => return buffer[..length].to_vec(),
+        match tun.recv_super(&mut buffer) {
+            Ok(length) if wanted(&buffer[HEADER..length]) => {
+                let (header, packet) = buffer[..length].split_at(HEADER);
+                return (header.to_vec(), packet.to_vec());
+            }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 tokio::time::sleep(Duration::from_millis(2)).await
@@ -35,21 +45,24 @@ fn packets_are_read_and_written_whole() {
 
         let socket = UdpSocket::bind("10.1.1.1:5000").expect("bind");
         socket.send_to(b"to the peer", "10.1.1.2:6000").expect("send");
-        let mut packet = read_until(&tun, |p| p[0] >> 4 == 4 && p[9] == 17).await;
+        let (header, mut packet) = read_until(&tun, |p| p[0] >> 4 == 4 && p[9] == 17).await;
         assert_eq!(packet.len(), 20 + 8 + 11);
         assert_eq!(&packet[28..], b"to the peer");
 
-        // The same packet, sent back: swapping addresses and ports changes no checksum.
+        // The same packet, sent back: swapping addresses and ports changes no checksum, also none that is yet to be
+        // completed.
         for (a, b) in [(12, 16), (13, 17), (14, 18), (15, 19), (20, 22), (21, 23)] {
             packet.swap(a, b);
         }
-        tun.send(&packet).expect("write");
+        tun.send_super(&[IoSlice::new(&header), IoSlice::new(&packet)]).expect("write");
         socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
         let mut buffer = [0; 64];
         let (length, from) = socket.recv_from(&mut buffer).expect("delivered");
         assert_eq!((&buffer[..length], from.to_string().as_str()), (&b"to the peer"[..], "10.1.1.2:6000"));
 
-        let error = tun.send(&[0xff; 40]).expect_err("neither IPv4 nor IPv6");
+        let error = tun
+            .send_super(&[IoSlice::new(&[0; HEADER]), IoSlice::new(&[0xff; 40])])
+            .expect_err("neither IPv4 nor IPv6");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     });
 }

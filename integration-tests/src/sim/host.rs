@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use muster_agent::control::{Control, Failure, LookupResult, Settings, Start, Validity};
 use muster_common::time::{Instant, Timestamp};
 use muster_proto::registration::{DeviceConfig, Peer};
-use muster_tunnel::{Config, Outgoing, PrivateKey, Received, Tunnel};
+use muster_tunnel::{Config, Ecn, Outgoing, PrivateKey, Received, Tunnel};
 use rand::RngExt as _;
 use uuid::Uuid;
 
@@ -256,7 +256,7 @@ impl World {
         let host = &mut self.hosts[h];
         let (Some(running), Some(disk)) = (&mut host.running, &host.disk) else { return Ok(()) };
         let uid = disk.uid;
-        let received = running.tunnel.handle_datagram(from, &mut octets, now);
+        let received = running.tunnel.handle_datagram(from, Ecn::NotEct, &mut octets, now);
         let line = format!("h{h} < {from} {}", outcome(&received));
         let delivered = match received {
             Ok(Received::Packet { from, packet }) => {
@@ -285,8 +285,10 @@ impl World {
         let (id, packet) = self.model.packet(disk.uid, source, destination);
         running.out.clear();
         let sent = running.tunnel.handle_packet(&packet, now, &mut running.out);
-        let sealed: Vec<(SocketAddr, Vec<u8>)> =
-            running.out.iter().map(|d| (d.destination, d.payload.to_vec())).collect();
+        let mut sealed: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
+        for run in running.out.runs() {
+            sealed.extend(run.datagrams().map(|datagram| (run.destination, datagram.to_vec())));
+        }
         self.counts.packets += 1;
         self.note(format_args!("h{h} sends packet {id} to {destination}: {sent:?}"));
         // What the core has to send goes first.

@@ -267,7 +267,13 @@ impl Coalescer {
     #[inline]
     pub fn drain<'b>(&mut self, buffer: &'b [u8], mut each: impl FnMut(Item<'_, 'b>)) {
         for group in &self.groups {
-            let packets = Packets { packets: &self.packets, buffer, next: group.first, left: group.count };
+            let packets = Packets {
+                is_udp: group.protocol == UDP,
+                packets: &self.packets,
+                buffer,
+                next: group.first,
+                left: group.count,
+            };
             let Some(first) = packets.clone().next() else { continue };
             let len = group.len as usize;
             if group.count == 1 {
@@ -375,6 +381,11 @@ impl<'i, 'b> Item<'i, 'b> {
         self.len
     }
 
+    /// Whether it is a super-packet of UDP, and not of TCP.
+    pub fn is_udp(&self) -> bool {
+        self.packets.is_udp
+    }
+
     /// Number of packets, at least 1 and at most [`MAX_PACKETS`].
     #[inline]
     pub fn count(&self) -> usize {
@@ -384,6 +395,7 @@ impl<'i, 'b> Item<'i, 'b> {
 
 #[derive(Clone, Debug)]
 struct Packets<'i, 'b> {
+    is_udp: bool,
     packets: &'i [Packet],
     buffer: &'b [u8],
     next: u32,

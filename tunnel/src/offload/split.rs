@@ -185,6 +185,15 @@ impl<'a> SuperPacket<'a> {
     }
 }
 
+impl SuperPacket<'_> {
+    /// Segment `index` by itself, to be kept.
+    pub(crate) fn segment(&self, index: usize) -> Vec<u8> {
+        let mut segment = vec![0; self.segment_len(index)];
+        self.write_segment(index, &mut segment);
+        segment
+    }
+}
+
 /// The work on a single packet whose checksum was left to the device.
 fn checksum_work(header: VirtioHeader, packet: &[u8]) -> Result<Work, OffloadError> {
     let error = OffloadError::Checksum { start: header.csum_start, offset: header.csum_offset };

@@ -148,7 +148,7 @@ impl Peer {
         shared: &mut Shared,
         now: Instant,
     ) {
-        self.count_sent(message.len());
+        self.count_sent(message.len(), 1);
         self.timers.sent(now);
         shared.transmit(destination, message.to_vec());
     }

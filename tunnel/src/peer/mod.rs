@@ -11,10 +11,12 @@ use self::handshake::Attempt;
 use crate::{
     config::PeerConfig,
     cookie::CookieJar,
+    ecn::{self, Ecn},
     event::{Event, Reason, Sent},
     key::{PresharedKey, PublicKey},
     limits::{MAX_CANDIDATES, OVERHEAD, PEER_QUEUE},
     message::DataHeader,
+    offload::SuperPacket,
     outgoing::Outgoing,
     packet::padded_len,
     sessions::Sessions,
@@ -123,10 +125,10 @@ impl Peer {
 
     // Sending
 
-    /// Seals `packet` into `out`, or lets it wait for a session.
+    /// Seals the segments of `packet` into `out`, or lets them wait for a session.
     pub(crate) fn send(
         &mut self,
-        packet: &[u8],
+        packet: &SuperPacket<'_>,
         shared: &mut Shared,
         now: Instant,
         out: &mut Outgoing,
@@ -134,32 +136,54 @@ impl Peer {
         let (Some(session), Some(endpoint)) =
             (self.sessions.current().filter(|session| session.can_send(now)), self.endpoint)
         else {
-            self.enqueue(packet.to_vec(), shared);
+            for index in 0..packet.segments() {
+                self.enqueue(packet.segment(index), shared);
+            }
             self.start_handshake(shared, now);
             return Ok(Sent::Queued);
         };
-        let padded = padded_len(packet.len(), shared.mtu);
-        let len = out
-            .append(endpoint, |buffer| session.seal(packet, padded, now, buffer))
-            .inspect_err(|reason| self.counters.drops.count(*reason))?;
+        let ecn = ecn::outer(Ecn::from_bits(packet.ecn()));
+        let (segments, before) = (packet.segments(), out.octets());
+        for index in 0..segments {
+            let len = packet.segment_len(index);
+            let padded = padded_len(len, shared.mtu);
+            let sealed = out.append(endpoint, ecn, padded + OVERHEAD, |slot| {
+                session.seal(slot, now, |inner| {
+                    let (inner, padding) = inner.split_at_mut(len);
+                    packet.write_segment(index, inner);
+                    padding.fill(0);
+                })
+            });
+            if let Err(reason) = sealed {
+                // The rest would fare no better.
+                let lost = segments - index;
+                self.counters.drops.add(reason, lost);
+                shared.drops.add(reason, lost - 1);
+                self.sent_data(out.octets() - before, index, shared, now);
+                return Err(reason);
+            }
+        }
         let wants_renewal = session.wants_renewal_after_sending(now);
-        self.sent_data(len, shared, now);
+        self.sent_data(out.octets() - before, segments, shared, now);
         if wants_renewal {
             self.start_handshake(shared, now);
         }
         Ok(Sent::Sealed)
     }
 
-    fn sent_data(&mut self, len: usize, shared: &mut Shared, now: Instant) {
+    fn sent_data(&mut self, octets: usize, datagrams: usize, shared: &mut Shared, now: Instant) {
+        if datagrams == 0 {
+            return;
+        }
         self.had_data = true;
-        self.count_sent(len);
+        self.count_sent(octets, datagrams);
         self.timers.sent(now);
         self.timers.sent_data(now, || shared.jitter());
     }
 
-    fn count_sent(&mut self, len: usize) {
-        self.counters.sent_bytes += len as u64;
-        self.counters.sent_packets += 1;
+    fn count_sent(&mut self, octets: usize, datagrams: usize) {
+        self.counters.sent_bytes += octets as u64;
+        self.counters.sent_packets += datagrams as u64;
     }
 
     /// Lets a packet wait for a session; beyond [`PEER_QUEUE`] the oldest is dropped.
@@ -194,10 +218,10 @@ impl Peer {
         else {
             return self.start_handshake(shared, now);
         };
-        let mut message = Vec::with_capacity(OVERHEAD);
-        if session.seal(&[], 0, now, &mut message).is_ok() {
+        let mut message = vec![0; OVERHEAD];
+        if session.seal(&mut message, now, |_| {}).is_ok() {
             let wants_renewal = session.wants_renewal_after_sending(now);
-            self.count_sent(message.len());
+            self.count_sent(message.len(), 1);
             self.timers.sent(now);
             shared.transmit(endpoint, message);
             if wants_renewal {
@@ -217,10 +241,11 @@ impl Peer {
         for packet in std::mem::take(&mut self.queue) {
             let (Some(session), Some(endpoint)) = (self.sessions.current(), self.endpoint) else { return };
             let padded = padded_len(packet.len(), shared.mtu);
-            let mut message = Vec::new();
-            match session.seal(&packet, padded, now, &mut message) {
+            let mut message = vec![0; padded + OVERHEAD];
+            let write = |inner: &mut [u8]| inner[..packet.len()].copy_from_slice(&packet);
+            match session.seal(&mut message, now, write) {
                 Ok(()) => {
-                    self.sent_data(message.len(), shared, now);
+                    self.sent_data(message.len(), 1, shared, now);
                     shared.transmit(endpoint, message);
                 }
                 Err(reason) => self.drop(reason, 1, shared),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 
 use super::{network::Network, packets::udp};
-use crate::{ADDRESS_LOOKUPS, Dropped, Outgoing, PEER_QUEUE, PeerConfig, PublicKey, Received};
+use crate::{ADDRESS_LOOKUPS, Dropped, Ecn, Outgoing, PEER_QUEUE, PeerConfig, PublicKey, Received, Sent};
 
 #[test]
 fn the_queue_of_a_peer_keeps_the_newest() {
@@ -66,23 +66,23 @@ fn batches_survive_bad_members() {
     let packets: [&[u8]; 5] = [&good[0], b"junk", &good[1], &[], &[0x45; 3]];
     let mut out = Outgoing::new();
     let now = network.now;
-    assert_eq!(network.nodes[0].tunnel.handle_packets(packets, now, &mut out), 2);
-    assert_eq!((out.len(), out.octets().len()), (2, 2 * (32 + 32)));
+    let node = &mut network.nodes[0];
+    let sent = packets.map(|packet| node.tunnel.handle_packet(packet, now, &mut out));
+    assert_eq!(sent.iter().filter(|sent| **sent == Ok(Sent::Sealed)).count(), 2);
+    assert_eq!((out.len(), out.octets(), out.runs().len()), (2, 2 * (32 + 32), 1));
     let source = network.nodes[0].address;
-    let mut datagrams: Vec<Vec<u8>> = out.iter().map(|d| d.payload.to_vec()).collect();
+    let mut datagrams: Vec<Vec<u8>> =
+        out.runs().flat_map(|run| run.datagrams().map(<[u8]>::to_vec).collect::<Vec<_>>()).collect();
     datagrams.insert(1, vec![4; 100]);
     datagrams.insert(0, vec![]);
     let mut results = Vec::new();
-    network.nodes[1].tunnel.handle_datagrams(
-        datagrams.iter_mut().map(|d| (source, d.as_mut_slice())),
-        now,
-        |result| {
-            results.push(result.map(|received| match received {
-                Received::Packet { packet, .. } => packet.to_vec(),
-                other => panic!("{other:?}"),
-            }))
-        },
-    );
+    for datagram in &mut datagrams {
+        let received = network.nodes[1].tunnel.handle_datagram(source, Ecn::NotEct, datagram, now);
+        results.push(received.map(|received| match received {
+            Received::Packet { packet, .. } => packet.to_vec(),
+            other => panic!("{other:?}"),
+        }));
+    }
     let [one, two] = good;
     assert_eq!(results, [Err(Dropped::Malformed), Ok(one), Err(Dropped::Malformed), Ok(two)]);
 }

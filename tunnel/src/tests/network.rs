@@ -11,7 +11,7 @@ use muster_common::time::{Instant, Timestamp};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::packets::udp;
-use crate::{Config, Dropped, Event, Outgoing, PeerConfig, PrivateKey, PublicKey, Received, Tunnel};
+use crate::{Config, Dropped, Ecn, Event, Outgoing, PeerConfig, PrivateKey, PublicKey, Received, Tunnel};
 
 /// One device in the network.
 pub(super) struct Node {
@@ -137,7 +137,9 @@ impl Network {
         while let Some(transmit) = node.tunnel.poll_transmit() {
             datagrams.push((transmit.destination, transmit.payload));
         }
-        datagrams.extend(node.out.iter().map(|d| (d.destination, d.payload.to_vec())));
+        for run in node.out.runs() {
+            datagrams.extend(run.datagrams().map(|datagram| (run.destination, datagram.to_vec())));
+        }
         node.out.clear();
         while let Some(event) = node.tunnel.poll_event() {
             node.events.push(event);
@@ -169,7 +171,7 @@ impl Network {
         mut datagram: Vec<u8>,
     ) -> Result<(), Dropped> {
         let node = &mut self.nodes[n];
-        let result = match node.tunnel.handle_datagram(from, &mut datagram, self.now) {
+        let result = match node.tunnel.handle_datagram(from, Ecn::NotEct, &mut datagram, self.now) {
             Ok(Received::Packet { packet, .. }) => {
                 node.inbox.push(packet.to_vec());
                 Ok(())

@@ -19,8 +19,9 @@ use crate::{
     lookup::{AddressLookups, AddressVerdict, KeyLookups, Recent},
     message::Initiation,
     noise::Identity,
+    offload::{SuperPacket, VirtioHeader},
     outgoing::Outgoing,
-    packet::Header,
+    packet::{Header, is_to_one_device},
     peer::Peer,
     shared::{PeerId, Shared},
     stats::{Dropped, Drops, PeerSnapshot},
@@ -212,50 +213,59 @@ impl Tunnel {
         now: Instant,
         out: &mut Outgoing,
     ) -> Result<Sent, Dropped> {
+        match SuperPacket::parse(VirtioHeader::default(), packet) {
+            Ok(packet) => self.handle_super_packet(&packet, now, out),
+            Err(_) => {
+                self.shared.drops.count(Dropped::InvalidPacket);
+                Err(Dropped::InvalidPacket)
+            }
+        }
+    }
+
+    /// Takes a packet of one or more segments, and seals these into `out`, or lets them wait.
+    pub fn handle_super_packet(
+        &mut self,
+        packet: &SuperPacket<'_>,
+        now: Instant,
+        out: &mut Outgoing,
+    ) -> Result<Sent, Dropped> {
         self.send(packet, now, out).inspect_err(|reason| {
             self.shared.drops.count(*reason);
             tracing::trace!(%reason, "packet dropped");
         })
     }
 
-    /// Takes a batch of packets in order; returns how many were sealed into `out`. What becomes of one does not
-    /// touch the others.
-    pub fn handle_packets<'a>(
-        &mut self,
-        packets: impl IntoIterator<Item = &'a [u8]>,
-        now: Instant,
-        out: &mut Outgoing,
-    ) -> usize {
-        packets.into_iter().filter(|packet| self.handle_packet(packet, now, out) == Ok(Sent::Sealed)).count()
-    }
-
-    fn send(&mut self, packet: &[u8], now: Instant, out: &mut Outgoing) -> Result<Sent, Dropped> {
-        let header = Header::parse(packet).ok_or(Dropped::InvalidPacket)?;
-        if packet.len() > MAX_PACKET {
+    fn send(&mut self, packet: &SuperPacket<'_>, now: Instant, out: &mut Outgoing) -> Result<Sent, Dropped> {
+        let destination = packet.destination();
+        if packet.segment_len(0) > MAX_PACKET {
             return Err(Dropped::TooBig);
         }
-        if let Some(id) = self.by_address.get(&header.destination) {
+        if let Some(id) = self.by_address.get(&destination) {
             return self
                 .with_peer(*id, |peer, shared| peer.send(packet, shared, now, out))
                 .unwrap_or(Err(Dropped::NoRoute));
         }
-        if !header.is_to_one_device() {
+        if !is_to_one_device(destination) {
             return Err(Dropped::NoRoute);
         }
-        let (verdict, dropped) = self.addresses.packet(header.destination, packet, now);
-        self.shared.drops.add(Dropped::QueueFull, dropped);
-        match verdict {
-            AddressVerdict::Ask => self.shared.event(Event::LookupAddress(header.destination)),
-            AddressVerdict::Wait => {}
-            AddressVerdict::NoSuchDevice => {
-                if let Some(error) = icmp::unreachable(packet) {
-                    self.shared.packet(error);
+        let mut result = Ok(Sent::Queued);
+        for index in 0..packet.segments() {
+            let segment = packet.segment(index);
+            let (verdict, dropped) = self.addresses.packet(destination, &segment, now);
+            self.shared.drops.add(Dropped::QueueFull, dropped);
+            match verdict {
+                AddressVerdict::Ask => self.shared.event(Event::LookupAddress(destination)),
+                AddressVerdict::Wait => {}
+                AddressVerdict::NoSuchDevice => {
+                    if let Some(error) = icmp::unreachable(&segment) {
+                        self.shared.packet(error);
+                    }
+                    return Err(Dropped::Unreachable);
                 }
-                return Err(Dropped::Unreachable);
+                AddressVerdict::Full => result = Err(Dropped::QueueFull),
             }
-            AddressVerdict::Full => return Err(Dropped::QueueFull),
         }
-        Ok(Sent::Queued)
+        result
     }
 
     /// Drops a packet that has waited in vain, with an error to its sender.

@@ -7,6 +7,7 @@ use muster_common::time::Instant;
 use super::Tunnel;
 use crate::{
     cookie::Verdict,
+    ecn::{self, Ecn},
     event::{Event, Received},
     message::{CookieReply, DATA_HEADER_LEN, Initiation, Message, Response},
     packet::Header,
@@ -14,34 +15,25 @@ use crate::{
 };
 
 impl Tunnel {
-    /// Takes a datagram that came from `source`. Data is opened in place.
+    /// Takes a datagram that came from `source` with `ecn` in its IP header. Data is opened in place, and lies
+    /// [`PACKET_OFFSET`] octets after the datagram's start.
     pub fn handle_datagram<'a>(
         &mut self,
         source: SocketAddr,
+        ecn: Ecn,
         datagram: &'a mut [u8],
         now: Instant,
     ) -> Result<Received<'a>, Dropped> {
-        self.receive(source, datagram, now).inspect_err(|reason| {
+        self.receive(source, ecn, datagram, now).inspect_err(|reason| {
             self.shared.drops.count(*reason);
             tracing::trace!(%source, %reason, "datagram dropped");
         })
     }
 
-    /// Takes a batch of datagrams that arrived together, and hands each one's outcome to `each`, in order.
-    pub fn handle_datagrams<'a>(
-        &mut self,
-        datagrams: impl IntoIterator<Item = (SocketAddr, &'a mut [u8])>,
-        now: Instant,
-        mut each: impl FnMut(Result<Received<'a>, Dropped>),
-    ) {
-        for (source, datagram) in datagrams {
-            each(self.handle_datagram(source, datagram, now));
-        }
-    }
-
     fn receive<'a>(
         &mut self,
         source: SocketAddr,
+        ecn: Ecn,
         datagram: &'a mut [u8],
         now: Instant,
     ) -> Result<Received<'a>, Dropped> {
@@ -66,13 +58,14 @@ impl Tunnel {
         let Some(peer) = self.peers.get_mut(id as usize).and_then(Option::as_mut) else {
             return Err(Dropped::UnknownIndex);
         };
-        let opened: &'a [u8] = opened;
         let refused = match Header::parse(opened) {
             Some(inner) if self.by_address.get(&inner.source) == Some(&id) => {
-                return Ok(Received::Packet {
-                    from: peer.public_key,
-                    packet: opened.get(..inner.total_len).unwrap_or_default(),
-                });
+                let from = peer.public_key;
+                let packet = opened.get_mut(..inner.total_len).unwrap_or_default();
+                if ecn::decapsulate(ecn, packet) {
+                    return Ok(Received::Packet { from, packet });
+                }
+                Dropped::Congestion
             }
             Some(_) => Dropped::WrongSource,
             None => Dropped::InvalidPacket,

@@ -13,7 +13,7 @@ use std::{
 
 use muster_common::time::{Instant, Timestamp};
 use muster_tunnel::{
-    Config, Dropped, Outgoing, PeerConfig, PresharedKey, PrivateKey, PublicKey, Received, Tunnel,
+    Config, Dropped, Ecn, Outgoing, PeerConfig, PresharedKey, PrivateKey, PublicKey, Received, Tunnel,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -226,7 +226,9 @@ impl Lab {
         while let Some(transmit) = self.tunnel.poll_transmit() {
             datagrams.push((transmit.destination, transmit.payload));
         }
-        datagrams.extend(self.out.iter().map(|d| (d.destination, d.payload.to_vec())));
+        for run in self.out.runs() {
+            datagrams.extend(run.datagrams().map(|datagram| (run.destination, datagram.to_vec())));
+        }
         self.out.clear();
         for (destination, payload) in datagrams {
             // An error here may be the ICMP error for an earlier datagram; what got lost is sent again.
@@ -242,7 +244,8 @@ impl Lab {
             Ok((len, source)) => {
                 let datagram = &mut buffer[..len];
                 self.datagrams.push((datagram[0], len));
-                match self.tunnel.handle_datagram(source, datagram, Instant::now() + self.ahead) {
+                match self.tunnel.handle_datagram(source, Ecn::NotEct, datagram, Instant::now() + self.ahead)
+                {
                     Ok(Received::Packet { packet, .. }) => {
                         let packet = packet.to_vec();
                         let answer = if self.answers { echo_reply(&packet) } else { None };

@@ -47,6 +47,7 @@ impl Counters {
     pub(super) fn sent(&mut self, sent: Sent) {
         self.udp_sent.packets += sent.datagrams;
         self.udp_sent.bytes += sent.bytes;
+        self.udp_sent.calls += sent.calls;
         self.lose_many(Loss::UdpSendBufferFull, sent.full);
         self.lose_many(Loss::UdpSend, sent.failed);
     }

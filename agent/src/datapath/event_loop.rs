@@ -213,7 +213,8 @@ impl EventLoop {
 
     fn snapshot(&self, now: Instant) -> Snapshot {
         let mut snapshot = self.counters.snapshot();
-        snapshot.drops.extend(self.tunnel.drops().iter().map(|(reason, number)| (reason.as_str(), number)));
+        snapshot.offloads = translate::offloads(self.tun.offloads(), self.sockets.offloads());
+        snapshot.drops.extend(translate::named(&self.tunnel.drops()));
         snapshot.peers = self.tunnel.peers(now).map(translate::peer_snapshot).collect();
         snapshot
     }

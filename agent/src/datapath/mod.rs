@@ -121,31 +121,65 @@ pub enum Event {
 pub struct Snapshot {
     /// All peers that are held, by public key.
     pub peers: BTreeMap<PublicKey, PeerSnapshot>,
-    /// Packets and octets read from the TUN device.
+    /// What was read from the TUN device. A super-packet counts as the packets that it is cut into.
     pub tun_received: Counter,
-    /// Packets and octets written to the TUN device.
+    /// What was written to the TUN device. A super-packet counts as the packets that it is joined of.
     pub tun_sent: Counter,
-    /// Datagrams and octets received from UDP.
+    /// What was received from UDP.
     pub udp_received: Counter,
-    /// Datagrams and octets sent over UDP.
+    /// What was sent over UDP.
     pub udp_sent: Counter,
+    /// What the kernel does for the data plane at present.
+    pub offloads: Offloads,
     /// Packets and datagrams dropped, by reason (`snake_case`, fit for a metric's label).
     pub drops: BTreeMap<&'static str, u64>,
 }
 
-/// Packets and octets since the data plane started.
+/// Packets, octets and system calls since the data plane started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counter {
     /// Packets or datagrams.
     pub packets: u64,
     /// Octets.
     pub bytes: u64,
+    /// System calls that they took: fewer than packets where super-packets and batches work.
+    pub calls: u64,
 }
 
 impl Counter {
+    /// Counts what one system call has moved.
     fn add(&mut self, packets: usize, bytes: usize) {
+        self.calls += 1;
         self.packets += packets as u64;
         self.bytes += bytes as u64;
+    }
+}
+
+/// Offloads in use. Those that the kernel turns out to refuse are given up while packets flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Checksums of TCP and UDP are left to this device on the way out, and need no checking on the way in.
+    pub tun_checksum: bool,
+    /// The host hands over TCP as super-packets and takes it so.
+    pub tun_tso: bool,
+    /// The host hands over segmented UDP as super-packets and takes it so. Linux has it since 6.2.
+    pub tun_uso: bool,
+    /// Runs of datagrams are sent whole (`UDP_SEGMENT`).
+    pub udp_segment: bool,
+    /// Runs of datagrams are received whole (`UDP_GRO`).
+    pub udp_gro: bool,
+}
+
+impl Offloads {
+    /// Each by the name that status output and metrics use.
+    pub const fn named(self) -> [(&'static str, bool); 5] {
+        [
+            ("tun_checksum", self.tun_checksum),
+            ("tun_tso", self.tun_tso),
+            ("tun_uso", self.tun_uso),
+            ("udp_segment", self.udp_segment),
+            ("udp_gro", self.udp_gro),
+        ]
     }
 }
 
@@ -158,10 +192,18 @@ pub struct PeerSnapshot {
     pub endpoint: Option<SocketAddr>,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
+    /// Authentic datagrams received from the peer.
+    pub received_packets: u64,
     /// Octets received from the peer, as WireGuard counts them: sealed.
     pub received_bytes: u64,
+    /// Datagrams sent to the peer, handshakes included.
+    pub sent_packets: u64,
     /// Octets sent to the peer, sealed.
     pub sent_bytes: u64,
+    /// Packets that wait for a session.
+    pub queued: usize,
+    /// What was dropped of what came from or went to the peer, by reason; only what has happened.
+    pub drops: BTreeMap<&'static str, u64>,
     /// The path in use.
     pub path: Path,
 }

@@ -10,7 +10,7 @@ use super::{
     counters::Loss,
     event_loop::{EventLoop, Fatal},
 };
-use crate::udp::Family;
+use crate::udp::{Family, Message};
 
 /// Reads from the TUN device before the others' turn.
 const READS: usize = 64;
@@ -70,12 +70,16 @@ impl EventLoop {
         }
         self.counters.lose_many(Loss::UdpReceive, self.received.lost());
         let (messages, octets) = self.received.parts_mut();
+        if !messages.is_empty() {
+            let datagrams = messages.iter().map(Message::count).sum();
+            let bytes = messages.iter().map(|message| message.range.len()).sum();
+            self.counters.udp_received.add(datagrams, bytes);
+        }
         for message in messages {
             let ecn = Ecn::from_bits(message.ecn);
             for range in message.datagrams() {
                 let start = range.start + PACKET_OFFSET;
                 let datagram = octets.get_mut(range).unwrap_or_default();
-                self.counters.udp_received.add(1, datagram.len());
                 if let Ok(Received::Packet { packet, .. }) =
                     self.tunnel.handle_datagram(message.source, ecn, datagram, now)
                 {

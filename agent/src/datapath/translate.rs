@@ -2,9 +2,10 @@
 
 use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
-use muster_tunnel::{Config, PrivateKey, Tunnel};
+use muster_tunnel::{Config, Drops, PrivateKey, Tunnel};
 
-use super::{DatapathConfig, Event, Path, PeerConfig, PeerSnapshot, PublicKey};
+use super::{DatapathConfig, Event, Offloads, Path, PeerConfig, PeerSnapshot, PublicKey};
+use crate::{tun, udp};
 
 pub(super) fn tunnel(config: &DatapathConfig) -> Tunnel {
     let config = Config {
@@ -54,13 +55,32 @@ pub(super) fn event(event: muster_tunnel::Event) -> Event {
     }
 }
 
+/// The core's drops as metrics and status call them, also those that have not happened.
+pub(super) fn named(drops: &Drops) -> impl Iterator<Item = (&'static str, u64)> {
+    drops.iter().map(|(reason, number)| (reason.as_str(), number))
+}
+
+pub(super) fn offloads(tun: tun::Offloads, udp: udp::Offloads) -> Offloads {
+    Offloads {
+        tun_checksum: tun.checksum,
+        tun_tso: tun.tso,
+        tun_uso: tun.uso,
+        udp_segment: udp.segments,
+        udp_gro: udp.coalesces,
+    }
+}
+
 pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, PeerSnapshot) {
     let snapshot = PeerSnapshot {
         virtual_addresses: peer.virtual_addresses,
         endpoint: peer.endpoint,
         last_handshake: peer.last_handshake,
+        received_packets: peer.received_packets,
         received_bytes: peer.received_bytes,
+        sent_packets: peer.sent_packets,
         sent_bytes: peer.sent_bytes,
+        queued: peer.queued,
+        drops: named(&peer.drops).filter(|(_, number)| *number > 0).collect(),
         path: if peer.has_session { Path::Direct } else { Path::None },
     };
     (*peer.public_key.as_bytes(), snapshot)

@@ -28,6 +28,11 @@ impl TunPort {
         Self { tun, buffer: vec![0; SUPER_PACKET], coalescer }
     }
 
+    /// The offloads in use.
+    pub(super) fn offloads(&self) -> Offloads {
+        self.tun.offloads()
+    }
+
     /// Reads one packet or super-packet, with its virtio header.
     pub(super) fn receive(&mut self) -> io::Result<&[u8]> {
         let len = self.tun.recv_super(&mut self.buffer)?;

@@ -34,6 +34,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// How many datagrams it is.
+    pub fn count(&self) -> usize {
+        self.range.len().div_ceil(self.datagram_len.max(1))
+    }
+
     /// Where its datagrams are in the buffer's octets, in the order in which they were sent. None for an empty one.
     pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let end = self.range.end;
@@ -232,7 +237,12 @@ mod tests {
             datagram_len,
             range,
         };
-        let cut = |range, datagram_len| message(range, datagram_len).datagrams().collect::<Vec<_>>();
+        let cut = |range, datagram_len| {
+            let message = message(range, datagram_len);
+            let datagrams: Vec<_> = message.datagrams().collect();
+            assert_eq!(message.count(), datagrams.len());
+            datagrams
+        };
         assert_eq!(cut(10..35, 10), [10..20, 20..30, 30..35]);
         assert_eq!(cut(10..30, 10), [10..20, 20..30]);
         assert!(cut(10..15, 10).into_iter().eq(std::iter::once(10..15)));

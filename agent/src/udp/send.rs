@@ -19,6 +19,8 @@ pub struct Sent {
     pub datagrams: u64,
     /// Octets of those, without their headers.
     pub bytes: u64,
+    /// System calls that it took.
+    pub calls: u64,
     /// Dropped because the socket's buffer was full.
     pub full: u64,
     /// Dropped because the host cannot send there, or not that much.
@@ -120,6 +122,7 @@ impl UdpSockets {
             match sys::send(socket, batch.rest(done).map(|(_, message)| message)) {
                 Ok(number) => {
                     let gone = || batch.rest(done).take(number);
+                    sent.calls += 1;
                     sent.datagrams += datagrams(gone());
                     sent.bytes += gone().map(|(run, _)| run.octets.len() as u64).sum::<u64>();
                     done += number.max(1);

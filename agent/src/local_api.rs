@@ -1,6 +1,7 @@
 //! The local API, `muster.agent.v1` over a Unix socket that only the agent's user may open.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt,
@@ -18,8 +19,9 @@ use muster_common::{
 use muster_proto::{
     admin::Endpoint,
     agent::{
-        GetStatusRequest, GetStatusResponse, LeaveRequest, LeaveResponse, ListServicesRequest,
-        ListServicesResponse, PingRequest, PingResponse, ResolveRequest, ResolveResponse, ResolverStatus,
+        DatapathStatus, GetStatusRequest, GetStatusResponse, LeaveRequest, LeaveResponse,
+        ListServicesRequest, ListServicesResponse, PingRequest, PingResponse, ResolveRequest,
+        ResolveResponse, ResolverStatus, TrafficCounter,
         agent_service_server::{AgentService, AgentServiceServer},
     },
 };
@@ -31,7 +33,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    datapath::{Handle, PublicKey, Snapshot},
+    datapath::{Counter, Handle, PublicKey, Snapshot},
     ping::{Outcome, Pinger},
     resolver::{ResolveError, Resolver},
     service_list::{ListError, Registrar, ServiceLists},
@@ -176,6 +178,7 @@ impl AgentService for Api {
         let mut status = self.ask(Query::Status).await?;
         if let Some(snapshot) = self.shared.snapshot().await {
             complete_peers(&mut status, &snapshot, Instant::now(), Timestamp::now());
+            status.datapath = Some(datapath(&snapshot));
         }
         if let Some(resolver) = self.shared.resolver.load_full() {
             let stats = resolver.stats();
@@ -305,7 +308,31 @@ fn complete_peers(status: &mut GetStatusResponse, snapshot: &Snapshot, now: Inst
         peer.last_handshake = live.last_handshake.map(|at| timestamp(civil.saturating_sub(now - at)));
         peer.received_bytes = live.received_bytes;
         peer.sent_bytes = live.sent_bytes;
+        peer.received_packets = live.received_packets;
+        peer.sent_packets = live.sent_packets;
+        peer.queued_packets = u32::try_from(live.queued).unwrap_or(u32::MAX);
+        peer.drops = happened(&live.drops);
     }
+}
+
+fn datapath(snapshot: &Snapshot) -> DatapathStatus {
+    let traffic = |Counter { packets, bytes, calls }| Some(TrafficCounter { packets, bytes, calls });
+    DatapathStatus {
+        offloads: snapshot.offloads.named().map(|(name, in_use)| (name.to_owned(), in_use)).into(),
+        tun_received: traffic(snapshot.tun_received),
+        tun_sent: traffic(snapshot.tun_sent),
+        udp_received: traffic(snapshot.udp_received),
+        udp_sent: traffic(snapshot.udp_sent),
+        drops: happened(&snapshot.drops),
+    }
+}
+
+fn happened(drops: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    drops
+        .iter()
+        .filter(|(_, number)| **number > 0)
+        .map(|(reason, number)| ((*reason).to_owned(), *number))
+        .collect()
 }
 
 /// A transport address as the API writes it.
@@ -338,7 +365,10 @@ fn duration(given: Option<&pbjson_types::Duration>, default: Duration) -> Durati
 
 #[cfg(test)]
 mod tests {
+    use muster_proto::agent::PeerStatus;
+
     use super::*;
+    use crate::datapath::{self, PeerSnapshot};
 
     #[tokio::test]
     async fn stale_sockets_are_replaced_and_live_ones_are_not() {
@@ -353,6 +383,57 @@ mod tests {
         assert!(error.contains("another muster-agent"), "{error}");
         drop(socket);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn status_has_what_the_data_plane_counts() {
+        let key = [7; 32];
+        let drops = BTreeMap::from([("replayed", 3), ("no_route", 0)]);
+        let now = Instant::now();
+        let peer = PeerSnapshot {
+            endpoint: Some("192.0.2.1:7551".parse().unwrap()),
+            last_handshake: Some(now),
+            received_packets: 1,
+            received_bytes: 2,
+            sent_packets: 3,
+            sent_bytes: 4,
+            queued: 5,
+            path: datapath::Path::Direct,
+            drops: drops.clone(),
+            ..PeerSnapshot::default()
+        };
+        let snapshot = Snapshot {
+            peers: BTreeMap::from([(key, peer)]),
+            tun_received: Counter { packets: 40, bytes: 4_000, calls: 2 },
+            offloads: datapath::Offloads { tun_tso: true, ..Default::default() },
+            drops,
+            ..Snapshot::default()
+        };
+        let known = PeerStatus { public_key: key.to_vec(), ..PeerStatus::default() };
+        let strange = PeerStatus { public_key: vec![8; 32], ..PeerStatus::default() };
+        let mut status = GetStatusResponse { peers: vec![known, strange.clone()], ..Default::default() };
+        let civil = Timestamp::from_epoch(Duration::from_secs(9));
+        complete_peers(&mut status, &snapshot, now, civil);
+        let happened = BTreeMap::from([("replayed".to_owned(), 3)]);
+        let expected = PeerStatus {
+            public_key: key.to_vec(),
+            path: "direct".into(),
+            endpoint: Some(Endpoint { address: "192.0.2.1".into(), port: 7551 }),
+            last_handshake: Some(timestamp(civil)),
+            received_packets: 1,
+            received_bytes: 2,
+            sent_packets: 3,
+            sent_bytes: 4,
+            queued_packets: 5,
+            drops: happened.clone(),
+            ..PeerStatus::default()
+        };
+        assert_eq!(status.peers, [expected, strange]);
+
+        let all = super::datapath(&snapshot);
+        assert_eq!(all.tun_received, Some(TrafficCounter { packets: 40, bytes: 4_000, calls: 2 }));
+        assert_eq!((all.drops, all.offloads.len()), (happened, 5));
+        assert_eq!((all.offloads["tun_tso"], all.offloads["udp_gro"]), (true, false));
     }
 
     #[test]

@@ -66,8 +66,7 @@ enum Command {
     #[command(after_help = "Example:\n  muster-agent run --config /etc/muster/agent.toml")]
     Run,
     /// Show what the running agent is and does
-    #[command(after_help = "Example:\n  muster-agent status -o json")]
-    Status,
+    Status(status::Arguments),
     /// Measure round trips to a device, and show the path to it
     Ping(ping::Arguments),
     /// Resolve a name as programs on this host see it, with a device's private addresses and route director
@@ -127,7 +126,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
                 Command::Join(arguments) => {
                     join::join(&config, cli.config.as_deref(), arguments, cli.output).await
                 }
-                Command::Status => status::status(&config, cli.output).await,
+                Command::Status(arguments) => status::status(&config, arguments, cli.output).await,
                 Command::Ping(arguments) => ping::ping(&config, arguments, cli.output).await,
                 Command::Resolve(arguments) => resolve::resolve(&config, arguments, cli.output).await,
                 Command::Env(arguments) => env::env(&config, arguments, cli.output).await,

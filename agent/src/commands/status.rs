@@ -1,30 +1,157 @@
 //! `muster-agent status`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, fmt::Display, net::IpAddr, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use clap::Args;
 use muster_common::time::Timestamp;
-use muster_proto::agent::{GetStatusRequest, GetStatusResponse, PeerStatus};
+use muster_proto::agent::{DatapathStatus, GetStatusRequest, GetStatusResponse, PeerStatus, TrafficCounter};
 
 use super::{Output, client, ping::show, print, print_json};
 use crate::config::Config;
 
-pub(super) async fn status(config: &Config, output: Output) -> anyhow::Result<()> {
-    let mut agent = client::connect(&config.socket).await?;
+/// The agent's answer may be as long as this: there may be thousands of peers.
+const ANSWER_MAX: usize = 64 << 20;
+
+const EXAMPLES: &str = "Examples:
+  muster-agent status
+  muster-agent status --peer bob
+  muster-agent status -o json";
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Arguments {
+    /// Show all that is known of one peer: its device name, name under the domain, or virtual address
+    #[arg(short, long, value_name = "NAME|ADDRESS")]
+    peer: Option<String>,
+}
+
+pub(super) async fn status(config: &Config, arguments: Arguments, output: Output) -> anyhow::Result<()> {
+    let mut agent = client::connect(&config.socket).await?.max_decoding_message_size(ANSWER_MAX);
     let answer = agent.get_status(GetStatusRequest {}).await;
     let answer = answer.map_err(|status| client::refused(&status))?.into_inner();
-    match output {
-        Output::Json => print_json(&answer),
-        Output::Text => print(&table(&answer, Timestamp::now())),
+    let now = Timestamp::now();
+    match (arguments.peer, output) {
+        (None, Output::Json) => print_json(&answer),
+        (None, Output::Text) => print(&table(&answer, now)),
+        (Some(peer), output) => {
+            let peer = find(&answer, &peer)?;
+            match output {
+                Output::Json => print_json(peer),
+                Output::Text => print(&details(peer, now)),
+            }
+        }
     }
+}
+
+/// The peer that `wanted` names or is an address of.
+fn find<'a>(status: &'a GetStatusResponse, wanted: &str) -> Result<&'a PeerStatus, NoSuchPeer> {
+    let address: Option<IpAddr> = wanted.parse().ok();
+    let name = wanted.strip_suffix('.').unwrap_or(wanted);
+    let is_wanted = |peer: &&PeerStatus| match address {
+        Some(address) => peer.virtual_addresses.iter().any(|a| a.parse() == Ok(address)),
+        None => {
+            peer.name.eq_ignore_ascii_case(name)
+                || format!("{}.{}", peer.name, status.domain).eq_ignore_ascii_case(name)
+        }
+    };
+    status.peers.iter().find(is_wanted).ok_or_else(|| NoSuchPeer(wanted.to_owned()))
+}
+
+/// The agent holds no such peer.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no peer {0} is held: there is no such device, or nothing passes between it and this one at present\nremedy: see `muster-agent status` for those held; `muster-agent ping {0}` reaches out to it"
+)]
+struct NoSuchPeer(String);
+
+/// Puts a titled line at the end of `text`, unless there is nothing to say.
+fn row(text: &mut String, title: &str, value: &str) {
+    if !value.is_empty() {
+        text.push_str(&format!("{title:<13}{value}\n"));
+    }
+}
+
+fn details(peer: &PeerStatus, now: Timestamp) -> String {
+    let traffic = |packets: u64, bytes| format!("{packets} datagrams, {}", octets(bytes));
+    let path = match &peer.endpoint {
+        Some(endpoint) => format!("{} via {}", peer.path, show(endpoint)),
+        None => peer.path.clone(),
+    };
+    let mut text = String::new();
+    for (title, value) in [
+        ("Peer", format!("{} (uid {})", peer.name, peer.device_uid)),
+        ("Address", peer.virtual_addresses.join(", ")),
+        ("Key", BASE64_STANDARD.encode(&peer.public_key)),
+        ("Path", path),
+        ("Handshake", handshake(peer, now)),
+        ("Received", traffic(peer.received_packets, peer.received_bytes)),
+        ("Sent", traffic(peer.sent_packets, peer.sent_bytes)),
+        (
+            "Waiting",
+            if peer.queued_packets == 0 { String::new() } else { format!("{} packets", peer.queued_packets) },
+        ),
+        ("Dropped", drops(&peer.drops)),
+    ] {
+        row(&mut text, title, &value);
+    }
+    text
+}
+
+fn handshake(peer: &PeerStatus, now: Timestamp) -> String {
+    let at = peer.last_handshake.as_ref().map(timestamp);
+    at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", ago(now, at)))
+}
+
+/// Such as `no_route 12, replayed 3`.
+fn drops(drops: &BTreeMap<String, u64>) -> String {
+    list(drops.iter().map(|(reason, number)| format!("{reason} {number}")))
+}
+
+fn list(items: impl Iterator<Item = impl Display>) -> String {
+    let items: Vec<String> = items.map(|item| item.to_string()).collect();
+    items.join(", ")
+}
+
+/// Such as `tun_checksum, tun_tso, udp_gro (not in use: tun_uso, udp_segment)`.
+fn offloads(offloads: &BTreeMap<String, bool>) -> String {
+    let named =
+        |wanted| list(offloads.iter().filter(move |(_, in_use)| **in_use == wanted).map(|(name, _)| name));
+    match (named(true), named(false)) {
+        (in_use, none) if none.is_empty() => in_use,
+        (none, missing) if none.is_empty() => format!("none (not in use: {missing})"),
+        (in_use, missing) => format!("{in_use} (not in use: {missing})"),
+    }
+}
+
+/// One direction, from the side that it enters at to the one that it leaves at.
+fn direction(
+    tun: Option<&TrafficCounter>,
+    udp: Option<&TrafficCounter>,
+    tun_call: &str,
+    verb: &str,
+) -> String {
+    let (Some(tun), Some(udp)) = (tun, udp) else { return String::new() };
+    format!(
+        "{} packets, {}, {} a {tun_call}; {verb} {} datagrams, {}, {} a call",
+        tun.packets,
+        octets(tun.bytes),
+        per_call(tun),
+        udp.packets,
+        octets(udp.bytes),
+        per_call(udp)
+    )
+}
+
+/// Packets that one system call moves on average, with one decimal, rounded down.
+fn per_call(counter: &TrafficCounter) -> String {
+    let tenths = (u128::from(counter.packets) * 10).checked_div(counter.calls.into()).unwrap_or(0);
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     let mut text = String::new();
-    let mut row = |title: &str, value: String| {
-        if !value.is_empty() {
-            text.push_str(&format!("{title:<13}{value}\n"));
-        }
-    };
+    let mut row = |title: &str, value: String| row(&mut text, title, &value);
     row("Device", format!("{} (namespace {}, uid {})", status.name, status.namespace, status.device_uid));
     row("Network", format!("{} ({})", status.network, status.domain));
     let addresses = [&status.virtual_ipv4, &status.virtual_ipv6].map(String::as_str);
@@ -70,6 +197,13 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
             ),
         );
     }
+    if let Some(datapath) = &status.datapath {
+        let DatapathStatus { tun_received, tun_sent, udp_received, udp_sent, .. } = datapath;
+        row("Offloads", offloads(&datapath.offloads));
+        row("From host", direction(tun_received.as_ref(), udp_sent.as_ref(), "read", "sent"));
+        row("To host", direction(tun_sent.as_ref(), udp_received.as_ref(), "write", "received"));
+        row("Dropped", drops(&datapath.drops));
+    }
     row("Peers", status.peers.len().to_string());
     if !status.peers.is_empty() {
         text.push('\n');
@@ -82,13 +216,12 @@ fn peers(peers: &[PeerStatus], now: Timestamp) -> String {
     let header = ["NAME", "ADDRESSES", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT"];
     let mut rows = vec![header.map(str::to_owned)];
     for peer in peers {
-        let handshake = peer.last_handshake.as_ref().map(|at| format!("{} ago", ago(now, timestamp(at))));
         rows.push([
             peer.name.clone(),
             peer.virtual_addresses.join(","),
             peer.path.clone(),
             peer.endpoint.as_ref().map_or_else(|| "-".to_owned(), show),
-            handshake.unwrap_or_else(|| "never".to_owned()),
+            handshake(peer, now),
             octets(peer.received_bytes),
             octets(peer.sent_bytes),
         ]);
@@ -146,6 +279,92 @@ mod tests {
             [0, 119, 120, 7_200, 999_999].map(|s| ago(at(s), at(0))),
             ["0s", "119s", "2m", "2h", "11d"]
         );
+    }
+
+    fn bob() -> PeerStatus {
+        let at = |seconds| pbjson_types::Timestamp { seconds, nanos: 0 };
+        PeerStatus {
+            device_uid: "d143".into(),
+            name: "bob".into(),
+            virtual_addresses: vec!["100.64.0.2".into(), "fd00:1::2".into()],
+            public_key: vec![1; 32],
+            path: "direct".into(),
+            endpoint: Some(Endpoint { address: "2001:db8::1".into(), port: 7551 }),
+            last_handshake: Some(at(7)),
+            received_packets: 5,
+            received_bytes: 2_048,
+            sent_packets: 6,
+            sent_bytes: 1_000,
+            queued_packets: 4,
+            drops: [("replayed".to_owned(), 2), ("wrong_source".to_owned(), 1)].into(),
+        }
+    }
+
+    #[test]
+    fn one_peer_is_told_of_at_length() {
+        let now = Timestamp::from_epoch(Duration::from_secs(10));
+        assert_eq!(
+            details(&bob(), now),
+            "Peer         bob (uid d143)\n\
+             Address      100.64.0.2, fd00:1::2\n\
+             Key          AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n\
+             Path         direct via [2001:db8::1]:7551\n\
+             Handshake    3s ago\n\
+             Received     5 datagrams, 2.0 KiB\n\
+             Sent         6 datagrams, 1000 B\n\
+             Waiting      4 packets\n\
+             Dropped      replayed 2, wrong_source 1\n"
+        );
+        let fresh = PeerStatus { name: "carol".into(), path: "none".into(), ..PeerStatus::default() };
+        let text = details(&fresh, now);
+        assert!(text.contains("Path         none\n") && text.contains("never"), "{text}");
+        assert!(!text.contains("Waiting") && !text.contains("Dropped"), "{text}");
+    }
+
+    #[test]
+    fn a_peer_is_found_by_name_and_address() {
+        let carol = PeerStatus { name: "carol".into(), ..PeerStatus::default() };
+        let status = GetStatusResponse {
+            domain: "net.example".into(),
+            peers: vec![carol, bob()],
+            ..GetStatusResponse::default()
+        };
+        for wanted in ["bob", "BOB", "bob.net.example", "bob.net.example.", "100.64.0.2", "fd00:1:0::2"] {
+            assert_eq!(find(&status, wanted), Ok(&bob()), "{wanted}");
+        }
+        for wanted in ["bo", "bob.example", "100.64.0.3", ""] {
+            assert_eq!(find(&status, wanted), Err(NoSuchPeer(wanted.into())), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn the_data_plane_takes_four_lines() {
+        let counter = |packets, bytes, calls| Some(TrafficCounter { packets, bytes, calls });
+        let named =
+            |items: &[(&str, bool)]| items.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect();
+        let datapath = DatapathStatus {
+            offloads: named(&[("tun_tso", true), ("tun_uso", false), ("udp_gro", true)]),
+            tun_received: counter(64, 65_536, 5),
+            udp_sent: counter(66, 69_632, 2),
+            tun_sent: counter(0, 0, 0),
+            udp_received: counter(3, 96, 3),
+            drops: [("no_route".to_owned(), 12)].into(),
+        };
+        let status = GetStatusResponse { datapath: Some(datapath), ..GetStatusResponse::default() };
+        let text = table(&status, Timestamp::from_epoch(Duration::ZERO));
+        for line in [
+            "Offloads     tun_tso, udp_gro (not in use: tun_uso)\n",
+            "From host    64 packets, 64.0 KiB, 12.8 a read; sent 66 datagrams, 68.0 KiB, 33.0 a call\n",
+            "To host      0 packets, 0 B, 0.0 a write; received 3 datagrams, 96 B, 1.0 a call\n",
+            "Dropped      no_route 12\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
+        assert_eq!(offloads(&named(&[("a", false), ("b", false)])), "none (not in use: a, b)");
+        assert_eq!(offloads(&named(&[("a", true), ("b", true)])), "a, b");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["datapath"]["offloads"]["tun_uso"], false, "what is not in use is told, too");
+        assert_eq!(json["datapath"]["drops"]["no_route"], "12");
     }
 
     #[test]

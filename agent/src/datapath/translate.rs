@@ -91,6 +91,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_offload_keeps_its_name() {
+        let tun =
+            |bits: u8| tun::Offloads { checksum: bits & 1 != 0, tso: bits & 2 != 0, uso: bits & 4 != 0 };
+        let udp = |bits: u8| udp::Offloads { segments: bits & 8 != 0, coalesces: bits & 16 != 0 };
+        let names = ["tun_checksum", "tun_tso", "tun_uso", "udp_segment", "udp_gro"];
+        for (number, name) in names.into_iter().enumerate() {
+            let named = offloads(tun(1 << number), udp(1 << number)).named();
+            assert_eq!(named, names.map(|other| (other, other == name)));
+        }
+    }
+
+    #[test]
     fn endpoints_that_lead_back_into_the_tunnel_are_left_out() {
         let pools = ["100.64.0.0/11".parse().expect("a prefix"), "fd00:1::/48".parse().expect("a prefix")];
         let config = PeerConfig {

@@ -45,6 +45,10 @@ fn two_devices_reach_each_other_over_both_families() {
     assert!(peer.last_handshake.is_some() && peer.received_bytes > 0 && peer.sent_bytes > 0, "{peer:?}");
     assert!(snapshot.tun_received.packets >= 8 && snapshot.tun_sent.packets >= 8, "{snapshot:?}");
     assert!(snapshot.udp_sent.bytes > snapshot.tun_received.bytes, "{snapshot:?}");
+    assert!(peer.received_packets >= 8 && peer.sent_packets >= 8 && peer.queued == 0, "{peer:?}");
+    for counter in [snapshot.tun_received, snapshot.tun_sent, snapshot.udp_received, snapshot.udp_sent] {
+        assert!(counter.calls > 0 && counter.calls <= counter.packets, "{snapshot:?}");
+    }
 }
 
 #[test]

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn every_metric_and_offload_is_documented() {
+    fn every_metric_offload_and_reason_is_documented() {
         let registries = Registries::with_prefix("muster_agent");
         let _metrics = Metrics::register(&registries);
         let chapter =
@@ -195,7 +195,8 @@ mod tests {
             let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
             assert!(chapter.contains(&format!("`{name}")), "{name}");
         }
-        for (name, _) in Offloads::default().named() {
+        let reasons = muster_tunnel::Dropped::ALL.iter().map(|reason| reason.as_str());
+        for name in Offloads::default().named().map(|(name, _)| name).into_iter().chain(reasons) {
             assert!(chapter.contains(&format!("`{name}`")), "{name}");
         }
     }

@@ -23,7 +23,10 @@ use rustix::{
 use tokio::sync::mpsc;
 
 use super::{
-    Command, DatapathConfig, Event, Request, Snapshot, StartError, counters::Counters, translate,
+    Command, DatapathConfig, Event, Request, Snapshot, StartError,
+    counters::Counters,
+    linger::{LINGER, Linger},
+    translate,
     tun_port::TunPort,
 };
 use crate::udp::{Family, ReceiveBuffer, UdpSockets};
@@ -57,6 +60,7 @@ pub(super) struct EventLoop {
     timer: OwnedFd,
     /// When the timer will fire, if it is set.
     armed: Option<Instant>,
+    linger: Linger,
     pub(super) counters: Counters,
     pub(super) received: ReceiveBuffer,
     pub(super) outgoing: Outgoing,
@@ -121,6 +125,7 @@ impl EventLoop {
             wake: wake.clone(),
             timer,
             armed: None,
+            linger: Linger::default(),
             counters: Counters::default(),
             received: ReceiveBuffer::new(),
             outgoing: Outgoing::new(),
@@ -144,7 +149,7 @@ impl EventLoop {
         let mut ready =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
                 source::COUNT];
-        let count = match epoll::wait(&self.epoll, &mut ready, None) {
+        let count = match self.wait(&mut ready) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,
             Err(e) => return Err(Fatal { action: "wait for packets", source: e.into() }),
@@ -169,6 +174,30 @@ impl EventLoop {
         }
         self.flush();
         self.arm(now)
+    }
+
+    /// Waits until there is something to do: awake for a moment if that is worthwhile, and then asleep.
+    fn wait(&mut self, ready: &mut [epoll::Event; source::COUNT]) -> rustix::io::Result<usize> {
+        if self.linger.is_worthwhile() {
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let start = Instant::now();
+            loop {
+                let count = epoll::wait(&self.epoll, &mut *ready, Some(&at_once))?;
+                let is_over = count == 0 && Instant::now() - start >= LINGER;
+                if count > 0 || is_over {
+                    self.linger.learn(count > 0);
+                }
+                if count > 0 {
+                    return Ok(count);
+                }
+                if is_over {
+                    break;
+                }
+                // Whoever else wants this processor goes first.
+                std::thread::yield_now();
+            }
+        }
+        epoll::wait(&self.epoll, ready, None)
     }
 
     fn requests(&mut self, now: Instant) {

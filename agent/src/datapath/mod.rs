@@ -24,6 +24,7 @@ use crate::{tun::Tun, udp::UdpSockets};
 
 mod counters;
 mod event_loop;
+mod linger;
 mod traffic;
 mod translate;
 mod tun_port;

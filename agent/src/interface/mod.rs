@@ -172,6 +172,11 @@ impl Interface {
             .set_mtu(index, mtu)
             .await
             .map_err(failed(format!("set the MTU of interface {name} to {mtu}")))?;
+        let segments = segments_max(mtu);
+        if let Err(error) = netlink.set_segments_max(index, segments).await {
+            // Everything works without, but a super-packet then takes a large send and a small one.
+            tracing::debug!(%error, name, segments, "cannot bound super-packets");
+        }
         netlink.set_up(index).await.map_err(failed(format!("bring interface {name} up")))?;
 
         let mut warnings = self.update_addresses(config).await?;
@@ -262,6 +267,13 @@ fn ipv6_disabled(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EOPNOTSUPP | libc::EAFNOSUPPORT))
 }
 
+/// How many segments of a TCP stream leave the host's network stack at once: as many as fit, sealed, into one segmented
+/// send, so that none is followed by another one for a small rest.
+fn segments_max(mtu: u32) -> u32 {
+    let sealed = mtu.saturating_add(muster_tunnel::OVERHEAD as u32);
+    (muster_tunnel::RUN_OCTETS as u32 / sealed).clamp(1, muster_tunnel::RUN_DATAGRAMS as u32)
+}
+
 /// Where the host's own routes meet the pools. Default routes, split in two halves or not, are meant to be overridden
 /// and do not count; neither do the routes of the interface `own`.
 fn overlaps(pools: &BTreeSet<IpNet>, routes: &[Route], links: &[Link], own: u32) -> Vec<Warning> {
@@ -290,6 +302,11 @@ mod tests {
         netlink::fixtures::{link, route},
         *,
     };
+
+    #[test]
+    fn super_packets_fit_a_send() {
+        assert_eq!([1280, 1420, 8920, 65_535].map(segments_max), [49, 45, 7, 1]);
+    }
 
     #[test]
     fn overlaps_are_found_in_both_directions_and_default_routes_do_not_count() {

@@ -143,6 +143,12 @@ impl Netlink {
         self.set_link(LinkUnspec::new_with_index(link).mtu(mtu).build()).await
     }
 
+    /// Bounds the segments of a TCP super-packet that leaves through the interface.
+    pub(crate) async fn set_segments_max(&mut self, link: u32, segments: u32) -> io::Result<()> {
+        let attribute = LinkAttribute::GsoMaxSegs(segments);
+        self.set_link(LinkUnspec::new_with_index(link).append_extra_attribute(attribute).build()).await
+    }
+
     /// Keeps the kernel from giving the interface a link-local IPv6 address; to be called before it goes up.
     pub(crate) async fn no_generated_addresses(&mut self, link: u32) -> io::Result<()> {
         let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);

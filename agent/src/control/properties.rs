@@ -211,7 +211,16 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
                     registrar = hello.held_services.iter().cloned().collect();
                     assert!(registrar.is_superset(&resolver), "a hello tells of all");
                 }
-                Action::Send(request) => tell(&mut registrar, request),
+                Action::Send(request) => {
+                    let before = registrar.clone();
+                    tell(&mut registrar, request);
+                    // Nobody has had its names for long, and the news came when that was about to be told.
+                    if let Input::ServiceChanged(n) = input
+                        && before.difference(&registrar).any(|gone| *gone == format!("default/s{n}"))
+                    {
+                        changed.remove(&service(*n));
+                    }
+                }
                 Action::ForgetServices(services) => services.iter().for_each(|s| _ = changed.remove(s)),
                 Action::Datapath(Command::AddPeer(p) | Command::UpdatePeer(p)) => {
                     plane.insert(p.public_key);

@@ -14,7 +14,7 @@ use muster_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    host_dns,
+    cpu, host_dns,
     resolver::{CacheLimits, Completion, Prefetch, Settings, Stub, StubTransport, server_address},
 };
 
@@ -64,6 +64,8 @@ pub struct Interface {
 pub struct Tunnel {
     /// UDP port, the same for IPv4 and IPv6; 0 for any free one, which a firewall cannot be opened for.
     pub port: u16,
+    /// Whether packets from and to other agents are sealed with AES-256-GCM where both CPUs are made for it.
+    pub aes: bool,
 }
 
 /// The `[resolver]` section.
@@ -148,7 +150,7 @@ impl Default for Interface {
 
 impl Default for Tunnel {
     fn default() -> Self {
-        Self { port: 7551 }
+        Self { port: 7551, aes: true }
     }
 }
 
@@ -212,6 +214,11 @@ impl Config {
     /// The interface's MTU in octets.
     pub fn mtu(&self) -> u32 {
         if self.interface.mtu == 0 { 1420 } else { self.interface.mtu }
+    }
+
+    /// Whether the tunnel takes AES-256-GCM: on CPUs that are made for it, unless that is switched off.
+    pub fn accepts_aes(&self) -> bool {
+        self.tunnel.aes && cpu::has_aes()
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod cpu;
 pub mod datapath;
 pub mod doctor;
 pub mod env;

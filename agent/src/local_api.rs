@@ -312,6 +312,7 @@ fn complete_peers(status: &mut GetStatusResponse, snapshot: &Snapshot, now: Inst
         peer.sent_packets = live.sent_packets;
         peer.queued_packets = u32::try_from(live.queued).unwrap_or(u32::MAX);
         peer.drops = happened(&live.drops);
+        peer.cipher = live.cipher.map(|cipher| cipher.as_str().to_owned()).unwrap_or_default();
     }
 }
 
@@ -399,6 +400,7 @@ mod tests {
             sent_bytes: 4,
             queued: 5,
             path: datapath::Path::Direct,
+            cipher: Some(datapath::Cipher::Aes256Gcm),
             drops: drops.clone(),
             ..PeerSnapshot::default()
         };
@@ -426,6 +428,7 @@ mod tests {
             sent_bytes: 4,
             queued_packets: 5,
             drops: happened.clone(),
+            cipher: "aes-256-gcm".into(),
             ..PeerStatus::default()
         };
         assert_eq!(status.peers, [expected, strange]);

@@ -174,6 +174,7 @@ impl Agent {
             device_uid: identity.device_uid.clone(),
             public_key,
             agent_version: VERSION.to_owned(),
+            accepts_aes: false,
             registrar: identity.registrar.clone(),
             config: device_config,
             peers: held.peers,

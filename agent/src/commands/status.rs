@@ -85,6 +85,7 @@ fn details(peer: &PeerStatus, now: Timestamp) -> String {
         ("Key", BASE64_STANDARD.encode(&peer.public_key)),
         ("Path", path),
         ("Handshake", handshake(peer, now)),
+        ("Cipher", peer.cipher.clone()),
         ("Received", traffic(peer.received_packets, peer.received_bytes)),
         ("Sent", traffic(peer.sent_packets, peer.sent_bytes)),
         (
@@ -297,6 +298,7 @@ mod tests {
             sent_bytes: 1_000,
             queued_packets: 4,
             drops: [("replayed".to_owned(), 2), ("wrong_source".to_owned(), 1)].into(),
+            cipher: "aes-256-gcm".into(),
         }
     }
 
@@ -310,6 +312,7 @@ mod tests {
              Key          AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n\
              Path         direct via [2001:db8::1]:7551\n\
              Handshake    3s ago\n\
+             Cipher       aes-256-gcm\n\
              Received     5 datagrams, 2.0 KiB\n\
              Sent         6 datagrams, 1000 B\n\
              Waiting      4 packets\n\
@@ -318,7 +321,7 @@ mod tests {
         let fresh = PeerStatus { name: "carol".into(), path: "none".into(), ..PeerStatus::default() };
         let text = details(&fresh, now);
         assert!(text.contains("Path         none\n") && text.contains("never"), "{text}");
-        assert!(!text.contains("Waiting") && !text.contains("Dropped"), "{text}");
+        assert!(!["Waiting", "Dropped", "Cipher"].iter().any(|title| text.contains(title)), "{text}");
     }
 
     #[test]

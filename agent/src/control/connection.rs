@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use muster_common::time::Instant;
-use muster_proto::registration::{
-    DeviceConfig, RegisterRequest, RegisterResponse, SessionHello, SessionResponse, session_response,
+use muster_proto::{
+    admin::TransportCipher,
+    registration::{
+        DeviceConfig, RegisterRequest, RegisterResponse, SessionHello, SessionResponse, session_response,
+    },
 };
 use rand::RngExt;
 
@@ -133,10 +136,12 @@ impl Control {
         self.link = Link::Registering { deadline: now + ANSWER_PATIENCE };
         self.endpoints_told = true;
         self.connected_from.clone_from(&self.endpoints);
+        let ciphers = self.start.accepts_aes.then_some(TransportCipher::Aes256Gcm);
         let request = RegisterRequest {
             public_key: self.start.public_key.to_vec(),
             private_endpoints: self.endpoints.iter().map(endpoint).collect(),
             agent_version: self.start.agent_version.clone(),
+            transport_ciphers: ciphers.into_iter().map(i32::from).collect(),
         };
         let registrar = self.registrars.current().to_owned();
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });

@@ -19,7 +19,7 @@ impl Control {
         if uid == self.start.device_uid {
             return;
         }
-        match PeerInfo::try_from(peer) {
+        match PeerInfo::new(peer, self.start.accepts_aes) {
             Ok(info) => self.put(info, reason, now),
             Err(error) => {
                 if !matches!(error, PeerError::NotAllowed(_)) {

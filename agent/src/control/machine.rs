@@ -119,7 +119,7 @@ impl Control {
                 let (by, awaited) = (answered.by, answered.awaited);
                 let outdated = self.peers.removed_since(&peer.device_uid, answered.removals);
                 let own = peer.device_uid == self.start.device_uid;
-                match PeerInfo::try_from(*peer) {
+                match PeerInfo::new(*peer, self.start.accepts_aes) {
                     _ if outdated => self.want(by, awaited, now),
                     Ok(info) if !own && is_it(&info, by) => self.put(info, Reason::Lookup, now),
                     Ok(_) => self.not_found(by, awaited, now),

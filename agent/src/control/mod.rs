@@ -59,6 +59,8 @@ pub struct Start {
     pub public_key: PublicKey,
     /// Told to the registrar.
     pub agent_version: String,
+    /// Whether this device's tunnel takes AES-256-GCM: told to the registrar, and used with peers that take it, too.
+    pub accepts_aes: bool,
     /// The registrar that the device joined through, `HOST:PORT`.
     pub registrar: String,
     /// The last configuration received.

@@ -2,10 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use muster_proto::{admin::Endpoint, registration::Peer};
+use muster_proto::{
+    admin::{Endpoint, TransportCipher},
+    registration::Peer,
+};
 
 use super::MAX_ENDPOINTS;
-use crate::datapath::{PeerConfig, PublicKey};
+use crate::datapath::{Cipher, PeerConfig, PublicKey};
 
 /// Virtual addresses a peer may have.
 const MAX_ADDRESSES: usize = 4;
@@ -38,10 +41,9 @@ pub enum PeerError {
     NotAllowed(String),
 }
 
-impl TryFrom<Peer> for PeerInfo {
-    type Error = PeerError;
-
-    fn try_from(message: Peer) -> Result<Self, PeerError> {
+impl PeerInfo {
+    /// Checks `message`. `accepts_aes` says whether this device takes AES-256-GCM; then peers that do are sent it.
+    pub(super) fn new(message: Peer, accepts_aes: bool) -> Result<Self, PeerError> {
         let uid = message.device_uid.clone();
         if uid.is_empty() || uid.len() > MAX_NAME || message.name.len() > MAX_NAME {
             return Err(PeerError::Uid);
@@ -68,7 +70,10 @@ impl TryFrom<Peer> for PeerInfo {
                 endpoints.push(endpoint);
             }
         }
-        let config = PeerConfig { public_key, virtual_addresses, endpoints, keepalive: None };
+        // Both know it of each other from the registrar: there is nothing to negotiate on the wire.
+        let both = accepts_aes && message.transport_ciphers().any(|c| c == TransportCipher::Aes256Gcm);
+        let cipher = if both { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+        let config = PeerConfig { public_key, virtual_addresses, endpoints, keepalive: None, cipher };
         Ok(Self { message, config })
     }
 }

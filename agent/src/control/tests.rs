@@ -8,6 +8,8 @@ use muster_proto::{
     },
 };
 
+mod ciphers;
+
 use super::*;
 use crate::datapath::Event;
 use muster_common::time::Instant;

@@ -50,6 +50,8 @@ pub struct DatapathConfig {
     pub seed: Zeroizing<[u8; 32]>,
     /// MTU of the TUN device, in octets.
     pub mtu: u32,
+    /// Whether peers may send in AES-256-GCM, as those do that know of it.
+    pub accepts_aes: bool,
     /// This device's virtual addresses. Packets from other sources, such as forwarded ones, do not leave: peers would
     /// refuse them.
     pub local_addresses: Vec<IpAddr>,
@@ -69,6 +71,28 @@ pub struct PeerConfig {
     pub endpoints: Vec<SocketAddr>,
     /// Interval of WireGuard's persistent keepalives; `None` for none.
     pub keepalive: Option<Duration>,
+    /// What sessions that this device begins are sealed with.
+    pub cipher: Cipher,
+}
+
+/// What the packets of a session are sealed with. Handshakes are WireGuard's in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cipher {
+    /// WireGuard's own, which every peer has.
+    #[default]
+    ChaCha20Poly1305,
+    /// Between agents whose CPUs have instructions for it.
+    Aes256Gcm,
+}
+
+impl Cipher {
+    /// The word that status output uses, as in the names of TLS cipher suites.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ChaCha20Poly1305 => "chacha20-poly1305",
+            Self::Aes256Gcm => "aes-256-gcm",
+        }
+    }
 }
 
 /// What the control side asks for.
@@ -207,6 +231,8 @@ pub struct PeerSnapshot {
     pub drops: BTreeMap<&'static str, u64>,
     /// The path in use.
     pub path: Path,
+    /// What the session in use is sealed with; `None` while there is none.
+    pub cipher: Option<Cipher>,
 }
 
 /// How a peer is reached.

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
 use muster_tunnel::{Config, Drops, PrivateKey, Tunnel};
 
-use super::{DatapathConfig, Event, Offloads, Path, PeerConfig, PeerSnapshot, PublicKey};
+use super::{Cipher, DatapathConfig, Event, Offloads, Path, PeerConfig, PeerSnapshot, PublicKey};
 use crate::{tun, udp};
 
 pub(super) fn tunnel(config: &DatapathConfig) -> Tunnel {
@@ -23,7 +23,7 @@ pub(super) fn key(key: PublicKey) -> muster_tunnel::PublicKey {
 
 /// Leaves out endpoints in `pools`: the way to them would lead through the tunnel itself.
 pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConfig {
-    let PeerConfig { public_key, virtual_addresses, mut endpoints, keepalive } = peer;
+    let PeerConfig { public_key, virtual_addresses, mut endpoints, keepalive, cipher: _ } = peer;
     endpoints.retain(|endpoint| {
         let address = endpoint.ip();
         !address.is_unspecified()
@@ -82,6 +82,7 @@ pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, Pe
         queued: peer.queued,
         drops: named(&peer.drops).filter(|(_, number)| *number > 0).collect(),
         path: if peer.has_session { Path::Direct } else { Path::None },
+        cipher: peer.has_session.then_some(Cipher::ChaCha20Poly1305),
     };
     (*peer.public_key.as_bytes(), snapshot)
 }
@@ -120,6 +121,7 @@ mod tests {
             .map(|e| e.parse().expect("an endpoint"))
             .to_vec(),
             keepalive: None,
+            cipher: Cipher::default(),
         };
         let endpoints: Vec<_> = peer(config, &pools).endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(endpoints, ["192.0.2.1:51820", "[2001:db8::1]:51820"]);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use muster_agent::{
-    datapath::{Command, Datapath, DatapathConfig, Event, Handle, PeerConfig, PublicKey, Snapshot},
+    datapath::{Cipher, Command, Datapath, DatapathConfig, Event, Handle, PeerConfig, PublicKey, Snapshot},
     interface::{Interface, InterfaceConfig},
     tun::Tun,
     udp::UdpSockets,
@@ -62,6 +62,7 @@ impl Device {
                 private_key: Zeroizing::new(private_key),
                 seed: Zeroizing::new([number; 32]),
                 mtu: 1420,
+                accepts_aes: true,
                 local_addresses: virtual_addresses(number),
                 pools: pools.clone(),
             })
@@ -87,6 +88,7 @@ impl Device {
             virtual_addresses: virtual_addresses(self.number),
             endpoints,
             keepalive: None,
+            cipher: Cipher::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use muster_common::time::Timestamp;
 use muster_proto::admin::{
     CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceSpec, DeviceStatus, Endpoint, GetDeviceRequest,
-    ListDevicesRequest, ListOptions, ObjectMeta, UpdateDeviceRequest, WatchDevicesRequest,
+    ListDevicesRequest, ListOptions, ObjectMeta, TransportCipher, UpdateDeviceRequest, WatchDevicesRequest,
     device_service_client::DeviceServiceClient as Client,
 };
 use pbjson_types::FieldMask;
@@ -69,6 +69,8 @@ impl Resource for Device {
         description.values("Private endpoints", status.private_endpoints.iter().map(endpoint));
         description.values("Reflexive endpoint", status.reflexive_endpoint.iter().map(endpoint));
         description.value("Public key", STANDARD.encode(&status.public_key));
+        let ciphers = status.transport_ciphers().filter_map(cipher).map(str::to_owned);
+        description.values("Further ciphers", ciphers);
         description.value("Agent version", &status.agent_version);
         if let Some(expiry) = timestamp(status.certificate_expiry.as_ref()) {
             description.value("Certificate expiry", moment(Some(expiry), now));
@@ -148,6 +150,14 @@ fn status_word(device: &Device, status: &DeviceStatus) -> String {
         "Registered" => "Offline".into(),
         "" => "Pending".into(),
         phase => phase.to_owned(),
+    }
+}
+
+/// As `muster-agent status` writes it.
+const fn cipher(cipher: TransportCipher) -> Option<&'static str> {
+    match cipher {
+        TransportCipher::Unspecified => None,
+        TransportCipher::Aes256Gcm => Some("aes-256-gcm"),
     }
 }
 

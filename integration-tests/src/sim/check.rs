@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
+use muster_agent::datapath::Cipher;
 use muster_common::time::Instant;
 use muster_registrar::registry::Index;
 use muster_tunnel::IDLE_AFTER;
@@ -73,6 +74,7 @@ impl World {
         self.check_registrars()?;
         let members = self.check_members()?;
         self.check_eventually(&members)?;
+        self.check_ciphers()?;
         self.check_idle()?;
         self.check_first_packets(&members)?;
         self.check_nobody()?;
@@ -184,6 +186,25 @@ impl World {
         for (id, (from, to)) in sent.iter().zip(pairs) {
             let delivered = self.model.was_delivered(*id);
             must(delivered, || format!("packet {id} from h{from} to {to} did not arrive, {when}"))?;
+        }
+        Ok(())
+    }
+
+    /// In peace, AES-256-GCM is chosen for exactly those pairs of which both have it, whatever either had before.
+    fn check_ciphers(&self) -> Checked {
+        let hosts =
+            || self.hosts.iter().filter_map(|host| Some((host.disk.as_ref()?, host.running.as_ref()?)));
+        let has: BTreeMap<String, bool> =
+            hosts().map(|(disk, running)| (disk.uid.to_string(), running.aes)).collect();
+        for (disk, running) in hosts() {
+            for peer in running.control.peers() {
+                let other = &peer.message.device_uid;
+                let both = running.aes && has.get(other).copied().unwrap_or(false);
+                let chosen = peer.config.cipher;
+                must((chosen == Cipher::Aes256Gcm) == both, || {
+                    format!("{} is to send {chosen:?} to {other}; both have AES: {both}", disk.uid)
+                })?;
+            }
         }
         Ok(())
     }

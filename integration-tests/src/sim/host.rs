@@ -74,6 +74,8 @@ pub(super) struct Joining {
 pub(super) struct Running {
     pub(super) control: Control,
     pub(super) tunnel: Tunnel,
+    /// Whether it takes AES-256-GCM.
+    pub(super) aes: bool,
     pub(super) settings: Option<Settings>,
     pub(super) connection: Option<u64>,
     attempt: u64,
@@ -84,6 +86,11 @@ pub(super) struct Running {
     turns: (Duration, u32),
     calls: (Duration, u32),
     away_calls: (Duration, u32),
+}
+
+/// Whether a host has AES in this life: most do, and some have it switched on or off by the next one.
+const fn has_aes(h: usize, life: u64) -> bool {
+    !(h as u64 + life / 4).is_multiple_of(3)
 }
 
 impl Host {
@@ -132,7 +139,8 @@ impl World {
             return Ok(());
         }
         let Some(disk) = self.hosts[h].disk.clone() else { return Ok(()) };
-        self.note(format_args!("h{h} starts, {} peers on disk", disk.peers.len()));
+        let aes = has_aes(h, self.hosts[h].life + 1);
+        self.note(format_args!("h{h} starts, {} peers on disk, AES: {aes}", disk.peers.len()));
         let (now, civil) = (self.host_now(h), self.host_civil(h));
         let host = &mut self.hosts[h];
         host.life += 1;
@@ -142,6 +150,7 @@ impl World {
             device_uid: disk.uid.to_string(),
             public_key: *private_key.public_key().as_bytes(),
             agent_version: "sim".into(),
+            accepts_aes: aes,
             registrar: disk.registrar,
             config: disk.config,
             peers: disk.peers,
@@ -153,6 +162,7 @@ impl World {
         control.handle_certificate(disk.validity, civil, now);
         host.running = Some(Box::new(Running {
             control,
+            aes,
             tunnel: Tunnel::new(config, now, civil),
             settings: None,
             connection: None,

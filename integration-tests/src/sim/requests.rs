@@ -125,6 +125,7 @@ impl Request {
                 let registration = Registration {
                     key,
                     endpoints: &endpoints,
+                    aes_256_gcm: message.transport_ciphers().any(|c| c == admin::TransportCipher::Aes256Gcm),
                     agent_version: &message.agent_version,
                     attempt,
                     now: *now,
@@ -193,7 +194,8 @@ impl Request {
         match self {
             Self::Enroll(enroll) => format!("enroll {} as {}", enroll.name, short(&enroll.uid)),
             Self::Register { uid, message, .. } => {
-                format!("register {} {:?}", short(uid), message.private_endpoints)
+                let RegisterRequest { private_endpoints, transport_ciphers, .. } = message;
+                format!("register {} {private_endpoints:?} {transport_ciphers:?}", short(uid))
             }
             Self::Endpoints { uid, endpoints } => format!("endpoints {} {endpoints:?}", short(uid)),
             Self::Renew { uid, expiry } => format!("renew {} until {expiry}", short(uid)),

@@ -7,10 +7,13 @@ use muster_common::{
     name::Label,
     time::{Instant, Timestamp},
 };
-use muster_proto::registration::{
-    DeregisterRequest, DeregisterResponse, ListServicesRequest, ListServicesResponse, LookupRequest,
-    LookupResponse, RegisterRequest, RegisterResponse, RenewRequest, RenewResponse, SessionRequest,
-    SessionResponse, VisibleService, lookup_request, registration_service_server::RegistrationService,
+use muster_proto::{
+    admin::TransportCipher,
+    registration::{
+        DeregisterRequest, DeregisterResponse, ListServicesRequest, ListServicesResponse, LookupRequest,
+        LookupResponse, RegisterRequest, RegisterResponse, RenewRequest, RenewResponse, SessionRequest,
+        SessionResponse, VisibleService, lookup_request, registration_service_server::RegistrationService,
+    },
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -66,6 +69,9 @@ impl RegistrationService for Registration {
                 let registration = register::Registration {
                     key,
                     endpoints: &endpoints,
+                    aes_256_gcm: request
+                        .transport_ciphers()
+                        .any(|cipher| cipher == TransportCipher::Aes256Gcm),
                     agent_version: &request.agent_version,
                     attempt,
                     now,

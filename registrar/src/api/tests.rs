@@ -34,6 +34,7 @@ use crate::{
     },
 };
 
+mod ciphers;
 mod services;
 
 const TRUST_DOMAIN: &str = "muster.test";
@@ -92,6 +93,7 @@ fn registration(key: u8) -> RegisterRequest {
         public_key: vec![key; 32],
         private_endpoints: vec![proto::Endpoint { address: "192.0.2.10".into(), port: 51820 }],
         agent_version: "1".into(),
+        transport_ciphers: Vec::new(),
     }
 }
 

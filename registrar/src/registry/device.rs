@@ -7,7 +7,7 @@ use std::{
 };
 
 use muster_common::{labels::Labels, name::Label, time::Timestamp};
-use muster_proto::admin;
+use muster_proto::admin::{self, TransportCipher};
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -53,6 +53,8 @@ pub struct Device {
     pub endpoints: Box<[SocketAddr]>,
     /// As a director sees it.
     pub reflexive: Option<Box<SocketAddr>>,
+    /// Whether it can receive packets in AES-256-GCM, too.
+    pub aes_256_gcm: bool,
     /// Version of its agent.
     pub agent_version: Arc<str>,
     /// When it came into being.
@@ -97,6 +99,11 @@ impl Device {
     /// Whether others may know of it: it has registered and is not revoked.
     pub fn is_reachable(&self) -> bool {
         self.key.is_some() && !self.revoked
+    }
+
+    /// What it can receive packets in beside WireGuard's own cipher, as messages have it.
+    pub fn transport_ciphers(&self) -> Vec<i32> {
+        self.aes_256_gcm.then_some(TransportCipher::Aes256Gcm.into()).into_iter().collect()
     }
 
     /// As the admin API shows it.
@@ -153,6 +160,7 @@ impl Device {
                 agent_version: self.agent_version.to_string(),
                 online: false,
                 certificate_expiry: self.certificate_expiry.map(field::to_timestamp),
+                transport_ciphers: self.transport_ciphers(),
             }),
         }
     }
@@ -197,6 +205,7 @@ impl Device {
             reflexive: reflexive
                 .map(|endpoint| field::endpoint("status.reflexive_endpoint", endpoint).map(Box::new))
                 .transpose()?,
+            aes_256_gcm: status.transport_ciphers().any(|cipher| cipher == TransportCipher::Aes256Gcm),
             agent_version: intern(&status.agent_version),
             created: meta.creation_timestamp.as_ref().map(field::timestamp).unwrap_or_default(),
             certificate_expiry: status.certificate_expiry.as_ref().map(field::timestamp),
@@ -242,6 +251,7 @@ mod tests {
             key: Some([3; 32]),
             endpoints: [("192.0.2.1".parse::<IpAddr>().unwrap(), 51820).into()].into(),
             reflexive: Some(Box::new("[2001:db8::1]:7".parse().unwrap())),
+            aes_256_gcm: true,
             agent_version: "0.1.0".into(),
             created: field::timestamp(&pbjson_types::Timestamp { seconds: 5, nanos: 0 }),
             certificate_expiry: Some(field::timestamp(&pbjson_types::Timestamp { seconds: 9, nanos: 0 })),
@@ -250,6 +260,25 @@ mod tests {
         device.set_meta([("role".to_owned(), "web".to_owned())].into(), BTreeMap::new());
         let back = Device::decode(&device.encode(), &device.network, device.uid, 12, &mut |text| text.into());
         assert_eq!(back.unwrap(), device);
+    }
+
+    #[test]
+    fn ciphers_that_are_not_known_count_for_nothing() {
+        let decode = |transport_ciphers| {
+            let stored = admin::Device {
+                metadata: Some(admin::ObjectMeta { name: "a".into(), ..Default::default() }),
+                status: Some(admin::DeviceStatus { transport_ciphers, ..Default::default() }),
+                ..Default::default()
+            };
+            let value = stored.encode_to_vec();
+            Device::decode(&value, &"n".into(), Uuid::nil(), 1, &mut |text| text.into()).unwrap()
+        };
+        assert_eq!(decode(vec![0, 7, 1, 1]).transport_ciphers(), [1]);
+        // As stored by a registrar, or for an agent, that knows of none.
+        for list in [vec![], vec![0, 7]] {
+            let device = decode(list);
+            assert!(!device.aes_256_gcm && device.transport_ciphers().is_empty());
+        }
     }
 
     #[test]

@@ -89,6 +89,7 @@ impl NetworkState {
                 .map(|address| registration::HomeDirector { address: Some(address.clone()), handle: 0 }),
             policy: Some(registration::PairPolicy { allowed: true }),
             revision,
+            transport_ciphers: device.transport_ciphers(),
         }
     }
 
@@ -138,7 +139,8 @@ pub fn is_seen_differently(old: &Device, new: &Device) -> bool {
     fn seen(device: &Device) -> impl PartialEq + '_ {
         (
             (&device.name, device.key, device.ipv4, device.ipv6, device.revoked),
-            (&device.endpoints, &device.reflexive, &device.namespace, device.labels()),
+            (&device.endpoints, &device.reflexive, device.aes_256_gcm),
+            (&device.namespace, device.labels()),
         )
     }
     seen(old) != seen(new)

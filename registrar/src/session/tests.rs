@@ -5,7 +5,7 @@ use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt as _};
 use muster_common::time::{Instant, Timestamp};
 use muster_proto::{
-    admin::Endpoint,
+    admin::{Endpoint, TransportCipher},
     registration::{
         EndpointsChanged, HeldPeers, HeldServices, ServiceChanged, SessionHello, SessionRequest,
         SessionResponse, session_request, session_response::Message,
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{Hub, run};
 use crate::{
     registry::{
-        Registry,
+        Index, Registry,
         plan::{self, register::Registration},
         tests::{World, device, mask, meta, service, slice},
         view::Advertised,
@@ -221,6 +221,36 @@ async fn holders_learn_of_changes_and_revocation() {
 }
 
 #[tokio::test]
+async fn holders_learn_which_ciphers_a_device_has_from_now_on() {
+    let (registrar, uids) = fixture(2).await;
+    let (mut a, _) = registrar.opened(uids[0], &[uids[1]]).await;
+    let device = registrar.registry.read().device("n", uids[1]).unwrap().clone();
+    let mut aes = device.aes_256_gcm;
+    for _ in 0..2 {
+        aes = !aes;
+        let registration = Registration {
+            key: device.key.unwrap(),
+            endpoints: &device.endpoints,
+            aes_256_gcm: aes,
+            agent_version: &device.agent_version,
+            attempt: 0,
+            now: Timestamp::now(),
+        };
+        // The second of them changes nothing.
+        for _ in 0..2 {
+            let plan = |index: &mut Index, _| plan::register::register(index, "n", device.uid, &registration);
+            registrar.registry.commit(plan).await.unwrap();
+        }
+        let Message::PeerChanged(changed) = a.next().await else { panic!("expected PeerChanged") };
+        let peer = changed.peer.unwrap();
+        assert_eq!(peer.device_uid, device.uid.to_string());
+        assert_eq!(peer.transport_ciphers().eq([TransportCipher::Aes256Gcm]), aes);
+        assert!(matches!(a.next().await, Message::Bookmark(_)));
+    }
+    assert!(a.is_quiet().await);
+}
+
+#[tokio::test]
 async fn a_session_resumes_from_its_bookmark() {
     let (registrar, uids) = fixture(5).await;
     let held = [uids[1], uids[2], uids[3], uids[4]];
@@ -404,6 +434,7 @@ async fn nothing_is_missed_while_everything_changes() {
                 let registration = Registration {
                     key,
                     endpoints: &endpoints,
+                    aes_256_gcm: n % 3 == 0,
                     agent_version: "2",
                     attempt: 0,
                     now: Timestamp::now(),
@@ -425,7 +456,10 @@ async fn nothing_is_missed_while_everything_changes() {
             match tokio::time::timeout(Duration::from_millis(20), session.next()).await {
                 Ok(Message::PeerChanged(changed)) => {
                     let peer = changed.peer.unwrap();
-                    known.insert(peer.device_uid.clone(), (peer.public_key, peer.private_endpoints));
+                    known.insert(
+                        peer.device_uid.clone(),
+                        (peer.public_key, peer.private_endpoints, peer.transport_ciphers),
+                    );
                 }
                 Ok(Message::Bookmark(bookmark)) => revision = bookmark.revision,
                 Ok(_) => {}
@@ -437,7 +471,10 @@ async fn nothing_is_missed_while_everything_changes() {
     let index = registrar.registry.read();
     for uid in &held {
         let peer = index.peer("n", uids[0], *uid).unwrap();
-        assert_eq!(known[&uid.to_string()], (peer.public_key, peer.private_endpoints));
+        assert_eq!(
+            known[&uid.to_string()],
+            (peer.public_key, peer.private_endpoints, peer.transport_ciphers)
+        );
     }
 }
 

@@ -252,6 +252,7 @@ pub(super) fn new_device(
         key: None,
         endpoints: Box::default(),
         reflexive: None,
+        aes_256_gcm: false,
         agent_version: "".into(),
         created: now,
         certificate_expiry: None,

@@ -23,6 +23,8 @@ pub struct Registration<'a> {
     pub key: PublicKey,
     /// Private addresses with port, best first.
     pub endpoints: &'a [SocketAddr],
+    /// Whether it can receive packets in AES-256-GCM, too.
+    pub aes_256_gcm: bool,
     /// Version of its agent.
     pub agent_version: &'a str,
     /// How often this request has been planned before: leads to other addresses after a collision.
@@ -76,7 +78,7 @@ pub fn register(
 ) -> Result<Outcome<()>, DeviceError> {
     let old = find(index, network, uid)?.clone();
     let Some(state) = index.network_mut(network) else { return Err(DeviceError::Gone) };
-    let mut new = Device { key: Some(request.key), ..(*old).clone() };
+    let mut new = Device { key: Some(request.key), aes_256_gcm: request.aes_256_gcm, ..(*old).clone() };
     if *old.endpoints != *request.endpoints {
         new.endpoints = request.endpoints.into();
     }

@@ -228,7 +228,14 @@ fn plans_stay_within_the_limits_of_a_transaction() {
     let token = world.reusable_token();
     let uid = world.join(&token, "a");
     let (endpoints, now) = (["192.0.2.1:1".parse().unwrap()], world.now);
-    let request = Registration { key: [1; 32], endpoints: &endpoints, agent_version: "1", attempt: 0, now };
+    let request = Registration {
+        key: [1; 32],
+        endpoints: &endpoints,
+        aes_256_gcm: true,
+        agent_version: "1",
+        attempt: 0,
+        now,
+    };
     let Ok(Outcome::Write(plan)) = plan::register::register(&mut world.indexes[0], "n", uid, &request) else {
         panic!("must write");
     };

@@ -223,8 +223,14 @@ impl World {
         let endpoints = [([192, 0, 2, 1], 1000 + u16::from(key)).into()];
         let now = self.now;
         self.commit(registrar, |index, attempt| {
-            let registration =
-                Registration { key: [key; 32], endpoints: &endpoints, agent_version: "1", attempt, now };
+            let registration = Registration {
+                key: [key; 32],
+                endpoints: &endpoints,
+                aes_256_gcm: has_aes(key),
+                agent_version: "1",
+                attempt,
+                now,
+            };
             plan::register::register(index, "n", uid, &registration)
         })
     }
@@ -308,6 +314,11 @@ pub(crate) fn device(name: &str, v4: &str) -> proto::Device {
         spec: Some(proto::DeviceSpec { virtual_ipv4: v4.into(), ..Default::default() }),
         status: None,
     }
+}
+
+/// Whether the device that registers with this key has AES.
+pub(crate) const fn has_aes(key: u8) -> bool {
+    key.is_multiple_of(2)
 }
 
 pub(crate) fn key_hash(text: &str) -> SpkiHash {

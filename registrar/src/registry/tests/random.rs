@@ -61,6 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Known {
     name: String,
     key: Option<u8>,
+    aes: bool,
     addresses: Vec<IpAddr>,
     revoked: bool,
 }
@@ -164,7 +165,8 @@ fn run(steps: &[Step]) {
                     Ok(()) => {
                         assert!(owner.is_none_or(|owner| owner == uid), "two owners of one key");
                         assert!(!model.devices[&uid].revoked, "a revoked device has registered");
-                        model.devices.get_mut(&uid).unwrap().key = Some(key);
+                        let known = model.devices.get_mut(&uid).unwrap();
+                        (known.key, known.aes) = (Some(key), has_aes(key));
                         // As the store has it, whatever this registrar has seen.
                         let stored = world.load();
                         model.got(uid, stored.device("n", uid).unwrap().addresses().collect(), now);
@@ -270,6 +272,7 @@ fn check(world: &World, model: &Model) {
                 let known = Known {
                     name: device.name.to_string(),
                     key: device.key.map(|key| key[0]),
+                    aes: device.aes_256_gcm,
                     addresses: device.addresses().collect(),
                     revoked: device.revoked,
                 };

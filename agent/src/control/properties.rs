@@ -211,16 +211,7 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
                     registrar = hello.held_services.iter().cloned().collect();
                     assert!(registrar.is_superset(&resolver), "a hello tells of all");
                 }
-                Action::Send(request) => {
-                    let before = registrar.clone();
-                    tell(&mut registrar, request);
-                    // Nobody has had its names for long, and the news came when that was about to be told.
-                    if let Input::ServiceChanged(n) = input
-                        && before.difference(&registrar).any(|gone| *gone == format!("default/s{n}"))
-                    {
-                        changed.remove(&service(*n));
-                    }
-                }
+                Action::Send(request) => tell(&mut registrar, request, &mut changed),
                 Action::ForgetServices(services) => services.iter().for_each(|s| _ = changed.remove(s)),
                 Action::Datapath(Command::AddPeer(p) | Command::UpdatePeer(p)) => {
                     plane.insert(p.public_key);
@@ -245,7 +236,7 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
         match action {
             Action::Datapath(Command::NoSuchDevice(a)) => drop(awaited.remove(&LookupBy::Address(a))),
             Action::Datapath(Command::UnknownKey(k)) => drop(awaited.remove(&LookupBy::PublicKey(k))),
-            Action::Send(request) => tell(&mut registrar, &request),
+            Action::Send(request) => tell(&mut registrar, &request, &mut changed),
             Action::ForgetServices(services) => services.iter().for_each(|s| _ = changed.remove(s)),
             _ => {}
         }
@@ -260,12 +251,14 @@ fn service(n: u8) -> HeldService {
     HeldService { namespace: "default".into(), name: format!("s{n}") }
 }
 
-/// What the registrar makes of a message.
-fn tell(registrar: &mut BTreeSet<String>, request: &SessionRequest) {
+/// What the registrar makes of a message. Of a Service that is given up there are no names to forget: the resolver has
+/// had none for long.
+fn tell(registrar: &mut BTreeSet<String>, request: &SessionRequest, changed: &mut BTreeSet<HeldService>) {
     if let Some(session_request::Message::HeldServices(held)) = &request.message {
         assert!(held.added.len() + held.removed.len() > 0, "nothing to tell");
         held.removed.iter().for_each(|service| assert!(registrar.remove(service), "{service} was not held"));
         held.added.iter().for_each(|s| assert!(registrar.insert(s.clone()), "{s} was held already"));
+        changed.retain(|service| !held.removed.contains(&format!("{}/{}", service.namespace, service.name)));
     }
 }
 

@@ -10,7 +10,8 @@ BUILD_PACKAGES := cc=build-essential
 LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=python3
 TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime man=man-db \
-	delv=dnsutils dnsmasq=dnsmasq musl-gcc=musl-tools dbus-daemon=dbus-daemon
+	delv=dnsutils dnsmasq=dnsmasq musl-gcc=musl-tools dbus-daemon=dbus-daemon \
+	qemu-system-x86_64=qemu-system-x86 modinfo=kmod
 BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq openssl=openssl taskset=util-linux \
 	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3 ethtool=ethtool
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
@@ -31,6 +32,7 @@ demo: build ## Make a network of three hosts in namespaces, and show it at work
 test: build ## Run every test (as root, or in a user namespace)
 	@$(PREPARE) $(TEST_PACKAGES)
 	@integration-tests/fetch-resolved.sh $(TOOLS)/resolved || true
+	@integration-tests/fetch-kernel.sh $(TOOLS)/kernel || true
 	packaging/check-config.sh target/debug
 	$(CARGO) test --workspace --locked --no-run
 	MAKE_TARGET=test MUSTER_REQUIRE_ROOT=1 $(AS_ROOT) $(CARGO) test --workspace --locked --no-fail-fast

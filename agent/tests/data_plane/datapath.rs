@@ -9,7 +9,7 @@ use muster_agent::{
 
 use crate::{
     device::{Device, virtual_addresses},
-    namespace::{Namespace, connect, have_root},
+    namespace::{connect, have_root},
 };
 
 /// Two devices at the ends of a cable. The second one answers; whether it knows the first is up to the test.
@@ -310,95 +310,4 @@ fn junk_from_strangers_is_counted_and_changes_nothing() {
     let dropped: u64 = snapshot.drops.values().sum();
     assert!(dropped >= 60, "{:?}", snapshot.drops);
     assert_eq!(snapshot.peers.len(), 1);
-}
-
-/// A WireGuard implementation that is not ours at the other end.
-mod other_implementation {
-    use super::*;
-    use crate::device::public_key;
-    use base64::{Engine, engine::general_purpose::STANDARD};
-
-    struct WireGuardGo {
-        namespace: Namespace,
-        interface: String,
-        process: std::process::Child,
-    }
-
-    impl Drop for WireGuardGo {
-        fn drop(&mut self) {
-            let _ = self.process.kill();
-            let _ = self.process.wait();
-        }
-    }
-
-    impl WireGuardGo {
-        /// As device number 3 at 10.9.0.2:51820, with `device` as its peer.
-        fn new(device: &Device) -> Self {
-            let namespace = Namespace::new();
-            // Its control socket lives in the file system, which the namespaces share.
-            let interface = format!("wg{}", std::process::id());
-            let process = namespace
-                .command(&format!("wireguard-go -f {interface}"))
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("wireguard-go is installed");
-            let this = Self { namespace, interface, process };
-            connect(&device.namespace, &this.namespace);
-            for _ in 0..200 {
-                if this
-                    .namespace
-                    .command(&format!("wg show {}", this.interface))
-                    .output()
-                    .expect("wg")
-                    .status
-                    .success()
-                {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            let key = tempfile::NamedTempFile::new().expect("a file");
-            std::fs::write(key.path(), STANDARD.encode([3; 32])).expect("written");
-            this.namespace.run(&format!(
-                "wg set {} private-key {} listen-port 51820 peer {} allowed-ips 100.64.0.1/32,fd00:1::1/128",
-                this.interface,
-                key.path().display(),
-                STANDARD.encode(device.public_key),
-            ));
-            for address in ["100.64.0.3/11", "fd00:1::3/48"] {
-                this.namespace.ip(&format!("addr add {address} dev {}", this.interface));
-            }
-            this.namespace.ip(&format!("link set {} mtu 1420 up", this.interface));
-            this
-        }
-    }
-
-    #[test]
-    fn is_reached_and_reaches_us() {
-        if !have_root() {
-            return;
-        }
-        let mut device = Device::new(1);
-        let other = WireGuardGo::new(&device);
-        let mut peer = device.as_peer(vec!["10.9.0.2:51820".parse().expect("an address")]);
-        (peer.public_key, peer.virtual_addresses) = (public_key([3; 32]), virtual_addresses(3));
-        device.send(Command::AddPeer(peer.clone()));
-        device.namespace.run("ping -n -c 3 -i 0.2 -W 5 100.64.0.3");
-        assert!(matches!(device.event(), Event::PeerUp { .. }));
-        other.namespace.run("ping -n -c 3 -i 0.2 -W 5 fd00:1::1");
-
-        // Now they start, from where they heard us last.
-        device.send(Command::RemovePeer(peer.public_key));
-        peer.endpoints.clear();
-        device.send(Command::AddPeer(peer));
-        let us = STANDARD.encode(device.public_key);
-        other.namespace.run(&format!("wg set {} peer {us} remove", other.interface));
-        other.namespace.run(&format!(
-            "wg set {} peer {us} allowed-ips 100.64.0.1/32,fd00:1::1/128 endpoint {}",
-            other.interface,
-            device.endpoint(1)
-        ));
-        other.namespace.run("ping -n -c 3 -i 0.2 -W 5 -s 1392 100.64.0.1");
-    }
 }

@@ -101,6 +101,11 @@ impl Device {
         self.runtime.block_on(self.handle.send(command)).expect("running");
     }
 
+    /// Begins a handshake with every peer that has a session, not sooner than the protocol allows.
+    pub(crate) fn roam(&self) {
+        self.runtime.block_on(self.handle.roam()).expect("running");
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.runtime.block_on(self.handle.snapshot()).expect("running")
     }

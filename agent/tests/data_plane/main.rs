@@ -9,9 +9,13 @@
 
 mod datapath;
 mod device;
+mod flood;
 mod interface;
+mod kernel;
 mod namespace;
 mod offloads;
 mod ping;
 mod private_addresses;
+mod stream;
 mod tun;
+mod wireguard_go;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::{network::Network, packets::udp};
 use crate::{
     Dropped, Event, IDLE_AFTER, PeerConfig, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, Reason,
-    ZERO_KEYS_AFTER,
+    ZERO_KEYS_AFTER, replay::WINDOW,
 };
 
 #[test]
@@ -138,6 +138,35 @@ fn replayed_data_is_refused() {
     assert_eq!(network.deliver(1, from, data), Err(Dropped::Replayed));
     let key = network.key(0);
     assert_eq!(network.nodes[1].tunnel.peer(&key, network.now).unwrap().drops.get(Dropped::Replayed), 1);
+}
+
+#[test]
+fn data_that_was_overtaken_is_taken_once_while_it_is_in_the_window() {
+    let mut network = Network::pair(70);
+    network.assert_works();
+    network.loss = 100;
+    network.trace.clear();
+    let number = WINDOW as u32 + 2;
+    for n in 0..number {
+        network.send(0, 1, &n.to_be_bytes());
+    }
+    let from = network.nodes[0].address;
+    let datagrams: Vec<_> = network.trace.drain(..).map(|(_, _, _, datagram)| datagram).collect();
+    assert_eq!(datagrams.len(), number as usize);
+    // The last one first; then the first two are too old, and the third is just not.
+    let results: Vec<_> =
+        datagrams.iter().rev().map(|datagram| network.deliver(1, from, datagram.clone())).collect();
+    let (in_window, too_old) = results.split_at(WINDOW as usize);
+    assert!(in_window.iter().all(Result::is_ok));
+    assert_eq!(too_old, [Err(Dropped::Replayed); 2]);
+    let payloads = network.take_payloads(1);
+    assert!(payloads.iter().zip((2..number).rev()).all(|(payload, n)| *payload == n.to_be_bytes()));
+    assert_eq!(payloads.len(), WINDOW as usize);
+    // All of them again.
+    for datagram in datagrams {
+        assert_eq!(network.deliver(1, from, datagram), Err(Dropped::Replayed));
+    }
+    assert!(network.take_payloads(1).is_empty());
 }
 
 #[test]

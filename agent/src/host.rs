@@ -166,7 +166,7 @@ impl Host {
             private_key: self.private_key.clone(),
             seed: Zeroizing::new(keys::seed()?),
             mtu: self.config.mtu(),
-            accepts_aes: false,
+            accepts_aes: self.config.accepts_aes(),
             local_addresses: settings.virtual_addresses(),
             pools: settings.routes.clone(),
         })?;

@@ -174,7 +174,7 @@ impl Agent {
             device_uid: identity.device_uid.clone(),
             public_key,
             agent_version: VERSION.to_owned(),
-            accepts_aes: false,
+            accepts_aes: config.accepts_aes(),
             registrar: identity.registrar.clone(),
             config: device_config,
             peers: held.peers,

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use crate::key::{PresharedKey, PrivateKey, PublicKey};
+use crate::{
+    cipher::Cipher,
+    key::{PresharedKey, PrivateKey, PublicKey},
+};
 
 /// What a tunnel is made of.
 #[derive(Clone, Debug)]
@@ -19,6 +22,9 @@ pub struct Config {
     pub mtu: usize,
     /// Initiations a second beyond which cookies are demanded; 0 stands for [`crate::HANDSHAKE_RATE`].
     pub handshake_rate: u32,
+    /// Whether handshakes for AES-256-GCM are taken, and begun with peers that are configured so. Only worthwhile where
+    /// the processor has instructions for it.
+    pub accepts_aes: bool,
 }
 
 /// Everything the tunnel needs to know of one peer.
@@ -35,6 +41,9 @@ pub struct PeerConfig {
     pub endpoints: Vec<SocketAddr>,
     /// Send something at least this often; `None` for no such need.
     pub persistent_keepalive: Option<Duration>,
+    /// What the sessions that this side begins are sealed with. A peer that does not answer to [`Cipher::Aes256Gcm`] is
+    /// tried with WireGuard's own in turn.
+    pub cipher: Cipher,
 }
 
 impl PeerConfig {
@@ -46,6 +55,7 @@ impl PeerConfig {
             virtual_addresses: Vec::new(),
             endpoints: Vec::new(),
             persistent_keepalive: None,
+            cipher: Cipher::default(),
         }
     }
 }

@@ -17,6 +17,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::{
+    cipher::Cipher,
     key::PublicKey,
     limits::{
         COOKIE_LATENCY, COOKIE_LIFE, HANDSHAKE_RATE, SOURCE_BURST, SOURCE_RATE, SOURCES, UNDER_LOAD_FOR,
@@ -45,18 +46,33 @@ fn hash(label: &[u8], key: &PublicKey) -> [u8; 32] {
 #[derive(Clone)]
 pub(crate) struct ReceiverKeys {
     mac1: [u8; 32],
+    /// That of handshakes for AES-256-GCM.
+    mac1_aes: [u8; 32],
     cookie: [u8; 32],
 }
 
 impl ReceiverKeys {
     pub(crate) fn new(receiver: &PublicKey) -> Self {
-        Self { mac1: hash(b"mac1----", receiver), cookie: hash(b"cookie--", receiver) }
+        let mac1 = |cipher: Cipher| hash(cipher.mac1_label(), receiver);
+        Self {
+            mac1: mac1(Cipher::ChaCha20Poly1305),
+            mac1_aes: mac1(Cipher::Aes256Gcm),
+            cookie: hash(b"cookie--", receiver),
+        }
     }
 
-    /// Whether the message, which ends in `mac1` and `mac2`, was made by someone who knows the receiver's key.
-    pub(crate) fn verify_mac1(&self, message: &[u8]) -> bool {
+    fn mac1(&self, cipher: Cipher) -> &[u8; 32] {
+        match cipher {
+            Cipher::ChaCha20Poly1305 => &self.mac1,
+            Cipher::Aes256Gcm => &self.mac1_aes,
+        }
+    }
+
+    /// Whether the message, which ends in `mac1` and `mac2`, was made by someone who knows the receiver's key, for a
+    /// session with `cipher`.
+    fn verify_mac1(&self, message: &[u8], cipher: Cipher) -> bool {
         let Some((body, macs)) = split_macs(message) else { return false };
-        mac(&self.mac1, &[body]).ct_eq(&macs[..MAC_LEN]).into()
+        mac(self.mac1(cipher), &[body]).ct_eq(&macs[..MAC_LEN]).into()
     }
 }
 
@@ -77,12 +93,12 @@ impl CookieJar {
         Self { keys: ReceiverKeys::new(receiver), cookie: None, last_mac1: None }
     }
 
-    /// Fills `mac1`, and `mac2` if there is a cookie.
-    pub(crate) fn put_macs(&mut self, message: &mut [u8], now: Instant) {
+    /// Fills `mac1`, and `mac2` if there is a cookie, in a handshake for `cipher`.
+    pub(crate) fn put_macs(&mut self, message: &mut [u8], cipher: Cipher, now: Instant) {
         let Some(at) = message.len().checked_sub(2 * MAC_LEN) else { return };
         let (body, macs) = message.split_at_mut(at);
         let (mac1, mac2) = macs.split_at_mut(MAC_LEN);
-        let m1 = mac(&self.keys.mac1, &[body]);
+        let m1 = mac(self.keys.mac1(cipher), &[body]);
         mac1.copy_from_slice(&m1);
         self.last_mac1 = Some(m1);
         if let Some((cookie, received)) = &self.cookie
@@ -128,6 +144,7 @@ pub(crate) enum Verdict {
 /// The side that guards: measures load, makes and checks cookies.
 pub(crate) struct Guard {
     keys: ReceiverKeys,
+    accepts_aes: bool,
     handshakes: TokenBucket,
     under_load_until: Instant,
     secret: Zeroizing<[u8; 32]>,
@@ -137,11 +154,13 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Guards `own`; `rate` is the number of handshakes a second beyond which cookies are demanded.
-    pub(crate) fn new(own: &PublicKey, rate: u32, now: Instant) -> Self {
+    /// Guards `own`; `rate` is the number of handshakes a second beyond which cookies are demanded, and `accepts_aes`
+    /// says whether those for AES-256-GCM are taken.
+    pub(crate) fn new(own: &PublicKey, rate: u32, accepts_aes: bool, now: Instant) -> Self {
         let rate = if rate == 0 { HANDSHAKE_RATE } else { rate };
         Self {
             keys: ReceiverKeys::new(own),
+            accepts_aes,
             handshakes: TokenBucket::new(rate, rate, now),
             under_load_until: Instant::default(),
             secret: Zeroizing::default(),
@@ -151,8 +170,12 @@ impl Guard {
         }
     }
 
-    pub(crate) fn verify_mac1(&self, message: &[u8]) -> bool {
-        self.keys.verify_mac1(message)
+    /// What the session is to be sealed with for which `message` was made by someone who knows our key; nothing if it
+    /// was not, or if we do not take it.
+    pub(crate) fn verify_mac1(&self, message: &[u8]) -> Option<Cipher> {
+        let aes = self.accepts_aes.then_some(Cipher::Aes256Gcm);
+        let mut taken = [Some(Cipher::ChaCha20Poly1305), aes].into_iter().flatten();
+        taken.find(|cipher| self.keys.verify_mac1(message, *cipher))
     }
 
     /// Counts an initiation with valid `mac1` and decides on it.
@@ -241,6 +264,8 @@ mod tests {
     use super::*;
     use crate::message::Message;
 
+    const PLAIN: Cipher = Cipher::ChaCha20Poly1305;
+
     fn at(seconds: u64) -> Instant {
         Instant::from_boot(Duration::from_secs(1_000 + seconds))
     }
@@ -255,16 +280,29 @@ mod tests {
     }
 
     #[test]
+    fn each_kind_of_handshake_has_its_own_mac1() {
+        let own = PublicKey::from_bytes([5; 32]);
+        let [plain, both] = [false, true].map(|accepts_aes| Guard::new(&own, 1, accepts_aes, at(0)));
+        let mut message = [7; 148];
+        for (cipher, at_plain) in [(PLAIN, Some(PLAIN)), (Cipher::Aes256Gcm, None)] {
+            CookieJar::new(&own).put_macs(&mut message, cipher, at(0));
+            assert_eq!((plain.verify_mac1(&message), both.verify_mac1(&message)), (at_plain, Some(cipher)));
+        }
+        CookieJar::new(&PublicKey::from_bytes([6; 32])).put_macs(&mut message, PLAIN, at(0));
+        assert_eq!(both.verify_mac1(&message), None, "meant for another");
+    }
+
+    #[test]
     fn cookies_open_the_door_for_their_source_only_and_expire() {
         let own = PublicKey::from_bytes([5; 32]);
         let mut rng = StdRng::seed_from_u64(1);
-        let mut guard = Guard::new(&own, 1, at(0));
+        let mut guard = Guard::new(&own, 1, false, at(0));
         let mut jar = CookieJar::new(&own);
         let source = "192.0.2.1:1000".parse().unwrap();
         let elsewhere = "192.0.2.1:1001".parse().unwrap();
         let mut message = [1; 148];
-        jar.put_macs(&mut message, at(0));
-        assert!(guard.verify_mac1(&message));
+        jar.put_macs(&mut message, PLAIN, at(0));
+        assert_eq!(guard.verify_mac1(&message), Some(PLAIN));
         assert_eq!(guard.admit(&message, source, &mut rng, at(0)), Verdict::Pass);
         assert_eq!(guard.admit(&message, source, &mut rng, at(0)), Verdict::DemandCookie);
         let reply = guard.reply(&message, 7, source, &mut rng, at(0)).unwrap();
@@ -273,7 +311,7 @@ mod tests {
         assert!(!other.receive(reply, at(0)), "never sent anything");
         assert!(jar.receive(reply, at(0)));
         assert!(!jar.receive(reply, at(0)), "only once");
-        jar.put_macs(&mut message, at(0));
+        jar.put_macs(&mut message, PLAIN, at(0));
         assert_eq!(guard.admit(&message, elsewhere, &mut rng, at(0)), Verdict::DemandCookie);
         for _ in 0..SOURCE_BURST {
             assert_eq!(guard.admit(&message, source, &mut rng, at(0)), Verdict::Pass);
@@ -283,13 +321,13 @@ mod tests {
         assert_eq!(guard.admit(&message, source, &mut rng, at(121)), Verdict::Pass, "calm again");
         assert_eq!(guard.admit(&message, source, &mut rng, at(121)), Verdict::DemandCookie);
         let mut late = [1; 148];
-        jar.put_macs(&mut late, at(116));
+        jar.put_macs(&mut late, PLAIN, at(116));
         assert_eq!(late[132..], [0; 16]);
     }
 
     #[test]
     fn sources_are_bounded() {
-        let mut guard = Guard::new(&PublicKey::from_bytes([5; 32]), 1, at(0));
+        let mut guard = Guard::new(&PublicKey::from_bytes([5; 32]), 1, false, at(0));
         for n in 0..SOURCES as u32 {
             assert!(guard.take_from_source(IpAddr::V4(n.into()), at(0)));
         }

@@ -9,6 +9,7 @@
 //! candidate endpoints for a peer, and one rule for handshakes that both sides start at once (see `peer::handshake`).
 #![forbid(unsafe_code)]
 
+mod cipher;
 mod config;
 mod cookie;
 pub mod ecn;
@@ -34,6 +35,7 @@ mod tai64n;
 mod timers;
 mod tunnel;
 
+pub use cipher::Cipher;
 pub use config::{Config, PeerConfig};
 pub use ecn::Ecn;
 pub use event::{Event, Reason, Received, Sent, Transmit};

@@ -6,6 +6,12 @@ use std::time::Duration;
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// Messages after which a session must not be used any more.
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// The same two with AES-256-GCM. What an attacker learns from ciphertext alone grows with the square of the blocks that
+/// one key has sealed: at 2^27 packets of 9,000 octets, 2^36 blocks, the advantage is still below 2^-56, about what TLS
+/// 1.3 allows (RFC 8446 §5.5). At 100 Gbit/s in packets of 1,420 octets a session is renewed every 7 s.
+pub const AES_REKEY_AFTER_MESSAGES: u64 = 1 << 26;
+/// See [`AES_REKEY_AFTER_MESSAGES`].
+pub const AES_REJECT_AFTER_MESSAGES: u64 = 1 << 27;
 /// Age at which the initiator of a session renews it when it sends.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// Age at which a session must not be used any more.

@@ -11,13 +11,13 @@ use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use crate::{
+    cipher,
     key::{KEY_LEN, PresharedKey, PrivateKey, PublicKey},
     message::{NOISE_INITIATION_LEN, NOISE_RESPONSE_LEN},
     tai64n::Tai64n,
 };
 
 const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
-const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 /// Place of the preshared key in the pattern.
 const PSK: usize = 2;
 
@@ -53,6 +53,7 @@ pub(crate) struct SentInitiation(HandshakeState);
 /// An initiation that was received and is authentic.
 pub(crate) struct ReceivedInitiation {
     state: HandshakeState,
+    pub(crate) cipher: cipher::Cipher,
     pub(crate) remote: PublicKey,
     pub(crate) timestamp: Tai64n,
 }
@@ -73,13 +74,14 @@ impl Identity {
         remote: &PublicKey,
         psk: &PresharedKey,
         timestamp: Tai64n,
+        cipher: cipher::Cipher,
         ephemeral: EphemeralSeed,
     ) -> Result<(SentInitiation, [u8; NOISE_INITIATION_LEN]), HandshakeError> {
         let mut state = self
             .builder(ephemeral)?
             .local_private_key(self.private.as_bytes())?
             .remote_public_key(remote.as_bytes())?
-            .prologue(PROLOGUE)?
+            .prologue(cipher.prologue())?
             .psk(PSK as u8, psk.as_bytes())?
             .build_initiator()?;
         let mut noise = [0; NOISE_INITIATION_LEN];
@@ -94,19 +96,20 @@ impl Identity {
     pub(crate) fn receive(
         &self,
         noise: &[u8],
+        cipher: cipher::Cipher,
         ephemeral: EphemeralSeed,
     ) -> Result<ReceivedInitiation, HandshakeError> {
         let mut state = self
             .builder(ephemeral)?
             .local_private_key(self.private.as_bytes())?
-            .prologue(PROLOGUE)?
+            .prologue(cipher.prologue())?
             .build_responder()?;
         let mut timestamp = [0; 12];
         let len = state.read_message(noise, &mut timestamp)?;
         let remote = state.get_remote_static().and_then(|key| PublicKey::try_from(key).ok());
         match remote {
             Some(remote) if len == timestamp.len() => {
-                Ok(ReceivedInitiation { state, remote, timestamp: Tai64n(timestamp) })
+                Ok(ReceivedInitiation { state, cipher, remote, timestamp: Tai64n(timestamp) })
             }
             _ => Err(HandshakeError),
         }
@@ -243,6 +246,8 @@ impl Dh for X25519 {
 mod tests {
     use super::*;
 
+    const PLAIN: cipher::Cipher = cipher::Cipher::ChaCha20Poly1305;
+
     fn identity(n: u8) -> Identity {
         Identity::new(PrivateKey::from_bytes([n; 32]))
     }
@@ -256,11 +261,12 @@ mod tests {
         let (alice, bob) = (identity(1), identity(2));
         let psk = PresharedKey::from_bytes([3; 32]);
         let label = Tai64n([4; 12]);
-        let (mut sent, noise) = alice.initiate(&bob.public, &psk, label, seed(5)).unwrap();
-        let received = bob.receive(&noise, seed(6)).unwrap();
+        let (mut sent, noise) = alice.initiate(&bob.public, &psk, label, PLAIN, seed(5)).unwrap();
+        let received = bob.receive(&noise, PLAIN, seed(6)).unwrap();
         assert_eq!((received.remote, received.timestamp), (alice.public, label));
         let (bobs, response) = received.respond(&psk).unwrap();
-        let (_, wrong) = bob.receive(&noise, seed(7)).unwrap().respond(&PresharedKey::default()).unwrap();
+        let (_, wrong) =
+            bob.receive(&noise, PLAIN, seed(7)).unwrap().respond(&PresharedKey::default()).unwrap();
         assert!(sent.complete(&wrong).is_err());
         assert!(sent.complete(&[0; NOISE_RESPONSE_LEN]).is_err(), "an all-zero key is refused");
         let alices = sent.complete(&response).unwrap();
@@ -272,12 +278,14 @@ mod tests {
     fn changed_messages_are_refused() {
         let (alice, bob) = (identity(1), identity(2));
         let psk = PresharedKey::default();
-        let (_, noise) = alice.initiate(&bob.public, &psk, Tai64n([4; 12]), seed(5)).unwrap();
+        let (_, noise) = alice.initiate(&bob.public, &psk, Tai64n([4; 12]), PLAIN, seed(5)).unwrap();
         for at in [0, 31, 32, 79, 80, NOISE_INITIATION_LEN - 1] {
             let mut changed = noise;
             changed[at] ^= 1;
-            assert!(bob.receive(&changed, seed(6)).is_err(), "octet {at}");
+            assert!(bob.receive(&changed, PLAIN, seed(6)).is_err(), "octet {at}");
         }
-        assert!(identity(3).receive(&noise, seed(6)).is_err(), "meant for another");
+        assert!(identity(3).receive(&noise, PLAIN, seed(6)).is_err(), "meant for another");
+        let other = cipher::Cipher::Aes256Gcm;
+        assert!(bob.receive(&noise, other, seed(6)).is_err(), "of the other kind");
     }
 }

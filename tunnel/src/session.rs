@@ -1,13 +1,11 @@
 //! One session: its transport keys, counters and age (the paper, §5.4.6 and §6.2).
 
-use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey};
 use muster_common::time::Instant;
 
 use crate::{
-    limits::{
-        KEEPALIVE_TIMEOUT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
-        REKEY_TIMEOUT,
-    },
+    cipher::Cipher,
+    limits::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_TIMEOUT},
     message::{DATA_HEADER_LEN, DataHeader, TAG_LEN},
     noise::TransportKeys,
     replay::ReplayWindow,
@@ -16,6 +14,7 @@ use crate::{
 
 /// Keys for both directions, and what was used of them.
 pub(crate) struct Session {
+    pub(crate) cipher: Cipher,
     pub(crate) local_index: u32,
     remote_index: u32,
     sending: LessSafeKey,
@@ -39,13 +38,15 @@ impl Session {
     /// `None` if the cipher refuses the keys, which it does not for 32 octets.
     pub(crate) fn new(
         keys: &TransportKeys,
+        cipher: Cipher,
         local_index: u32,
         remote_index: u32,
         is_initiator: bool,
         now: Instant,
     ) -> Option<Self> {
-        let key = |octets: &[u8; 32]| UnboundKey::new(&CHACHA20_POLY1305, octets).map(LessSafeKey::new).ok();
+        let key = |octets: &[u8; 32]| UnboundKey::new(cipher.algorithm(), octets).map(LessSafeKey::new).ok();
         Some(Self {
+            cipher,
             local_index,
             remote_index,
             sending: key(&keys.sending)?,
@@ -65,12 +66,12 @@ impl Session {
 
     /// Whether it may still be sent with.
     pub(crate) fn can_send(&self, now: Instant) -> bool {
-        self.is_alive(now) && self.send_counter < REJECT_AFTER_MESSAGES
+        self.is_alive(now) && self.send_counter < self.cipher.reject_after()
     }
 
     /// Whether it should be renewed now that something was sent.
     pub(crate) fn wants_renewal_after_sending(&self, now: Instant) -> bool {
-        self.send_counter > REKEY_AFTER_MESSAGES
+        self.send_counter > self.cipher.rekey_after()
             || (self.is_initiator && now - self.created >= REKEY_AFTER_TIME)
     }
 
@@ -108,7 +109,7 @@ impl Session {
         sealed: &'a mut [u8],
         now: Instant,
     ) -> Result<&'a mut [u8], Dropped> {
-        if !self.is_alive(now) || counter >= REJECT_AFTER_MESSAGES {
+        if !self.is_alive(now) || counter >= self.cipher.reject_after() {
             return Err(Dropped::SessionExpired);
         }
         if !self.replay.is_fresh(counter) {
@@ -127,7 +128,7 @@ impl Session {
     pub(crate) fn for_test(local_index: u32) -> Self {
         let key = || zeroize::Zeroizing::new([7; 32]);
         let keys = TransportKeys { sending: key(), receiving: key() };
-        Self::new(&keys, local_index, 0, true, Instant::default()).unwrap()
+        Self::new(&keys, Cipher::default(), local_index, 0, true, Instant::default()).unwrap()
     }
 
     #[cfg(test)]
@@ -144,14 +145,20 @@ mod tests {
 
     use super::*;
 
+    const BOTH: [Cipher; 2] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm];
+
     fn pair(now: Instant) -> (Session, Session) {
+        pair_with(Cipher::default(), now)
+    }
+
+    fn pair_with(cipher: Cipher, now: Instant) -> (Session, Session) {
         let keys = |sending, receiving| TransportKeys {
             sending: Zeroizing::new([sending; 32]),
             receiving: Zeroizing::new([receiving; 32]),
         };
         (
-            Session::new(&keys(1, 2), 10, 20, true, now).unwrap(),
-            Session::new(&keys(2, 1), 20, 10, false, now).unwrap(),
+            Session::new(&keys(1, 2), cipher, 10, 20, true, now).unwrap(),
+            Session::new(&keys(2, 1), cipher, 20, 10, false, now).unwrap(),
         )
     }
 
@@ -167,19 +174,31 @@ mod tests {
     #[test]
     fn counters_run_out() {
         let now = Instant::default();
-        let (mut a, mut b) = pair(now);
+        for cipher in BOTH {
+            let (mut a, mut b) = pair_with(cipher, now);
+            let (rekey, reject) = (cipher.rekey_after(), cipher.reject_after());
+            let mut out = Vec::new();
+            a.set_send_counter(rekey);
+            assert!(!a.wants_renewal_after_sending(now));
+            seal(&mut a, now, &mut out).unwrap();
+            assert!(a.wants_renewal_after_sending(now));
+            a.set_send_counter(reject - 1);
+            out.clear();
+            seal(&mut a, now, &mut out).unwrap();
+            assert_eq!(seal(&mut a, now, &mut out), Err(Dropped::SessionExpired));
+            assert_eq!(out.len(), 48, "nothing is left behind by the refusal");
+            assert_eq!(b.open(reject - 1, &mut out.clone()[16..], now).unwrap()[0], b'x');
+            assert_eq!(b.open(reject, &mut out[16..], now).unwrap_err(), Dropped::SessionExpired);
+        }
+    }
+
+    #[test]
+    fn ciphers_do_not_open_each_other() {
+        let now = Instant::default();
+        let [(mut a, _), (_, mut b)] = BOTH.map(|cipher| pair_with(cipher, now));
         let mut out = Vec::new();
-        a.set_send_counter(REKEY_AFTER_MESSAGES);
-        assert!(!a.wants_renewal_after_sending(now));
         seal(&mut a, now, &mut out).unwrap();
-        assert!(a.wants_renewal_after_sending(now));
-        a.set_send_counter(REJECT_AFTER_MESSAGES - 1);
-        out.clear();
-        seal(&mut a, now, &mut out).unwrap();
-        assert_eq!(seal(&mut a, now, &mut out), Err(Dropped::SessionExpired));
-        assert_eq!(out.len(), 48, "nothing is left behind by the refusal");
-        assert_eq!(b.open(REJECT_AFTER_MESSAGES - 1, &mut out.clone()[16..], now).unwrap()[0], b'x');
-        assert_eq!(b.open(REJECT_AFTER_MESSAGES, &mut out[16..], now).unwrap_err(), Dropped::SessionExpired);
+        assert_eq!(b.open(0, &mut out[16..], now).unwrap_err(), Dropped::NotAuthentic);
     }
 
     #[test]

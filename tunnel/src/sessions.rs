@@ -6,7 +6,7 @@
 
 use muster_common::time::Instant;
 
-use crate::session::Session;
+use crate::{cipher::Cipher, session::Session};
 
 type Slot = Option<Box<Session>>;
 
@@ -91,6 +91,11 @@ impl Sessions {
             .filter_map(|slot| slot.take())
             .map(|session| session.local_index)
             .collect()
+    }
+
+    /// What the current session is sealed with.
+    pub(crate) fn cipher(&self) -> Option<Cipher> {
+        self.current.as_ref().map(|session| session.cipher)
     }
 
     /// Whether the current session can be sent with.

@@ -21,6 +21,8 @@ pub(crate) type PeerId = u32;
 
 pub(crate) struct Shared {
     pub(crate) identity: Identity,
+    /// Whether sessions with AES-256-GCM are begun and taken.
+    pub(crate) accepts_aes: bool,
     pub(crate) rng: StdRng,
     pub(crate) labels: LabelClock,
     /// Inner MTU, in octets: what padding is bounded by.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use muster_common::time::Instant;
 
-use crate::key::PublicKey;
+use crate::{cipher::Cipher, key::PublicKey};
 
 macro_rules! dropped {
     ($($(#[$doc:meta])* $name:ident = $label:literal, $message:literal;)*) => {
@@ -120,6 +120,8 @@ pub struct PeerSnapshot {
     pub queued: usize,
     /// Whether packets can be sent at once.
     pub has_session: bool,
+    /// What the session in use is sealed with, if there is one.
+    pub cipher: Option<Cipher>,
     /// What was dropped of what came from or went to the peer.
     pub drops: Drops,
 }

@@ -13,6 +13,7 @@ pub(super) fn tunnel(config: &DatapathConfig) -> Tunnel {
         seed: *config.seed,
         mtu: config.mtu as usize,
         handshake_rate: 0,
+        accepts_aes: config.accepts_aes,
     };
     Tunnel::new(config, Instant::now(), Timestamp::now())
 }
@@ -23,7 +24,7 @@ pub(super) fn key(key: PublicKey) -> muster_tunnel::PublicKey {
 
 /// Leaves out endpoints in `pools`: the way to them would lead through the tunnel itself.
 pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConfig {
-    let PeerConfig { public_key, virtual_addresses, mut endpoints, keepalive, cipher: _ } = peer;
+    let PeerConfig { public_key, virtual_addresses, mut endpoints, keepalive, cipher } = peer;
     endpoints.retain(|endpoint| {
         let address = endpoint.ip();
         !address.is_unspecified()
@@ -35,6 +36,10 @@ pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConf
         virtual_addresses,
         endpoints,
         persistent_keepalive: keepalive,
+        cipher: match cipher {
+            Cipher::ChaCha20Poly1305 => muster_tunnel::Cipher::ChaCha20Poly1305,
+            Cipher::Aes256Gcm => muster_tunnel::Cipher::Aes256Gcm,
+        },
         ..muster_tunnel::PeerConfig::new(key(public_key))
     }
 }
@@ -82,7 +87,10 @@ pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, Pe
         queued: peer.queued,
         drops: named(&peer.drops).filter(|(_, number)| *number > 0).collect(),
         path: if peer.has_session { Path::Direct } else { Path::None },
-        cipher: peer.has_session.then_some(Cipher::ChaCha20Poly1305),
+        cipher: peer.cipher.map(|cipher| match cipher {
+            muster_tunnel::Cipher::ChaCha20Poly1305 => Cipher::ChaCha20Poly1305,
+            muster_tunnel::Cipher::Aes256Gcm => Cipher::Aes256Gcm,
+        }),
     };
     (*peer.public_key.as_bytes(), snapshot)
 }

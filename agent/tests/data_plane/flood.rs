@@ -24,6 +24,7 @@ fn initiation(stranger: u8, device: &Device) -> Vec<u8> {
         seed: [stranger; 32],
         mtu: 1420,
         handshake_rate: 0,
+        accepts_aes: true,
     };
     let mut tunnel = Tunnel::new(config, now, Timestamp::now());
     let public_key = PublicKey::from_bytes(device.public_key);

@@ -157,7 +157,8 @@ impl World {
             revision: disk.revision,
             private_endpoints: vec![host.address],
         };
-        let config = Config { private_key, seed: self.rng.random(), mtu: 1420, handshake_rate: 0 };
+        let config =
+            Config { private_key, seed: self.rng.random(), mtu: 1420, handshake_rate: 0, accepts_aes: false };
         let mut control = Control::new(start, self.rng.random(), now);
         control.handle_certificate(disk.validity, civil, now);
         host.running = Some(Box::new(Running {

@@ -15,6 +15,7 @@ use muster_common::time::Instant;
 
 use super::Peer;
 use crate::{
+    cipher::Cipher,
     event::Event,
     limits::{INITIATION_INTERVAL, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, SIMULTANEOUS},
     message::{CookieReply, INITIATION_LEN, Initiation, Response},
@@ -23,6 +24,9 @@ use crate::{
     shared::Shared,
     stats::Dropped,
 };
+
+/// Initiations in a row for the cipher that the peer is said to take.
+const CIPHER_TRIES: usize = 2;
 
 /// A handshake that we want, from the first initiation until it is finished or given up.
 pub(super) struct Attempt {
@@ -37,6 +41,7 @@ pub(super) struct Attempt {
 struct Pending {
     local_index: u32,
     state: SentInitiation,
+    cipher: Cipher,
     message: [u8; INITIATION_LEN],
 }
 
@@ -110,6 +115,13 @@ impl Peer {
         all
     }
 
+    /// What the session of the next initiation is to be sealed with. A peer that has lost the instructions for AES, or
+    /// the version that uses them, since the registrar last told of it is silent to such initiations; so after a few,
+    /// every other one is WireGuard's own.
+    fn cipher_of_try(&self, tries: usize) -> Cipher {
+        if tries >= CIPHER_TRIES && tries.is_multiple_of(2) { Cipher::default() } else { self.cipher }
+    }
+
     /// Makes an initiation and sends it everywhere.
     fn initiate(&mut self, shared: &mut Shared, now: Instant) {
         self.drop_pending(shared);
@@ -123,21 +135,23 @@ impl Peer {
         // What the peer started before this initiation does not cross it.
         self.sessions.end_contest();
         let (timestamp, ephemeral) = (shared.labels.label(now), shared.ephemeral());
-        let Ok((state, noise)) = shared.identity.initiate(&self.public_key, &self.psk, timestamp, ephemeral)
+        let cipher = if shared.accepts_aes { self.cipher_of_try(tries) } else { Cipher::default() };
+        let Ok((state, noise)) =
+            shared.identity.initiate(&self.public_key, &self.psk, timestamp, cipher, ephemeral)
         else {
             tracing::debug!(peer = %self.public_key, "cannot make a handshake with this key");
             return;
         };
         let local_index = shared.new_index(self.id);
         let mut message = Initiation::build(local_index, &noise);
-        self.cookies.put_macs(&mut message, now);
+        self.cookies.put_macs(&mut message, cipher, now);
         self.initiation_sent = Some(now);
         for destination in destinations {
             self.send_handshake(destination, &message, shared, now);
         }
         if let Some(attempt) = &mut self.attempt {
             attempt.tries += 1;
-            attempt.pending = Some(Pending { local_index, state, message });
+            attempt.pending = Some(Pending { local_index, state, cipher, message });
         }
     }
 
@@ -201,16 +215,17 @@ impl Peer {
             self.send_keepalive(shared, now);
             return self.refuse(Dropped::Simultaneous);
         }
+        let cipher = received.cipher;
         let (keys, noise) = received.respond(&self.psk).map_err(|_| Dropped::NotAuthentic)?;
         let local_index = shared.new_index(self.id);
-        let Some(mut session) = Session::new(&keys, local_index, message.sender(), false, now) else {
+        let Some(mut session) = Session::new(&keys, cipher, local_index, message.sender(), false, now) else {
             shared.indices.remove(&local_index);
             return self.refuse(Dropped::SealFailed);
         };
         session.is_contested = self.attempt.as_ref().is_some_and(|attempt| attempt.pending.is_some());
         shared.release(self.sessions.put_next(session));
         let mut response = Response::build(local_index, message.sender(), &noise);
-        self.cookies.put_macs(&mut response, now);
+        self.cookies.put_macs(&mut response, cipher, now);
         self.received(message.0.len(), source, shared, now);
         self.timers.session_made(now);
         self.send_handshake(source, &response, shared, now);
@@ -232,8 +247,8 @@ impl Peer {
         let Ok(keys) = pending.state.complete(message.noise()) else {
             return self.refuse(Dropped::NotAuthentic);
         };
-        let local_index = pending.local_index;
-        let Some(session) = Session::new(&keys, local_index, message.sender(), true, now) else {
+        let (local_index, cipher) = (pending.local_index, pending.cipher);
+        let Some(session) = Session::new(&keys, cipher, local_index, message.sender(), true, now) else {
             return self.refuse(Dropped::SealFailed);
         };
         // The index lives on as the session's.

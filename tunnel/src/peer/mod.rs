@@ -9,6 +9,7 @@ use muster_common::time::Instant;
 
 use self::handshake::Attempt;
 use crate::{
+    cipher::Cipher,
     config::PeerConfig,
     cookie::CookieJar,
     ecn::{self, Ecn},
@@ -41,6 +42,8 @@ pub(crate) struct Peer {
     id: PeerId,
     pub(crate) public_key: PublicKey,
     psk: PresharedKey,
+    /// What to begin sessions with.
+    cipher: Cipher,
     pub(crate) addresses: Vec<IpAddr>,
     candidates: Vec<SocketAddr>,
     /// Candidates are news: try them even though there is an endpoint.
@@ -81,6 +84,7 @@ impl Peer {
             cookies: CookieJar::new(&config.public_key),
             public_key: config.public_key,
             psk: config.preshared_key.unwrap_or_default(),
+            cipher: config.cipher,
             addresses: config.virtual_addresses,
             candidates: usable(config.endpoints),
             probes_candidates: false,
@@ -103,6 +107,7 @@ impl Peer {
     /// Takes new settings. The session goes on; candidates that are new are tried at once if there is one.
     pub(crate) fn update(&mut self, config: PeerConfig, shared: &mut Shared, now: Instant) {
         self.addresses = config.virtual_addresses;
+        self.cipher = config.cipher;
         self.timers.set_persistent(config.persistent_keepalive, now);
         let psk = config.preshared_key.unwrap_or_default();
         if psk != self.psk {
@@ -350,6 +355,7 @@ impl Peer {
             sent_packets: counters.sent_packets,
             queued: self.queue.len(),
             has_session: self.sessions.can_send(now),
+            cipher: self.sessions.cipher(),
             drops: counters.drops,
         }
     }

@@ -11,7 +11,9 @@ use muster_common::time::{Instant, Timestamp};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::packets::udp;
-use crate::{Config, Dropped, Ecn, Event, Outgoing, PeerConfig, PrivateKey, PublicKey, Received, Tunnel};
+use crate::{
+    Cipher, Config, Dropped, Ecn, Event, Outgoing, PeerConfig, PrivateKey, PublicKey, Received, Tunnel,
+};
 
 /// One device in the network.
 pub(super) struct Node {
@@ -39,6 +41,8 @@ pub(super) struct Network {
     pub(super) jitter: Duration,
     /// Of 100 datagrams so many get lost.
     pub(super) loss: u32,
+    /// What tunnels are told that their peers take.
+    pub(super) told: Cipher,
     /// Datagrams to these addresses get lost.
     pub(super) black_holes: Vec<SocketAddr>,
     /// Everything sent: when, from, to, what.
@@ -56,13 +60,28 @@ impl Network {
     }
 
     pub(super) fn with_rate(count: u8, seed: u64, handshake_rate: u32) -> Self {
+        Self::with_aes(count, seed, handshake_rate, |_| false)
+    }
+
+    /// Some of the tunnels take AES-256-GCM.
+    pub(super) fn with_aes(
+        count: u8,
+        seed: u64,
+        handshake_rate: u32,
+        takes_aes: impl Fn(u8) -> bool,
+    ) -> Self {
         let now = Instant::from_boot(Duration::from_secs(1_000));
         let mut keys: Vec<_> = (1..=count).map(key).collect();
         // By public key, so that the first node is the one whose handshake wins.
         keys.sort_by_key(PrivateKey::public_key);
         let nodes = (0u8..).zip(keys).map(|(n, private_key)| {
-            let config =
-                Config { private_key, seed: [n.wrapping_add(seed as u8); 32], mtu: 1420, handshake_rate };
+            let config = Config {
+                private_key,
+                seed: [n.wrapping_add(seed as u8); 32],
+                mtu: 1420,
+                handshake_rate,
+                accepts_aes: takes_aes(n),
+            };
             Node {
                 tunnel: Tunnel::new(config, now, Timestamp::from_epoch(Duration::from_secs(1_800_000_000))),
                 address: SocketAddr::from(([192, 0, 2, n + 1], 51_820)),
@@ -83,6 +102,7 @@ impl Network {
             delay: Duration::from_millis(10),
             jitter: Duration::ZERO,
             loss: 0,
+            told: Cipher::default(),
             black_holes: vec![],
             trace: VecDeque::new(),
         }
@@ -101,6 +121,7 @@ impl Network {
         PeerConfig {
             virtual_addresses: vec![self.nodes[n].virtual_address.parse().unwrap()],
             endpoints: vec![self.nodes[n].address],
+            cipher: self.told,
             ..PeerConfig::new(self.key(n))
         }
     }

@@ -55,9 +55,10 @@ impl Tunnel {
     pub fn new(config: Config, now: Instant, civil: Timestamp) -> Self {
         let identity = Identity::new(config.private_key);
         Self {
-            guard: Guard::new(&identity.public, config.handshake_rate, now),
+            guard: Guard::new(&identity.public, config.handshake_rate, config.accepts_aes, now),
             shared: Shared {
                 identity,
+                accepts_aes: config.accepts_aes,
                 rng: StdRng::from_seed(config.seed),
                 labels: LabelClock::new(now, civil),
                 mtu: config.mtu,

@@ -80,7 +80,7 @@ impl Tunnel {
         source: SocketAddr,
         now: Instant,
     ) -> Result<(), Dropped> {
-        if !self.guard.verify_mac1(message.0) {
+        if self.guard.verify_mac1(message.0).is_none() {
             return Err(Dropped::InvalidMac);
         }
         let rng = &mut self.shared.rng;
@@ -102,9 +102,13 @@ impl Tunnel {
         source: SocketAddr,
         now: Instant,
     ) -> Result<(), Dropped> {
+        let cipher = self.guard.verify_mac1(message.0).ok_or(Dropped::InvalidMac)?;
         let ephemeral = self.shared.ephemeral();
-        let received =
-            self.shared.identity.receive(message.noise(), ephemeral).map_err(|_| Dropped::NotAuthentic)?;
+        let received = self
+            .shared
+            .identity
+            .receive(message.noise(), cipher, ephemeral)
+            .map_err(|_| Dropped::NotAuthentic)?;
         let key = received.remote;
         if let Some(id) = self.by_key.get(&key) {
             return self
@@ -133,7 +137,7 @@ impl Tunnel {
     ) -> Result<(), Dropped> {
         // Cheapest first: a stranger cannot know the index.
         let id = *self.shared.indices.get(&message.receiver()).ok_or(Dropped::UnknownIndex)?;
-        if !self.guard.verify_mac1(message.0) {
+        if self.guard.verify_mac1(message.0).is_none() {
             return Err(Dropped::InvalidMac);
         }
         self.with_peer(id, |peer, shared| peer.receive_response(message, source, shared, now))

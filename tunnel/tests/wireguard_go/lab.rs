@@ -101,7 +101,7 @@ impl Lab {
         let seed = random();
         let private_key = PrivateKey::from_bytes(random());
         let our_key = private_key.public_key();
-        let config = Config { private_key, seed, mtu: 1420, handshake_rate };
+        let config = Config { private_key, seed, mtu: 1420, handshake_rate, accepts_aes: true };
         let file = fs::File::open(Path::new("/run/netns").join(&namespace)).expect("the namespace is there");
         use std::os::fd::AsFd as _;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))

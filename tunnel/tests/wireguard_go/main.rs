@@ -241,6 +241,7 @@ fn we_are_under_load() {
                 seed: [1; 32],
                 mtu: 1420,
                 handshake_rate: 0,
+                accepts_aes: true,
             },
             lab.now(),
             Default::default(),

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use muster_agent::datapath::Cipher;
+use muster_agent::datapath;
 use muster_common::time::Instant;
 use muster_registrar::registry::Index;
-use muster_tunnel::IDLE_AFTER;
+use muster_tunnel::{Cipher, IDLE_AFTER, PublicKey};
 use rand::RngExt as _;
 use uuid::Uuid;
 
@@ -37,6 +37,10 @@ impl World {
             must(!refused || held == 0, || format!("h{h} is refused, and holds {held} peers"))?;
             let in_tunnel = running.tunnel.peers(Instant::default()).count();
             must(held == in_tunnel, || format!("h{h} holds {held} peers, its tunnel {in_tunnel}"))?;
+            let mut ciphers = running.tunnel.peers(Instant::default()).filter_map(|peer| peer.cipher);
+            must(running.aes || ciphers.all(|cipher| cipher == Cipher::ChaCha20Poly1305), || {
+                format!("h{h} has a session in AES-256-GCM, which it does not take")
+            })?;
             let (wanted, in_flight) = running.control.lookups();
             must(in_flight <= wanted && wanted <= 256, || format!("h{h} has {wanted} lookups"))?;
         }
@@ -74,9 +78,10 @@ impl World {
         self.check_registrars()?;
         let members = self.check_members()?;
         self.check_eventually(&members)?;
-        self.check_ciphers()?;
+        self.check_ciphers(false)?;
         self.check_idle()?;
         self.check_first_packets(&members)?;
+        self.check_ciphers(true)?;
         self.check_nobody()?;
         self.check_join()?;
         self.quiet = false;
@@ -191,7 +196,8 @@ impl World {
     }
 
     /// In peace, AES-256-GCM is chosen for exactly those pairs of which both have it, whatever either had before.
-    fn check_ciphers(&self) -> Checked {
+    /// Sessions that are `new`, begun in peace, too, have it.
+    fn check_ciphers(&self, new: bool) -> Checked {
         let hosts =
             || self.hosts.iter().filter_map(|host| Some((host.disk.as_ref()?, host.running.as_ref()?)));
         let has: BTreeMap<String, bool> =
@@ -201,8 +207,13 @@ impl World {
                 let other = &peer.message.device_uid;
                 let both = running.aes && has.get(other).copied().unwrap_or(false);
                 let chosen = peer.config.cipher;
-                must((chosen == Cipher::Aes256Gcm) == both, || {
+                must((chosen == datapath::Cipher::Aes256Gcm) == both, || {
                     format!("{} is to send {chosen:?} to {other}; both have AES: {both}", disk.uid)
+                })?;
+                let key = PublicKey::from_bytes(peer.config.public_key);
+                let used = running.tunnel.peer(&key, Instant::default()).and_then(|peer| peer.cipher);
+                must(!new || used.is_none_or(|used| (used == Cipher::Aes256Gcm) == both), || {
+                    format!("{} and {other} use {used:?}; both have AES: {both}", disk.uid)
                 })?;
             }
         }

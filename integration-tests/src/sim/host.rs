@@ -158,7 +158,7 @@ impl World {
             private_endpoints: vec![host.address],
         };
         let config =
-            Config { private_key, seed: self.rng.random(), mtu: 1420, handshake_rate: 0, accepts_aes: false };
+            Config { private_key, seed: self.rng.random(), mtu: 1420, handshake_rate: 0, accepts_aes: aes };
         let mut control = Control::new(start, self.rng.random(), now);
         control.handle_certificate(disk.validity, civil, now);
         host.running = Some(Box::new(Running {

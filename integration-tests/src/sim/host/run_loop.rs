@@ -229,6 +229,10 @@ fn peer_config(peer: datapath::PeerConfig, routes: &[IpNet]) -> muster_tunnel::P
         virtual_addresses: peer.virtual_addresses,
         endpoints,
         persistent_keepalive: peer.keepalive,
+        cipher: match peer.cipher {
+            datapath::Cipher::ChaCha20Poly1305 => muster_tunnel::Cipher::ChaCha20Poly1305,
+            datapath::Cipher::Aes256Gcm => muster_tunnel::Cipher::Aes256Gcm,
+        },
         ..muster_tunnel::PeerConfig::new(muster_tunnel::PublicKey::from_bytes(peer.public_key))
     }
 }

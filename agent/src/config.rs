@@ -66,6 +66,9 @@ pub struct Tunnel {
     pub port: u16,
     /// Whether packets from and to other agents are sealed with AES-256-GCM where both CPUs are made for it.
     pub aes: bool,
+    /// Whether packets pass between kernel and agent in batches of one flow, as far as the kernel can. Off where a
+    /// kernel or network card spoils them; the tunnel then takes several times the processor time.
+    pub offloads: bool,
 }
 
 /// The `[resolver]` section.
@@ -150,7 +153,7 @@ impl Default for Interface {
 
 impl Default for Tunnel {
     fn default() -> Self {
-        Self { port: 7551, aes: true }
+        Self { port: 7551, aes: true, offloads: true }
     }
 }
 

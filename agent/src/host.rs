@@ -20,7 +20,7 @@ use crate::{
     keys,
     local_api::Shared,
     resolver::{self, Resolver},
-    tun::Tun,
+    tun::{self, Tun},
     udp::UdpSockets,
 };
 
@@ -65,8 +65,13 @@ impl Host {
             tracing::info!(?swept, "removed what an agent that was killed had left");
         }
         host_dns::sweep(&host_dns::Paths::new(&config.state_dir)).await;
-        let sockets = UdpSockets::bind(config.tunnel.port)?;
+        let mut sockets = UdpSockets::bind(config.tunnel.port)?;
         let tun = Tun::create(&config.interface.name)?;
+        if !config.tunnel.offloads {
+            sockets.forgo_offloads();
+            tun.set_offloads(tun::Offloads::default())
+                .context("cannot switch off offloads of the TUN device")?;
+        }
         Ok(Self {
             config: config.clone(),
             private_key,

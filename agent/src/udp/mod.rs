@@ -36,6 +36,7 @@ pub struct UdpSockets {
     /// Absent where the host has no IPv6.
     v6: Option<FamilySocket>,
     port: u16,
+    forgoes_offloads: bool,
 }
 
 #[derive(Debug)]
@@ -96,7 +97,7 @@ impl UdpSockets {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => None,
             Err(e) => return Err(fail(address, e)),
         };
-        Ok(Self { v4, v6, port })
+        Ok(Self { v4, v6, port, forgoes_offloads: false })
     }
 
     /// The port that both are bound to.
@@ -112,11 +113,22 @@ impl UdpSockets {
     /// Lets the kernel hand over runs of datagrams as one message, which [`Self::recv_into`] can tell apart. Without
     /// it, or where the kernel cannot, each datagram is a message.
     pub fn coalesce(&self) {
+        if self.forgoes_offloads {
+            return;
+        }
         for socket in self.all() {
             match sys::set_udp_option(socket.as_fd(), libc::UDP_GRO, 1) {
                 Ok(()) => socket.coalesces.store(true, Ordering::Relaxed),
                 Err(error) => tracing::info!(%error, "UDP datagrams come one by one: no UDP_GRO"),
             }
+        }
+    }
+
+    /// Has datagrams leave and come one by one, whatever the kernel could do. To be called before [`Self::coalesce`].
+    pub fn forgo_offloads(&mut self) {
+        self.forgoes_offloads = true;
+        for socket in self.all() {
+            socket.segments.store(false, Ordering::Relaxed);
         }
     }
 

@@ -89,6 +89,23 @@ fn without_coalescing_each_datagram_comes_by_itself() {
 }
 
 #[test]
+fn offloads_are_forgone() {
+    let (mut a, mut b) = (UdpSockets::bind(0).unwrap(), UdpSockets::bind(0).unwrap());
+    for sockets in [&mut a, &mut b] {
+        sockets.forgo_offloads();
+        sockets.coalesce();
+        assert_eq!(sockets.offloads(), Offloads::default());
+    }
+    let octets = octets();
+    for (family, to) in addresses(&b) {
+        let sent = a.send_runs([run(to, Ecn::NotEct, 1_000, &octets[..5_500])].into_iter());
+        assert_eq!(sent.datagrams, 6);
+        let lens: Vec<_> = receive(&b, family).iter().map(|(.., octets)| octets.len()).collect();
+        assert_eq!(lens, [1_000, 1_000, 1_000, 1_000, 1_000, 500]);
+    }
+}
+
+#[test]
 fn ecn_arrives() {
     let (a, b) = (sockets(), sockets());
     let octets = octets();

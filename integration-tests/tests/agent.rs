@@ -353,6 +353,8 @@ fn what_is_changed_on_the_interface_by_hand_is_healed() {
 
 #[test]
 fn a_transfer_survives_a_new_address() {
+    /// Octets of the file: enough that it is still under way when its receiver has moved twice and caught up.
+    const FILE: usize = 64 << 20;
     scenario("roaming", |lab| {
         let mut site = network(lab)?;
         let (alice, bob) = (site.alice.host().clone(), site.bob.host().clone());
@@ -361,7 +363,7 @@ fn a_transfer_survives_a_new_address() {
         alice.sh("ip route add default dev eth0")?;
         let files = lab.directory().join("www");
         fs::create_dir_all(&files).map_err(file_error(&files))?;
-        fs::write(files.join("large"), vec![7u8; 24 << 20]).map_err(file_error(&files))?;
+        fs::write(files.join("large"), vec![7u8; FILE]).map_err(file_error(&files))?;
         let mut command = bob.command("python3");
         command.args(["-m", "http.server", "8000", "--bind", &address, "--directory"]).arg(&files);
         let _server = bob.spawn("http", command)?;
@@ -394,7 +396,7 @@ fn a_transfer_survives_a_new_address() {
         }
         let status = curl.wait(Duration::from_secs(90))?;
         expect(
-            status.success() && length() == 24 << 20,
+            status.success() && length() == FILE as u64,
             "the whole file",
             &format!("{status} {}", curl.log()),
         )?;

@@ -277,6 +277,8 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(hex(&keys.mac1), "4fb2527ac956001553dc1ad9b55171b7d9daa3de1cdbcd71451830170c7e6cac");
         assert_eq!(hex(&mac(&keys.mac1, &[&[0; 116]])), "4f7c082c2cb05f95395d48389019ca53");
+        assert_eq!(hex(&keys.mac1_aes), "02b2916139c9a652f6c19cb08a0cee1e6d5808a68f14be222a20926598b610ec");
+        assert_eq!(hex(&mac(&keys.mac1_aes, &[&[0; 116]])), "9e51371bbab94c92955b4a8dcac5ef36");
     }
 
     #[test]

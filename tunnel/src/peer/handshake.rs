@@ -136,6 +136,9 @@ impl Peer {
         self.sessions.end_contest();
         let (timestamp, ephemeral) = (shared.labels.label(now), shared.ephemeral());
         let cipher = if shared.accepts_aes { self.cipher_of_try(tries) } else { Cipher::default() };
+        if shared.accepts_aes && cipher != self.cipher {
+            tracing::debug!(peer = %self.public_key, tries, "no answer for AES-256-GCM; trying WireGuard's own cipher");
+        }
         let Ok((state, noise)) =
             shared.identity.initiate(&self.public_key, &self.psk, timestamp, cipher, ephemeral)
         else {

@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::network::Network;
-use crate::{Cipher, Dropped};
+use crate::{
+    AES_REJECT_AFTER_MESSAGES, AES_REKEY_AFTER_MESSAGES, Cipher, Dropped, Event,
+    cookie::{CookieJar, Guard},
+};
 
 /// Two tunnels that are told to begin with AES-256-GCM, of which some take it.
 fn pair(seed: u64, takes_aes: [bool; 2]) -> Network {
@@ -110,4 +115,162 @@ fn cookies_work_for_it() {
     assert!(network.count(0, 3) > 0, "a cookie was demanded");
     network.assert_works();
     assert_eq!(ciphers(&network), AES);
+}
+
+/// What the initiations that node 0 sent to node 1 were for.
+fn initiations(network: &Network) -> Vec<Cipher> {
+    let guard = Guard::new(&network.key(1), 0, true, network.now);
+    let (from, to) = (network.nodes[0].address, network.nodes[1].address);
+    let sent = network.trace.iter().filter(|(_, f, t, payload)| (*f, *t, payload[0]) == (from, to, 1));
+    sent.map(|(.., payload)| guard.verify_mac1(payload).unwrap()).collect()
+}
+
+#[test]
+fn an_outage_brings_it_down_to_the_common_cipher_and_the_next_renewal_back() {
+    let mut network = pair(7, [true, true]);
+    network.loss = 100;
+    network.send(0, 1, b"first");
+    network.run_secs(32);
+    let (aes, plain) = (Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305);
+    assert_eq!(initiations(&network), [aes, aes, plain, aes, plain, aes, plain]);
+    network.loss = 0;
+    // The next is for AES; it is lost, too, and the one after it arrives.
+    network.black_holes = vec![network.nodes[1].address];
+    network.run_secs(7);
+    network.black_holes.clear();
+    network.run_secs(6);
+    assert_eq!((network.take_payloads(1), ciphers(&network)), (vec![b"first".to_vec()], PLAIN));
+    network.trace.clear();
+    for _ in 0..130 {
+        network.send(0, 1, b"x");
+        network.run_secs(1);
+    }
+    assert_eq!((initiations(&network), ciphers(&network)), (vec![aes], AES));
+}
+
+#[test]
+fn who_does_not_take_it_does_not_begin_with_it() {
+    let mut network = pair(8, [false, true]);
+    network.loss = 100;
+    network.send(0, 1, b"x");
+    network.run_secs(32);
+    assert!(initiations(&network).iter().all(|cipher| *cipher == Cipher::default()));
+}
+
+#[test]
+fn roaming() {
+    let mut network = pair(9, [true, true]);
+    network.assert_works();
+    let session = network.current_index(1, 0);
+    let moved = "198.51.100.9:999".parse().unwrap();
+    network.nodes[0].address = moved;
+    network.send(0, 1, b"from elsewhere");
+    network.run_millis(100);
+    let public_key = network.key(0);
+    assert_eq!(network.nodes[1].events.last(), Some(&Event::EndpointChanged { public_key, endpoint: moved }));
+    network.assert_works();
+    assert_eq!((network.current_index(1, 0), ciphers(&network)), (session, AES), "the same session");
+}
+
+#[test]
+fn its_counters_force_renewal_and_end() {
+    let mut network = pair(10, [true, true]);
+    network.assert_works();
+    let key = network.key(1);
+    let set = |network: &mut Network, counter| {
+        network.nodes[0].tunnel.peer_mut(&key).sessions().current().unwrap().set_send_counter(counter)
+    };
+    network.run_secs(10);
+    let before = network.current_index(0, 1);
+    set(&mut network, AES_REKEY_AFTER_MESSAGES);
+    network.assert_works();
+    assert_ne!(network.current_index(0, 1), before, "renewed");
+    network.run_secs(10);
+    set(&mut network, AES_REJECT_AFTER_MESSAGES);
+    network.trace.clear();
+    network.send(0, 1, b"waits");
+    assert_eq!(network.count(0, 4), 0, "not with this key");
+    network.run_millis(100);
+    assert_eq!((network.take_payloads(1), ciphers(&network)), (vec![b"waits".to_vec()], AES));
+}
+
+/// Whoever captures an initiation can give it the `mac1` of the other kind, for which the public key is enough.
+#[test]
+fn captured_initiations_do_not_serve_as_the_other_kind() {
+    for (seed, told) in [(11, Cipher::Aes256Gcm), (12, Cipher::ChaCha20Poly1305)] {
+        for takes_aes in [false, true] {
+            let mut network = Network::with_aes(2, seed, 0, |n| n == 0 || takes_aes);
+            network.told = told;
+            network.introduce(0, 1);
+            network.introduce(1, 0);
+            network.loss = 100;
+            network.send(0, 1, b"x");
+            let (from, captured) = (network.nodes[0].address, network.last(0, 1));
+            let other = match told {
+                Cipher::Aes256Gcm => Cipher::ChaCha20Poly1305,
+                Cipher::ChaCha20Poly1305 => Cipher::Aes256Gcm,
+            };
+            let mut relabelled = captured.clone();
+            CookieJar::new(&network.key(1)).put_macs(&mut relabelled, other, network.now);
+            assert_ne!(relabelled, captured);
+            let is_taken = |cipher| takes_aes || cipher == Cipher::ChaCha20Poly1305;
+            let refused = if is_taken(other) { Dropped::NotAuthentic } else { Dropped::InvalidMac };
+            assert_eq!(network.deliver(1, from, relabelled), Err(refused));
+            let expected = if is_taken(told) { Ok(()) } else { Err(Dropped::InvalidMac) };
+            let before = network.trace.len();
+            assert_eq!(before, 1, "no answer to the relabelled one");
+            assert_eq!(network.deliver(1, from, captured), expected);
+            assert_eq!(network.trace.len() - before, usize::from(is_taken(told)), "an answer or silence");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Each side begins with another cipher, at about the same time: they end in one session of one cipher.
+    #[test]
+    fn different_ones_at_about_the_same_time(
+        seed in 0u64..1_000_000, offset in 0u64..60, jitter in 0u64..40, loss in prop_oneof![Just(0u32), 0u32..40],
+        first in 0usize..2, with_aes in 0usize..2,
+    ) {
+        let mut network = Network::with_aes(2, seed, 0, |_| true);
+        for n in 0..2 {
+            network.told = if n == with_aes { Cipher::Aes256Gcm } else { Cipher::default() };
+            network.introduce(n, 1 - n);
+        }
+        network.jitter = Duration::from_millis(jitter);
+        network.loss = loss;
+        network.send(first, 1 - first, b"a");
+        network.run_millis(offset);
+        network.send(1 - first, first, b"b");
+        network.run_secs(30);
+        (network.loss, network.jitter) = (0, Duration::ZERO);
+        network.run_secs(10);
+        network.assert_works();
+        network.assert_one_session();
+        let [one, other] = ciphers(&network);
+        prop_assert!(one == other && one.is_some());
+    }
+}
+
+/// The same at the very same moment: the session is the one that the lower key began.
+#[test]
+fn different_ones_at_once() {
+    for (seed, with_aes, expected) in [(13, 0, AES), (14, 1, PLAIN)] {
+        let mut network = Network::with_aes(2, seed, 0, |_| true);
+        for n in 0..2 {
+            network.told = if n == with_aes { Cipher::Aes256Gcm } else { Cipher::default() };
+            network.introduce(n, 1 - n);
+        }
+        network.send(0, 1, b"a");
+        network.send(1, 0, b"b");
+        network.run_secs(1);
+        assert_eq!(
+            (network.take_payloads(0), network.take_payloads(1)),
+            (vec![b"b".to_vec()], vec![b"a".to_vec()])
+        );
+        network.assert_one_session();
+        assert_eq!(ciphers(&network), expected);
+    }
 }

@@ -5,9 +5,17 @@
 //! any stranger. Nothing is negotiated on the wire, and no other octet differs.
 
 use aws_lc_rs::aead::{AES_256_GCM, Algorithm, CHACHA20_POLY1305};
+use blake2::{
+    Blake2sMac,
+    digest::{FixedOutput as _, KeyInit as _, Update as _, consts::U32},
+};
+use zeroize::Zeroizing;
 
-use crate::limits::{
-    AES_REJECT_AFTER_MESSAGES, AES_REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
+use crate::{
+    key::KEY_LEN,
+    limits::{
+        AES_REJECT_AFTER_MESSAGES, AES_REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
+    },
 };
 
 /// What the transport data of a session is sealed with.
@@ -35,6 +43,20 @@ impl Cipher {
         match self {
             Self::ChaCha20Poly1305 => b"mac1----",
             Self::Aes256Gcm => b"mac1 Muster AES-256-GCM",
+        }
+    }
+
+    /// The transport key that comes of one of the two which Noise ends in. The prologue is hashed into what the
+    /// handshake's messages are authenticated with, but not into these, so that they do not depend on the kind. One more
+    /// keyed hash makes sure that no key is ever used with both ciphers, whatever becomes of the randomness.
+    pub(crate) fn transport_key(self, noise: Zeroizing<[u8; KEY_LEN]>) -> Zeroizing<[u8; KEY_LEN]> {
+        match self {
+            Self::ChaCha20Poly1305 => noise,
+            Self::Aes256Gcm => {
+                let mut state = Blake2sMac::<U32>::new((&*noise).into());
+                state.update(self.prologue());
+                Zeroizing::new(state.finalize_fixed().into())
+            }
         }
     }
 

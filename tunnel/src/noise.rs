@@ -48,7 +48,10 @@ pub(crate) struct TransportKeys {
 }
 
 /// An initiation that was sent and waits for its response.
-pub(crate) struct SentInitiation(HandshakeState);
+pub(crate) struct SentInitiation {
+    state: HandshakeState,
+    cipher: cipher::Cipher,
+}
 
 /// An initiation that was received and is authentic.
 pub(crate) struct ReceivedInitiation {
@@ -89,7 +92,7 @@ impl Identity {
         if len != noise.len() {
             return Err(HandshakeError);
         }
-        Ok((SentInitiation(state), noise))
+        Ok((SentInitiation { state, cipher }, noise))
     }
 
     /// Reads an initiation: who sent it, and when it was made. Costs two X25519 operations.
@@ -128,21 +131,22 @@ impl ReceivedInitiation {
         if len != noise.len() {
             return Err(HandshakeError);
         }
-        Ok((split(&mut self.state), noise))
+        Ok((split(&mut self.state, self.cipher), noise))
     }
 }
 
 impl SentInitiation {
     /// Reads the response. After a failure the initiation still waits for the right one.
     pub(crate) fn complete(&mut self, noise: &[u8]) -> Result<TransportKeys, HandshakeError> {
-        self.0.read_message(noise, &mut [])?;
-        Ok(split(&mut self.0))
+        self.state.read_message(noise, &mut [])?;
+        Ok(split(&mut self.state, self.cipher))
     }
 }
 
-fn split(state: &mut HandshakeState) -> TransportKeys {
+fn split(state: &mut HandshakeState, cipher: cipher::Cipher) -> TransportKeys {
     let (from_initiator, from_responder) = state.dangerously_get_raw_split();
-    let (from_initiator, from_responder) = (Zeroizing::new(from_initiator), Zeroizing::new(from_responder));
+    let [from_initiator, from_responder] =
+        [from_initiator, from_responder].map(|key| cipher.transport_key(Zeroizing::new(key)));
     if state.is_initiator() {
         TransportKeys { sending: from_initiator, receiving: from_responder }
     } else {
@@ -272,6 +276,26 @@ mod tests {
         let alices = sent.complete(&response).unwrap();
         assert_eq!((&*alices.sending, &*alices.receiving), (&*bobs.receiving, &*bobs.sending));
         assert_ne!(alices.sending, alices.receiving);
+    }
+
+    /// With the same keys and the same randomness, nothing of one kind of handshake serves in the other.
+    #[test]
+    fn the_kinds_have_nothing_in_common() {
+        let (alice, bob) = (identity(1), identity(2));
+        let psk = PresharedKey::from_bytes([3; 32]);
+        let kinds = [PLAIN, cipher::Cipher::Aes256Gcm];
+        let [(mut plain, plain_noise), (mut aes, aes_noise)] =
+            kinds.map(|kind| alice.initiate(&bob.public, &psk, Tai64n([4; 12]), kind, seed(5)).unwrap());
+        assert!(bob.receive(&plain_noise, kinds[1], seed(6)).is_err());
+        assert!(bob.receive(&aes_noise, kinds[0], seed(6)).is_err());
+        let respond = |noise: &[u8], kind| bob.receive(noise, kind, seed(6)).unwrap().respond(&psk).unwrap();
+        let (plain_keys, plain_response) = respond(&plain_noise, kinds[0]);
+        let (aes_keys, aes_response) = respond(&aes_noise, kinds[1]);
+        assert!(plain.complete(&aes_response).is_err());
+        assert!(aes.complete(&plain_response).is_err());
+        assert_ne!(plain_keys.sending, aes_keys.sending);
+        assert_ne!(plain_keys.receiving, aes_keys.receiving);
+        assert_eq!(aes.complete(&aes_response).unwrap().sending, aes_keys.receiving);
     }
 
     #[test]

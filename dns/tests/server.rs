@@ -78,6 +78,21 @@ async fn serve_tcp<H: Handler>(handler: Arc<H>, address: SocketAddr, limits: Str
     address
 }
 
+/// Both on one port: another one, if somebody else has it for TCP.
+async fn serve_both<H: Handler>(handler: Arc<H>) -> SocketAddr {
+    let (socket, listener) = loop {
+        let socket = bind_udp(ANY_PORT, false).unwrap();
+        if let Ok(listener) = bind_tcp(socket.local_addr().unwrap(), false) {
+            break (socket, listener);
+        }
+    };
+    let (address, other) = (socket.local_addr().unwrap(), Arc::clone(&handler));
+    tokio::spawn(async move { udp::serve(socket, handler, UdpLimits::default(), &metrics()).await });
+    let limits = StreamLimits::default();
+    tokio::spawn(async move { stream::serve_tcp(listener, other, limits, &metrics()).await });
+    address
+}
+
 /// A CA and what it issues.
 struct Authority(CertifiedIssuer<'static, RcgenKey>);
 
@@ -145,9 +160,7 @@ async fn run(program: &str, address: SocketAddr, arguments: &[&str]) -> Option<S
 
 #[tokio::test]
 async fn dig_gets_all_addresses_over_udp_and_tcp() {
-    let handler = authoritative(open);
-    let address = serve_udp(Arc::clone(&handler), ANY_PORT, None).await;
-    serve_tcp(handler, address, StreamLimits::default()).await;
+    let address = serve_both(authoritative(open)).await;
     for transport in ["+notcp", "+tcp"] {
         let arguments = [transport, "+norec", "web.net.example", "A"];
         let Some(output) = run("dig", address, &arguments).await else { return };

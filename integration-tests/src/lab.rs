@@ -3,9 +3,11 @@
 use std::{
     cell::{Cell, RefCell},
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
     rc::Rc,
+    time::Duration,
 };
 
 use crate::{
@@ -197,7 +199,19 @@ impl Host {
             .map_err(|e| LabError::File { path: directory.display().to_string(), source: e })?;
         let log = directory.join(format!("{name}.log"));
         self.lab.logs.borrow_mut().push((format!("{} on {}", name, self.name), log.clone()));
-        Process::spawn(name, command, log)
+        let mut process = Process::spawn(name, command, log)?;
+        // It enters the namespace by itself. Cleaning up finds processes by it, so a lab that ends at once
+        // would overlook one that is still on its way there.
+        let inside = Path::new("/run/netns").join(&self.namespace);
+        let seen_from_outside = format!("/proc/{}/ns/net", process.id());
+        process::wait_for(&format!("{name} to enter {}", self.name), Duration::from_secs(10), || {
+            let there = match (fs::metadata(&seen_from_outside), fs::metadata(&inside)) {
+                (Ok(its), Ok(hosts)) => (its.dev(), its.ino()) == (hosts.dev(), hosts.ino()),
+                _ => false,
+            };
+            if there || !process.is_running() { Ok(()) } else { Err("not in it yet".into()) }
+        })?;
+        Ok(process)
     }
 
     /// Adds a route on the host, as in `ip route add`.

@@ -54,7 +54,8 @@ pub struct Config {
 pub struct Interface {
     /// Name of the TUN device, 1 to 15 characters.
     pub name: String,
-    /// Largest packet in octets, 1280 to 65,535; 0 for 1420, which fits a WireGuard datagram into Ethernet's 1500.
+    /// Largest packet in octets, 1280 to 65,535; 0 for what fits into the host's network interfaces when the agent starts:
+    /// 1420 with Ethernet's usual 1500, 8920 with 9000.
     pub mtu: u32,
 }
 
@@ -212,11 +213,6 @@ impl Config {
             return Err(ConfigError::value("resolver.listen", "[]", reason));
         }
         self.resolver.settings().map(drop)
-    }
-
-    /// The interface's MTU in octets.
-    pub fn mtu(&self) -> u32 {
-        if self.interface.mtu == 0 { 1420 } else { self.interface.mtu }
     }
 
     /// Whether the tunnel takes AES-256-GCM: on CPUs that are made for it, unless that is switched off.

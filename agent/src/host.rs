@@ -19,6 +19,7 @@ use crate::{
     interface::{self, Interface, InterfaceConfig},
     keys,
     local_api::Shared,
+    private_addresses,
     resolver::{self, Resolver},
     tun::{self, Tun},
     udp::UdpSockets,
@@ -38,6 +39,8 @@ pub struct Host {
     datapath: Option<(Datapath, Handle)>,
     dns_servers: watch::Sender<Vec<String>>,
     settings: Option<Settings>,
+    /// Of the interface, in octets; once it is there.
+    mtu: u32,
     host_dns: Option<HostDns>,
 }
 
@@ -84,6 +87,7 @@ impl Host {
             datapath: None,
             dns_servers: watch::Sender::new(Vec::new()),
             settings: None,
+            mtu: config.interface.mtu,
             host_dns: None,
         })
     }
@@ -102,6 +106,9 @@ impl Host {
         names: Option<Vec<u8>>,
     ) -> anyhow::Result<Option<Started>> {
         if let Some((tun, sockets)) = self.devices.take() {
+            if self.config.interface.mtu == 0 {
+                self.mtu = self.inner_mtu(settings).await;
+            }
             self.program(settings).await?;
             let started = self.start(settings, tun, sockets, names).await?;
             self.settings = Some(settings.clone());
@@ -132,11 +139,23 @@ impl Host {
         }
     }
 
+    /// What fits into the host's other interfaces.
+    async fn inner_mtu(&self, settings: &Settings) -> u32 {
+        let exclusions = private_addresses::Exclusions {
+            interface: self.config.interface.name.clone(),
+            pools: settings.routes.clone(),
+        };
+        private_addresses::inner_mtu(&exclusions).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the interface gets the usual MTU");
+            interface::MTU_DEFAULT
+        })
+    }
+
     async fn program(&mut self, settings: &Settings) -> anyhow::Result<()> {
         let link_local = |address: &IpAddr| matches!(address, IpAddr::V4(v4) if v4.is_link_local());
         let listen = self.config.resolver.listen.iter().map(|address| address.ip());
         let config = InterfaceConfig {
-            mtu: self.config.mtu(),
+            mtu: self.mtu,
             addresses: settings.virtual_addresses(),
             routes: settings.routes.clone(),
             resolver_address: listen.filter(|_| self.config.resolver.enabled).find(link_local),
@@ -170,7 +189,7 @@ impl Host {
             sockets,
             private_key: self.private_key.clone(),
             seed: Zeroizing::new(keys::seed()?),
-            mtu: self.config.mtu(),
+            mtu: self.mtu,
             accepts_aes: self.config.accepts_aes(),
             local_addresses: settings.virtual_addresses(),
             pools: settings.routes.clone(),

@@ -13,7 +13,7 @@ use rtnetlink::{MulticastGroup, packet_route::link::InfoKind};
 use tokio::sync::watch;
 
 use crate::interface::{
-    InterfaceError, failed,
+    InterfaceError, MTU_DEFAULT, MTU_JUMBO, MTU_MIN, MTU_OVERHEAD, failed,
     netlink::{Address, Link, Netlink},
 };
 
@@ -61,8 +61,26 @@ pub struct Exclusions {
     pub pools: Vec<IpNet>,
 }
 
+/// What the host is connected by.
+struct Underlay {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    /// The interfaces that default routes lead to.
+    uplinks: BTreeSet<u32>,
+}
+
 /// The addresses to offer now.
 pub async fn list(exclusions: &Exclusions) -> Result<Vec<IpAddr>, InterfaceError> {
+    Ok(choose(&underlay().await?, exclusions))
+}
+
+/// The inner MTU that fits into the narrowest of the interfaces through which this device and others may reach each
+/// other, in octets: 1,420 for ordinary Ethernet, 8,920 at most, and 1,280 even where that does not fit.
+pub async fn inner_mtu(exclusions: &Exclusions) -> Result<u32, InterfaceError> {
+    Ok(choose_mtu(&underlay().await?, exclusions))
+}
+
+async fn underlay() -> Result<Underlay, InterfaceError> {
     let mut netlink = Netlink::open().map_err(failed("open a netlink socket"))?;
     let links = netlink.links().await.map_err(failed("list the host's interfaces"))?;
     let addresses = netlink.addresses().await.map_err(failed("list the host's addresses"))?;
@@ -73,7 +91,7 @@ pub async fn list(exclusions: &Exclusions) -> Result<Vec<IpAddr>, InterfaceError
     for address in outside {
         uplinks.extend(netlink.route_to(address).await.map_err(failed("look up the default route"))?);
     }
-    Ok(choose(&links, &addresses, &uplinks, exclusions))
+    Ok(Underlay { links, addresses, uplinks })
 }
 
 /// The addresses to offer, now and after each change of the host's interfaces. Ends when the receiver is dropped.
@@ -115,27 +133,43 @@ pub async fn watch(exclusions: Exclusions) -> Result<watch::Receiver<Vec<IpAddr>
     Ok(receiver)
 }
 
-/// Decides what to offer. `uplinks` are the interfaces that default routes lead to; their addresses come first.
-fn choose(
-    links: &[Link],
-    addresses: &[Address],
-    uplinks: &BTreeSet<u32>,
-    exclusions: &Exclusions,
-) -> Vec<IpAddr> {
-    let mut chosen: Vec<_> = addresses
+/// The addresses that may be offered, with their interfaces.
+fn candidates<'a>(
+    underlay: &'a Underlay,
+    exclusions: &'a Exclusions,
+) -> impl Iterator<Item = (&'a Link, IpAddr)> {
+    let Underlay { links, addresses, .. } = underlay;
+    addresses
         .iter()
         .filter(|a| a.global && a.lasting && usable(a.address))
         .filter(|a| !exclusions.pools.iter().any(|pool| pool.contains(&a.address)))
         .filter_map(|a| {
             let link = links.iter().find(|l| l.index == a.link)?;
             let offered = link.name != exclusions.interface && leads_to_a_lan(link, links);
-            let rank = (!uplinks.contains(&link.index), link.kind.is_some(), a.address.is_ipv6(), link.index);
-            offered.then_some((rank, a.address))
+            offered.then_some((link, a.address))
         })
-        .collect();
+}
+
+/// Decides what to offer. Addresses of interfaces that default routes lead to come first.
+fn choose(underlay: &Underlay, exclusions: &Exclusions) -> Vec<IpAddr> {
+    let rank = |link: &Link, address: &IpAddr| {
+        let is_uplink = underlay.uplinks.contains(&link.index);
+        (!is_uplink, link.kind.is_some(), address.is_ipv6(), link.index)
+    };
+    let mut chosen: Vec<_> =
+        candidates(underlay, exclusions).map(|(link, address)| (rank(link, &address), address)).collect();
     chosen.sort();
     let mut seen = BTreeSet::new();
     chosen.into_iter().map(|(_, address)| address).filter(|a| seen.insert(*a)).take(MAX).collect()
+}
+
+/// Decides on the inner MTU; that of ordinary Ethernet if there is no interface yet.
+fn choose_mtu(underlay: &Underlay, exclusions: &Exclusions) -> u32 {
+    let uplinks = underlay.links.iter().filter(|link| {
+        underlay.uplinks.contains(&link.index) && !link.loopback && link.name != exclusions.interface
+    });
+    let mtus = candidates(underlay, exclusions).map(|(link, _)| link).chain(uplinks).map(|link| link.mtu);
+    mtus.min().map_or(MTU_DEFAULT, |mtu| mtu.saturating_sub(MTU_OVERHEAD).clamp(MTU_MIN, MTU_JUMBO))
 }
 
 fn usable(address: IpAddr) -> bool {
@@ -205,8 +239,37 @@ mod tests {
             interface: "muster0".into(),
             pools: vec!["100.64.0.0/11".parse().expect("a prefix"), "fd00:1::/48".parse().expect("a prefix")],
         };
+        choose(&underlay(links, addresses, uplinks), &exclusions).iter().map(ToString::to_string).collect()
+    }
+
+    fn underlay(links: &[Link], addresses: &[Address], uplinks: &[u32]) -> Underlay {
         let uplinks = uplinks.iter().copied().collect();
-        choose(links, addresses, &uplinks, &exclusions).iter().map(ToString::to_string).collect()
+        Underlay { links: links.to_vec(), addresses: addresses.to_vec(), uplinks }
+    }
+
+    #[test]
+    fn the_inner_mtu_fits_into_the_narrowest_interface() {
+        let links = [
+            Link { mtu: 65_536, loopback: true, ..link(1, "lo", None) },
+            Link { mtu: 9_000, ..link(2, "eth0", None) },
+            Link { mtu: 1_492, ..link(3, "ppp0", Some(InfoKind::Other("ppp".into()))) },
+            Link { mtu: 1_000, ..link(4, "docker0", Some(InfoKind::Bridge)) },
+            Link { mtu: 1_100, ..link(5, "muster0", Some(InfoKind::Tun)) },
+            Link { mtu: 20_000, ..link(6, "eth1", None) },
+            Link { mtu: 1_280, ..link(7, "eth2", None) },
+        ];
+        let exclusions = Exclusions { interface: "muster0".into(), pools: vec![] };
+        let mtu = |addressed: &[u32], uplinks: &[u32]| {
+            let addresses: Vec<_> = addressed.iter().map(|i| address(*i, &format!("10.0.{i}.1"))).collect();
+            choose_mtu(&underlay(&links, &addresses, uplinks), &exclusions)
+        };
+        assert_eq!(mtu(&[1, 2, 4, 5], &[2]), 8_920);
+        assert_eq!(mtu(&[2, 3], &[3]), 1_412, "to the Internet");
+        assert_eq!(mtu(&[2, 3], &[]), 8_920);
+        assert_eq!(mtu(&[6], &[6]), 8_920, "no more");
+        assert_eq!(mtu(&[2, 7], &[2]), 1_280, "no less");
+        assert_eq!(mtu(&[1, 4, 5], &[1, 5]), 1_420, "no interface yet");
+        assert_eq!(choose_mtu(&underlay(&[link(2, "eth0", None)], &[], &[2]), &exclusions), 1_420);
     }
 
     #[test]

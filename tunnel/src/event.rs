@@ -45,10 +45,24 @@ pub enum Reason {
     PersistentKeepalive,
     /// Keys are old enough to be wiped.
     WipeKeys,
+    /// A probe of the path's MTU is due, or lost.
+    PathMtu,
     /// A peer may have become idle.
     Idle,
     /// A lookup or a negative answer expires.
     Lookup,
+}
+
+/// What may become of a datagram that is larger than its path takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragmentation {
+    /// This host sends it in fragments if it knows that the path takes less. Nobody else fragments it.
+    #[default]
+    Known,
+    /// It gets lost, or is refused: it probes the path.
+    Never,
+    /// Anyone fragments it. Over IPv6, where only the sender can, this host does if it has more than 1,280 octets.
+    Anyone,
 }
 
 /// A datagram to send.
@@ -56,6 +70,8 @@ pub enum Reason {
 pub struct Transmit {
     /// Where it goes.
     pub destination: SocketAddr,
+    /// What may become of it on the way.
+    pub fragmentation: Fragmentation,
     /// Its octets.
     pub payload: Vec<u8>,
 }
@@ -72,6 +88,8 @@ pub enum Received<'a> {
     },
     /// An empty message.
     Keepalive,
+    /// The answer to a probe of the path, which was this device's own.
+    Probe,
     /// A handshake message or cookie that was used, or an initiation that waits for a lookup of its key.
     Handshake,
 }

@@ -43,16 +43,17 @@ pub(crate) fn unreachable(packet: &[u8]) -> Option<Vec<u8>> {
 /// than what every path takes, 576 or 1,280 octets. Those, and IPv4 packets without DF, are sent in fragments.
 pub fn too_big(packet: &[u8], mtu: u16) -> TooBig {
     let Some(header) = Header::parse(packet) else { return TooBig::Drop };
-    let minimum = match header.source {
-        IpAddr::V4(_) => MAX_V4,
-        IpAddr::V6(_) => MAX_V6,
-    };
-    let mtu = mtu.max(minimum as u16);
-    let may_be_fragmented = header.source.is_ipv4() && packet.get(6).is_some_and(|flags| flags & 0x40 == 0);
-    if may_be_fragmented || header.total_len <= usize::from(mtu) {
+    let is_v4 = header.source.is_ipv4();
+    let mtu = mtu.max(if is_v4 { MAX_V4 } else { MAX_V6 } as u16);
+    if may_be_fragmented(packet) || header.total_len <= usize::from(mtu) {
         return TooBig::SendInFragments;
     }
     error(packet, &Message { v4: [3, 4], v6: [2, 0], rest: mtu.into() }).map_or(TooBig::Drop, TooBig::Error)
+}
+
+/// Whether a packet is IPv4 without DF: routers may fragment it.
+pub(crate) fn may_be_fragmented(packet: &[u8]) -> bool {
+    matches!(packet, [first, _, _, _, _, _, flags, ..] if first >> 4 == 4 && flags & 0x40 == 0)
 }
 
 /// An error for `packet`, or nothing where RFC 1122 §3.2.2 or RFC 4443 §2.4(e) forbid one: for ICMP errors, for

@@ -38,7 +38,7 @@ mod tunnel;
 pub use cipher::Cipher;
 pub use config::{Config, PeerConfig};
 pub use ecn::Ecn;
-pub use event::{Event, Reason, Received, Sent, Transmit};
+pub use event::{Event, Fragmentation, Reason, Received, Sent, Transmit};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use limits::*;
 pub use outgoing::{Outgoing, RUN_DATAGRAMS, RUN_OCTETS, Run};

@@ -45,6 +45,15 @@ pub const PADDING: usize = 16;
 /// Longest inner packet, in octets, such that IPv4 and UDP headers and [`OVERHEAD`] still fit into 65,535.
 pub const MAX_PACKET: usize = 65_535 - 28 - OVERHEAD;
 
+/// What the outer IP, UDP and message headers, and the tag, add to a packet.
+pub const OVERHEAD_V4: u16 = 20 + 8 + OVERHEAD as u16;
+/// The same over IPv6.
+pub const OVERHEAD_V6: u16 = 40 + 8 + OVERHEAD as u16;
+/// MTU that a path is assumed to have until it is probed: Ethernet's 1,500 less [`OVERHEAD_V6`].
+pub const ASSUMED_MTU: u16 = 1420;
+/// "Too big" errors a second for packets to one peer, and as many at once.
+pub const TOO_BIG_RATE: u32 = 8;
+
 /// Packets that wait for a session with one peer; beyond it the oldest is dropped.
 pub const PEER_QUEUE: usize = 128;
 /// Candidate endpoints that are kept for one peer; the rest is ignored.

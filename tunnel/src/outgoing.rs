@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::ecn::Ecn;
+use crate::{ecn::Ecn, event::Fragmentation};
 
 /// Most datagrams in a run: what Linux takes in one segmented send (`UDP_MAX_SEGMENTS` of kernels before 6.9).
 pub const RUN_DATAGRAMS: usize = 64;
@@ -18,6 +18,8 @@ pub struct Run<'a> {
     pub destination: SocketAddr,
     /// What their IP headers say of congestion.
     pub ecn: Ecn,
+    /// What may become of them on the way.
+    pub fragmentation: Fragmentation,
     /// Octets of each but the last.
     pub datagram_len: usize,
     /// Their octets, back to back.
@@ -36,6 +38,7 @@ impl<'a> Run<'a> {
 struct Place {
     destination: SocketAddr,
     ecn: Ecn,
+    fragmentation: Fragmentation,
     datagram_len: usize,
     start: usize,
     end: usize,
@@ -87,6 +90,7 @@ impl Outgoing {
         self.runs.iter().map(|place| Run {
             destination: place.destination,
             ecn: place.ecn,
+            fragmentation: place.fragmentation,
             datagram_len: place.datagram_len,
             octets: self.buffer.get(place.start..place.end).unwrap_or_default(),
         })
@@ -97,7 +101,7 @@ impl Outgoing {
     pub(crate) fn append<E>(
         &mut self,
         destination: SocketAddr,
-        ecn: Ecn,
+        (ecn, fragmentation): (Ecn, Fragmentation),
         len: usize,
         write: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -109,7 +113,7 @@ impl Outgoing {
         self.octets = end;
         self.datagrams += 1;
         if let Some(last) = self.runs.last_mut()
-            && last.takes(destination, ecn, len)
+            && last.takes(destination, (ecn, fragmentation), len)
         {
             last.end = end;
             last.datagrams += 1;
@@ -117,17 +121,26 @@ impl Outgoing {
             return Ok(());
         }
         let is_closed = false;
-        self.runs.push(Place { destination, ecn, datagram_len: len, start, end, datagrams: 1, is_closed });
+        self.runs.push(Place {
+            destination,
+            ecn,
+            fragmentation,
+            datagram_len: len,
+            start,
+            end,
+            datagrams: 1,
+            is_closed,
+        });
         Ok(())
     }
 }
 
 impl Place {
-    fn takes(&self, destination: SocketAddr, ecn: Ecn, len: usize) -> bool {
+    fn takes(&self, destination: SocketAddr, marks: (Ecn, Fragmentation), len: usize) -> bool {
         !self.is_closed
             && len <= self.datagram_len
             && self.destination == destination
-            && self.ecn == ecn
+            && (self.ecn, self.fragmentation) == marks
             && self.datagrams < RUN_DATAGRAMS
             && self.end - self.start + len <= RUN_OCTETS
     }
@@ -139,7 +152,7 @@ mod tests {
 
     fn append(out: &mut Outgoing, port: u16, ecn: Ecn, len: usize, octet: u8) {
         let to = SocketAddr::from(([192, 0, 2, 1], port));
-        out.append(to, ecn, len, |slot| {
+        out.append(to, (ecn, Fragmentation::Known), len, |slot| {
             slot.fill(octet);
             Ok::<_, ()>(())
         })
@@ -195,7 +208,7 @@ mod tests {
         let mut out = Outgoing::new();
         append(&mut out, 1, Ecn::NotEct, 10, 1);
         let to = SocketAddr::from(([192, 0, 2, 1], 1));
-        assert_eq!(out.append(to, Ecn::NotEct, 10, |_| Err("no")), Err("no"));
+        assert_eq!(out.append(to, (Ecn::NotEct, Fragmentation::Known), 10, |_| Err("no")), Err("no"));
         assert_eq!((runs(&out), out.len()), (vec![(1, 10, vec![10])], 1));
     }
 }

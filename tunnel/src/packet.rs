@@ -51,7 +51,7 @@ pub(crate) fn is_to_one_device(ip: IpAddr) -> bool {
     !(ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() || link_local)
 }
 
-/// Length after padding: the next multiple of 16, but not beyond the MTU (the paper, §5.4.6).
+/// Length after padding: the next multiple of 16, but not beyond the path's MTU (the paper, §5.4.6).
 pub(crate) fn padded_len(len: usize, mtu: usize) -> usize {
     len.next_multiple_of(PADDING).min(mtu).max(len)
 }

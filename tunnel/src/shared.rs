@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use zeroize::Zeroizing;
 
 use crate::{
-    event::{Event, Transmit},
+    event::{Event, Fragmentation, Transmit},
     limits::{EVENT_QUEUE, PACKET_QUEUE, REKEY_JITTER, TRANSMIT_QUEUE},
     noise::{EphemeralSeed, Identity},
     sessions::Released,
@@ -25,8 +25,8 @@ pub(crate) struct Shared {
     pub(crate) accepts_aes: bool,
     pub(crate) rng: StdRng,
     pub(crate) labels: LabelClock,
-    /// Inner MTU, in octets: what padding is bounded by.
-    pub(crate) mtu: usize,
+    /// MTU of the TUN device, in octets: what a path has to take at most.
+    pub(crate) mtu: u16,
     /// Local session indices in use. They are random and ours, so nobody can make them collide.
     pub(crate) indices: FxHashMap<u32, PeerId>,
     pub(crate) transmits: VecDeque<Transmit>,
@@ -63,9 +63,14 @@ impl Shared {
         Duration::from_millis(self.rng.random_range(0..=REKEY_JITTER.as_millis() as u64))
     }
 
-    pub(crate) fn transmit(&mut self, destination: SocketAddr, payload: Vec<u8>) {
+    pub(crate) fn transmit(
+        &mut self,
+        destination: SocketAddr,
+        fragmentation: Fragmentation,
+        payload: Vec<u8>,
+    ) {
         if self.transmits.len() < TRANSMIT_QUEUE {
-            self.transmits.push_back(Transmit { destination, payload });
+            self.transmits.push_back(Transmit { destination, fragmentation, payload });
         } else {
             self.drops.count(Dropped::QueueFull);
         }

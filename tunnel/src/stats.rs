@@ -51,8 +51,8 @@ dropped! {
     SessionExpired = "session_expired", "the session is too old or has sent too much";
     /// The packet is neither IPv4 nor IPv6, or its lengths are wrong.
     InvalidPacket = "invalid_packet", "the packet is neither valid IPv4 nor IPv6";
-    /// The packet is longer than fits into a datagram.
-    TooBig = "too_big", "the packet is longer than fits into a datagram";
+    /// The packet is longer than the path to the peer takes. Its sender is told.
+    TooBig = "too_big", "the packet is longer than the path to the peer takes";
     /// The peer used a source address that is not its own.
     WrongSource = "wrong_source", "the peer used a source address that is not its own";
     /// The destination is no address of a single device.
@@ -116,6 +116,8 @@ pub struct PeerSnapshot {
     pub sent_bytes: u64,
     /// Datagrams sent, handshakes included.
     pub sent_packets: u64,
+    /// The largest packet that is sent to the peer in one piece, in octets.
+    pub path_mtu: u16,
     /// Packets that wait for a session.
     pub queued: usize,
     /// Whether packets can be sent at once.

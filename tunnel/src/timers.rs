@@ -116,7 +116,7 @@ impl Timers {
             Reason::PersistentKeepalive => self.passed(now),
             Reason::WipeKeys => self.wipe_keys = None,
             Reason::Idle => self.idle_reported = true,
-            Reason::Handshake | Reason::Lookup => {}
+            Reason::PathMtu | Reason::Handshake | Reason::Lookup => {}
         }
         Some(reason)
     }

@@ -172,7 +172,7 @@ impl EventLoop {
         if self.tunnel.poll_timeout().is_some_and(|(due, _)| due <= now) {
             self.tunnel.handle_timeout(now);
         }
-        self.flush();
+        self.flush(now);
         self.arm(now)
     }
 
@@ -233,6 +233,7 @@ impl EventLoop {
     }
 
     fn roam(&mut self, now: Instant) {
+        self.tunnel.paths_changed(now);
         let live: Vec<_> =
             self.tunnel.peers(now).filter(|peer| peer.has_session).map(|peer| peer.public_key).collect();
         for key in live {
@@ -249,11 +250,11 @@ impl EventLoop {
     }
 
     /// Passes on what the core has to say beside its answers.
-    fn flush(&mut self) {
+    fn flush(&mut self, now: Instant) {
         while let Some(packet) = self.tunnel.poll_packet() {
             self.tun.send_packet(&packet, &mut self.counters);
         }
-        self.send();
+        self.send(now);
         // What finds no room stays with the core, which bounds it, until the next turn.
         while self.events.capacity() > 0
             && let Some(event) = self.tunnel.poll_event()

@@ -225,6 +225,8 @@ pub struct PeerSnapshot {
     pub sent_packets: u64,
     /// Octets sent to the peer, sealed.
     pub sent_bytes: u64,
+    /// The largest packet that is sent to the peer in one piece, in octets.
+    pub path_mtu: u16,
     /// Packets that wait for a session.
     pub queued: usize,
     /// What was dropped of what came from or went to the peer, by reason; only what has happened.

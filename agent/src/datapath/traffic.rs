@@ -10,7 +10,7 @@ use super::{
     counters::Loss,
     event_loop::{EventLoop, Fatal},
 };
-use crate::udp::{Family, Message};
+use crate::udp::{Family, Message, Sent, TooBig};
 
 /// Reads from the TUN device before the others' turn.
 const READS: usize = 64;
@@ -56,10 +56,10 @@ impl EventLoop {
             // The core counts what it drops, and why.
             let _ = self.tunnel.handle_super_packet(&packet, now, &mut self.outgoing);
             if self.outgoing.octets() >= SEND_OCTETS {
-                self.send();
+                self.send(now);
             }
         }
-        self.send();
+        self.send(now);
         Ok(())
     }
 
@@ -93,21 +93,33 @@ impl EventLoop {
 
     /// Sends what the core has said by itself (handshakes, keepalives, and packets that have waited for them), and
     /// then the batch that packets were sealed into.
-    pub(super) fn send(&mut self) {
+    pub(super) fn send(&mut self, now: Instant) {
         self.transmits.extend(std::iter::from_fn(|| self.tunnel.poll_transmit()));
         if !self.transmits.is_empty() {
             let runs = self.transmits.iter().map(|transmit| Run {
                 destination: transmit.destination,
                 ecn: Ecn::NotEct,
+                fragmentation: transmit.fragmentation,
                 datagram_len: transmit.payload.len(),
                 octets: &transmit.payload,
             });
-            self.counters.sent(self.sockets.send_runs(runs));
+            let sent = self.sockets.send_runs(runs);
             self.transmits.clear();
+            self.sent(sent, now);
         }
         if !self.outgoing.is_empty() {
-            self.counters.sent(self.sockets.send_runs(self.outgoing.runs()));
+            let sent = self.sockets.send_runs(self.outgoing.runs());
             self.outgoing.clear();
+            self.sent(sent, now);
+        }
+    }
+
+    fn sent(&mut self, sent: Sent, now: Instant) {
+        self.counters.sent(sent);
+        for TooBig { destination, datagram_len } in sent.too_big() {
+            if let Ok(mtu) = self.sockets.path_mtu(destination) {
+                self.tunnel.path_too_big(destination, mtu, datagram_len, now);
+            }
         }
     }
 }

@@ -84,6 +84,7 @@ pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, Pe
         received_bytes: peer.received_bytes,
         sent_packets: peer.sent_packets,
         sent_bytes: peer.sent_bytes,
+        path_mtu: peer.path_mtu,
         queued: peer.queued,
         drops: named(&peer.drops).filter(|(_, number)| *number > 0).collect(),
         path: if peer.has_session { Path::Direct } else { Path::None },

@@ -23,8 +23,14 @@ pub const PROTOCOL: u8 = 139;
 /// and the same on every host, as with Kubernetes' node-local DNS cache.
 pub const RESOLVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
 
-/// The MTU that fits into every ordinary path: Ethernet's 1500 less IPv6 (40), UDP (8) and WireGuard (32) headers.
+/// The MTU that fits into every ordinary path: Ethernet's 1500 less [`MTU_OVERHEAD`].
 pub const MTU_DEFAULT: u32 = 1420;
+
+/// The MTU that fits into Ethernet's largest usual frames, of 9000.
+pub const MTU_JUMBO: u32 = 8920;
+
+/// What the tunnel adds to a packet: IPv6 (40), UDP (8) and WireGuard (32) headers.
+pub const MTU_OVERHEAD: u32 = 80;
 
 /// Smallest MTU that IPv6 works over (RFC 8200 section 5).
 pub const MTU_MIN: u32 = 1280;

@@ -36,6 +36,8 @@ pub(crate) struct Link {
     pub(crate) carrier: bool,
     /// The bridge or bond that it is a port of.
     pub(crate) controller: Option<u32>,
+    /// Octets in the largest packet.
+    pub(crate) mtu: u32,
 }
 
 /// An address of an interface.
@@ -250,11 +252,13 @@ fn link(message: LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         controller: None,
+        mtu: 0,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::LinkInfo(info) => {
                 link.kind = info.into_iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind),
@@ -337,7 +341,16 @@ pub(crate) mod fixtures {
     use super::*;
 
     pub(crate) fn link(index: u32, name: &str, kind: Option<InfoKind>) -> Link {
-        Link { index, name: name.into(), kind, loopback: false, up: true, carrier: true, controller: None }
+        Link {
+            index,
+            name: name.into(),
+            kind,
+            loopback: false,
+            up: true,
+            carrier: true,
+            controller: None,
+            mtu: 1500,
+        }
     }
 
     pub(crate) fn address(link: u32, address: &str) -> Address {

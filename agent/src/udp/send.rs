@@ -3,8 +3,10 @@
 
 use std::{io, net::SocketAddr};
 
+use muster_tunnel::Fragmentation;
+
 use super::{
-    Family, Run, UdpSockets,
+    Discovery, Family, Run, UdpSockets,
     abi::{Address, Control},
     sys::{self, MESSAGES, Outbound},
 };
@@ -45,6 +47,10 @@ impl Sent {
     }
 
     fn report(&mut self, run: &Run<'_>) {
+        if run.fragmentation == Fragmentation::Anyone {
+            // Whoever had it sent so knows.
+            return;
+        }
         let report = TooBig { destination: run.destination, datagram_len: longest(run) };
         let same = |place: &&mut Option<TooBig>| {
             place.is_none_or(|reported| reported.destination == report.destination)
@@ -60,6 +66,7 @@ impl Sent {
 /// Runs of one family that leave with one system call, each with its message.
 struct Batch<'a> {
     family: Family,
+    fragmentation: Fragmentation,
     len: usize,
     entries: [Option<Entry<'a>>; MESSAGES],
 }
@@ -68,15 +75,22 @@ type Entry<'a> = (Run<'a>, Outbound<'a>);
 
 impl<'a> Batch<'a> {
     fn new() -> Self {
-        Self { family: Family::V4, len: 0, entries: [const { None }; MESSAGES] }
+        Self {
+            family: Family::V4,
+            fragmentation: Fragmentation::Known,
+            len: 0,
+            entries: [const { None }; MESSAGES],
+        }
     }
 
     fn has_room_for(&self, run: &Run<'_>) -> bool {
-        self.len == 0 || (self.len < MESSAGES && self.family == Family::of(run.destination))
+        let same = || (self.family, self.fragmentation) == (Family::of(run.destination), run.fragmentation);
+        self.len == 0 || (self.len < MESSAGES && same())
     }
 
     fn push(&mut self, run: Run<'a>) {
         self.family = Family::of(run.destination);
+        self.fragmentation = run.fragmentation;
         if let Some(entry) = self.entries.get_mut(self.len) {
             *entry = Some((run, message(&run)));
             self.len += 1;
@@ -94,7 +108,7 @@ impl UdpSockets {
         let mut sent = Sent::default();
         let mut batch = Batch::new();
         for run in runs {
-            if is_segmented(&run) && !self.sends_segments(run.destination) {
+            if is_segmented(&run) && !self.sends_segmented(&run) {
                 singly(&run).for_each(|run| self.add(run, &mut batch, &mut sent));
             } else {
                 self.add(run, &mut batch, &mut sent);
@@ -113,6 +127,33 @@ impl UdpSockets {
     }
 
     fn send(&self, batch: &Batch<'_>, sent: &mut Sent) {
+        if batch.fragmentation == Fragmentation::Known {
+            return self.send_batch(batch, sent);
+        }
+        let discovery = match batch.fragmentation {
+            Fragmentation::Never => Discovery::Probe,
+            _ => Discovery::Never,
+        };
+        self.discover(batch.family, discovery);
+        self.send_batch(batch, sent);
+        self.discover(batch.family, Discovery::Want);
+    }
+
+    fn discover(&self, family: Family, discovery: Discovery) {
+        if let Some(socket) = self.socket(family)
+            && let Err(error) = socket.set_path_mtu_discovery(family, discovery)
+        {
+            tracing::debug!(?family, ?discovery, %error, "cannot set how datagrams are fragmented");
+        }
+    }
+
+    /// Whether the kernel takes the run whole, as far as is known. It does not fragment segments.
+    fn sends_segmented(&self, run: &Run<'_>) -> bool {
+        let is_for_fragments = run.fragmentation == Fragmentation::Anyone && run.destination.is_ipv6();
+        !is_for_fragments && self.sends_segments(run.destination)
+    }
+
+    fn send_batch(&self, batch: &Batch<'_>, sent: &mut Sent) {
         let Some(socket) = self.fd(batch.family) else {
             sent.failed += datagrams(batch.rest(0));
             return;

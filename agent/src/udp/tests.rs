@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use muster_tunnel::ecn::Ecn;
+use muster_tunnel::{Fragmentation, ecn::Ecn};
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn addresses(sockets: &UdpSockets) -> Vec<(Family, SocketAddr)> {
 }
 
 fn run(destination: SocketAddr, ecn: Ecn, datagram_len: usize, octets: &[u8]) -> Run<'_> {
-    Run { destination, ecn, datagram_len, octets }
+    Run { destination, ecn, fragmentation: Fragmentation::Known, datagram_len, octets }
 }
 
 /// Everything that waits: each message's source, ECN field, length of datagrams, and octets.

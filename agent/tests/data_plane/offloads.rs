@@ -12,7 +12,7 @@ use muster_agent::{
     tun::{Offloads, SUPER_PACKET_MAX, Tun, VIRTIO_HEADER},
     udp::{Discovery, Family, ReceiveBuffer, Run, TooBig, UdpSockets},
 };
-use muster_tunnel::{ecn::Ecn, offload::VirtioHeader};
+use muster_tunnel::{Fragmentation, ecn::Ecn, offload::VirtioHeader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::namespace::{Namespace, connect, have_root};
@@ -153,7 +153,13 @@ fn runs_of_datagrams_cross_as_super_packets() {
     let octets = octets(30_300);
     for (family, ip) in [(Family::V4, "10.1.1.2"), (Family::V6, "fd01::2")] {
         let destination = SocketAddr::new(ip.parse().expect("an address"), receiver.port());
-        let run = Run { destination, ecn: Ecn::Ce, datagram_len: 1_000, octets: &octets };
+        let run = Run {
+            destination,
+            ecn: Ecn::Ce,
+            fragmentation: Fragmentation::Known,
+            datagram_len: 1_000,
+            octets: &octets,
+        };
         let (mut seen, stop) = (Vec::new(), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -223,7 +229,13 @@ fn a_path_too_narrow_for_segments_is_reported_and_segments_go_on() {
         for (family, ip) in [(Family::V4, "127.0.0.1"), (Family::V6, "::1")] {
             let destination = SocketAddr::new(ip.parse().expect("an address"), b.port());
             assert_eq!(a.path_mtu(destination).expect("known"), 1_300);
-            let run = |datagram_len| Run { destination, ecn: Ecn::NotEct, datagram_len, octets: &octets };
+            let run = |datagram_len| Run {
+                destination,
+                ecn: Ecn::NotEct,
+                fragmentation: Fragmentation::Known,
+                datagram_len,
+                octets: &octets,
+            };
             let report = TooBig { destination, datagram_len: 1_400 };
 
             a.set_path_mtu_discovery(Discovery::Want).expect("set");
@@ -259,7 +271,13 @@ fn a_full_send_buffer_drops_the_rest_and_counts_it() {
         let sockets = UdpSockets::bind(0).expect("bind");
         let octets = octets(60_000);
         let destination = "10.9.0.77:9".parse().expect("an address");
-        let run = Run { destination, ecn: Ecn::NotEct, datagram_len: 1_000, octets: &octets };
+        let run = Run {
+            destination,
+            ecn: Ecn::NotEct,
+            fragmentation: Fragmentation::Known,
+            datagram_len: 1_000,
+            octets: &octets,
+        };
         let sent = sockets.send_runs(std::iter::repeat_n(run, 500));
         assert!(sent.full > 0 && sent.datagrams > 0, "{sent:?}");
         assert_eq!((sent.datagrams + sent.full, sent.failed), (30_000, 0));

@@ -12,7 +12,7 @@ use std::{
 
 use muster_agent::udp::{Run, UdpSockets};
 use muster_integration_tests::{Result, expect, muster::Agent};
-use muster_tunnel::ecn::Ecn;
+use muster_tunnel::{Fragmentation, ecn::Ecn};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use crate::{
@@ -153,7 +153,13 @@ fn send(to: SocketAddr, flow: u64, window: u64, count: u64, sender: Sender, rece
                 wait(first);
                 let numbers = first..count.min(first + datagrams as u64);
                 let run: Vec<u8> = numbers.flat_map(|number| payload(&octets, number, sender)).collect();
-                let run = Run { destination: to, ecn: Ecn::NotEct, datagram_len: len, octets: &run };
+                let run = Run {
+                    destination: to,
+                    ecn: Ecn::NotEct,
+                    fragmentation: Fragmentation::Known,
+                    datagram_len: len,
+                    octets: &run,
+                };
                 sockets.send_runs(std::iter::once(run));
             }
             assert!(sockets.offloads().segments, "this kernel takes runs");

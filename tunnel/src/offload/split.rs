@@ -141,6 +141,12 @@ impl<'a> SuperPacket<'a> {
         if is_v6(self.packet) { self.packet[1] >> 4 & 3 } else { self.packet[1] & 3 }
     }
 
+    /// The packet as it came, with the headers that all segments share.
+    #[inline]
+    pub(crate) fn octets(&self) -> &'a [u8] {
+        self.packet
+    }
+
     /// Number of segments, at least 1. Small segments can be more than a thousand.
     #[inline]
     pub fn segments(&self) -> usize {

@@ -30,7 +30,7 @@ pub fn is_data(packet: &[u8]) -> bool {
 }
 
 /// Whether a packet is an echo reply or a fragment that may belong to one.
-fn may_be_echo_reply(packet: &[u8]) -> bool {
+pub(crate) fn may_be_echo_reply(packet: &[u8]) -> bool {
     let octet = |at: usize| packet.get(at).copied().unwrap_or_default();
     match octet(0) >> 4 {
         4 if octet(9) == ICMP => {

@@ -8,6 +8,7 @@ use muster_common::time::Instant;
 mod echo;
 
 use echo::EchoReply;
+pub(crate) use echo::may_be_echo_reply;
 pub use echo::{Probe, is_data, probe_packet};
 
 /// How long a probe's answer is waited for before the probe counts as lost. The RFC's least; an answer that comes later

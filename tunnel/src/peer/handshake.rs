@@ -16,7 +16,7 @@ use muster_common::time::Instant;
 use super::Peer;
 use crate::{
     cipher::Cipher,
-    event::Event,
+    event::{Event, Fragmentation},
     limits::{INITIATION_INTERVAL, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, SIMULTANEOUS},
     message::{CookieReply, INITIATION_LEN, Initiation, Response},
     noise::{ReceivedInitiation, SentInitiation},
@@ -167,7 +167,7 @@ impl Peer {
     ) {
         self.count_sent(message.len(), 1);
         self.timers.sent(now);
-        shared.transmit(destination, message.to_vec());
+        shared.transmit(destination, Fragmentation::Known, message.to_vec());
     }
 
     pub(super) fn drop_pending(&mut self, shared: &mut Shared) {

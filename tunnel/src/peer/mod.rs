@@ -13,13 +13,15 @@ use crate::{
     config::PeerConfig,
     cookie::CookieJar,
     ecn::{self, Ecn},
-    event::{Event, Reason, Sent},
+    event::{Event, Fragmentation, Reason, Sent},
     key::{PresharedKey, PublicKey},
-    limits::{MAX_CANDIDATES, OVERHEAD, PEER_QUEUE},
+    limits::{ASSUMED_MTU, MAX_CANDIDATES, OVERHEAD, PEER_QUEUE, TOO_BIG_RATE},
     message::DataHeader,
-    offload::SuperPacket,
+    offload::{SuperPacket, VirtioHeader},
     outgoing::Outgoing,
     packet::padded_len,
+    path_mtu::PathMtu,
+    rate::TokenBucket,
     sessions::Sessions,
     shared::{PeerId, Shared},
     stats::{Dropped, Drops, PeerSnapshot},
@@ -28,6 +30,7 @@ use crate::{
 };
 
 mod handshake;
+mod path;
 
 #[derive(Default)]
 struct Counters {
@@ -57,6 +60,12 @@ pub(crate) struct Peer {
     initiation_sent: Option<Instant>,
     queue: VecDeque<Vec<u8>>,
     timers: Timers,
+    pub(crate) path_mtu: PathMtu,
+    /// Source and destination of the packet that was sent last of those that make probing worth while: a probe's,
+    /// too.
+    flow: Option<(IpAddr, IpAddr)>,
+    /// "Too big" errors.
+    errors: TokenBucket,
     is_up: bool,
     last_handshake: Option<Instant>,
     had_data: bool,
@@ -78,7 +87,7 @@ fn usable(candidates: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, config: PeerConfig, now: Instant) -> Self {
+    pub(crate) fn new(id: PeerId, config: PeerConfig, mtu: u16, now: Instant) -> Self {
         Self {
             id,
             cookies: CookieJar::new(&config.public_key),
@@ -96,6 +105,9 @@ impl Peer {
             initiation_sent: None,
             queue: VecDeque::new(),
             timers: Timers::new(config.persistent_keepalive, now),
+            path_mtu: PathMtu::new(ASSUMED_MTU.min(mtu), mtu),
+            flow: None,
+            errors: TokenBucket::new(TOO_BIG_RATE, TOO_BIG_RATE, now),
             is_up: false,
             last_handshake: None,
             had_data: false,
@@ -107,6 +119,10 @@ impl Peer {
     /// Takes new settings. The session goes on; candidates that are new are tried at once if there is one.
     pub(crate) fn update(&mut self, config: PeerConfig, shared: &mut Shared, now: Instant) {
         self.addresses = config.virtual_addresses;
+        if self.flow.is_some_and(|(_, destination)| !self.addresses.contains(&destination)) {
+            self.flow = None;
+            self.path_mtu.path_changed(now);
+        }
         self.cipher = config.cipher;
         self.timers.set_persistent(config.persistent_keepalive, now);
         let psk = config.preshared_key.unwrap_or_default();
@@ -138,6 +154,13 @@ impl Peer {
         now: Instant,
         out: &mut Outgoing,
     ) -> Result<Sent, Dropped> {
+        let Some(manner) = self.manner(packet) else {
+            let lost = packet.segments();
+            self.counters.drops.add(Dropped::TooBig, lost);
+            shared.drops.add(Dropped::TooBig, lost - 1);
+            self.tell_too_big(packet, shared, now);
+            return Err(Dropped::TooBig);
+        };
         let (Some(session), Some(endpoint)) =
             (self.sessions.current().filter(|session| session.can_send(now)), self.endpoint)
         else {
@@ -147,12 +170,12 @@ impl Peer {
             self.start_handshake(shared, now);
             return Ok(Sent::Queued);
         };
-        let ecn = ecn::outer(Ecn::from_bits(packet.ecn()));
+        let marks = (ecn::outer(Ecn::from_bits(packet.ecn())), manner.fragmentation);
         let (segments, before) = (packet.segments(), out.octets());
         for index in 0..segments {
             let len = packet.segment_len(index);
-            let padded = padded_len(len, shared.mtu);
-            let sealed = out.append(endpoint, ecn, padded + OVERHEAD, |slot| {
+            let padded = padded_len(len, manner.pad_to);
+            let sealed = out.append(endpoint, marks, padded + OVERHEAD, |slot| {
                 session.seal(slot, now, |inner| {
                     let (inner, padding) = inner.split_at_mut(len);
                     packet.write_segment(index, inner);
@@ -170,6 +193,7 @@ impl Peer {
         }
         let wants_renewal = session.wants_renewal_after_sending(now);
         self.sent_data(out.octets() - before, segments, shared, now);
+        self.note_flow(packet, manner, now);
         if wants_renewal {
             self.start_handshake(shared, now);
         }
@@ -228,34 +252,44 @@ impl Peer {
             let wants_renewal = session.wants_renewal_after_sending(now);
             self.count_sent(message.len(), 1);
             self.timers.sent(now);
-            shared.transmit(endpoint, message);
+            shared.transmit(endpoint, Fragmentation::Known, message);
             if wants_renewal {
                 self.start_handshake(shared, now);
             }
         }
     }
 
-    /// Sends what has waited for the session, or an empty message, which confirms the session to the peer.
+    /// Sends what has waited for the session, or if that is nothing an empty message, which confirms the session to the
+    /// peer.
     fn flush(&mut self, shared: &mut Shared, now: Instant, or_keepalive: bool) {
-        if self.queue.is_empty() {
-            if or_keepalive {
-                self.send_keepalive(shared, now);
-            }
-            return;
-        }
+        let sent_before = self.counters.sent_packets;
         for packet in std::mem::take(&mut self.queue) {
+            let Ok(whole) = SuperPacket::parse(VirtioHeader::default(), &packet) else {
+                self.drop(Dropped::InvalidPacket, 1, shared);
+                continue;
+            };
+            let Some(manner) = self.manner(&whole) else {
+                self.drop(Dropped::TooBig, 1, shared);
+                self.tell_too_big(&whole, shared, now);
+                continue;
+            };
             let (Some(session), Some(endpoint)) = (self.sessions.current(), self.endpoint) else { return };
-            let padded = padded_len(packet.len(), shared.mtu);
+            let padded = padded_len(packet.len(), manner.pad_to);
             let mut message = vec![0; padded + OVERHEAD];
             let write = |inner: &mut [u8]| inner[..packet.len()].copy_from_slice(&packet);
             match session.seal(&mut message, now, write) {
                 Ok(()) => {
                     self.sent_data(message.len(), 1, shared, now);
-                    shared.transmit(endpoint, message);
+                    self.note_flow(&whole, manner, now);
+                    shared.transmit(endpoint, manner.fragmentation, message);
                 }
                 Err(reason) => self.drop(reason, 1, shared),
             }
         }
+        if or_keepalive && self.counters.sent_packets == sent_before {
+            self.send_keepalive(shared, now);
+        }
+        self.probe(shared, now);
     }
 
     // Receiving
@@ -309,7 +343,9 @@ impl Peer {
         self.counters.received_bytes += len as u64;
         self.counters.received_packets += 1;
         self.timers.received(now);
+        self.path_mtu.data_received(now);
         if self.endpoint != Some(source) {
+            self.path_mtu.path_changed(now);
             self.endpoint = Some(source);
             if self.is_up {
                 shared.event(Event::EndpointChanged { public_key: self.public_key, endpoint: source });
@@ -322,7 +358,8 @@ impl Peer {
     /// What is due next, and when.
     pub(crate) fn next_timeout(&self) -> Option<(Instant, Reason)> {
         let handshake = self.attempt.as_ref().map(|attempt| (attempt.due(), Reason::Handshake));
-        handshake.into_iter().chain(self.timers.next()).min()
+        let path_mtu = self.path_mtu.poll_timeout().map(|at| (at, Reason::PathMtu));
+        handshake.into_iter().chain(path_mtu).chain(self.timers.next()).min()
     }
 
     /// Does everything that is due.
@@ -330,15 +367,20 @@ impl Peer {
         self.handshake_timeout(shared, now);
         while let Some(reason) = self.timers.take_due(now) {
             match reason {
-                Reason::NoAnswer => self.start_handshake(shared, now),
+                Reason::NoAnswer => {
+                    self.path_mtu.no_answer(now);
+                    self.start_handshake(shared, now);
+                }
                 // Without a session there is nothing to keep alive.
                 Reason::Keepalive if self.sessions.can_send(now) => self.send_keepalive(shared, now),
                 Reason::PersistentKeepalive => self.send_keepalive(shared, now),
                 Reason::WipeKeys => shared.release(self.sessions.clear()),
                 Reason::Idle => shared.event(Event::PeerIdle(self.public_key)),
-                Reason::Keepalive | Reason::Handshake | Reason::Lookup => {}
+                Reason::Keepalive | Reason::PathMtu | Reason::Handshake | Reason::Lookup => {}
             }
         }
+        self.path_mtu.handle_timeout(now);
+        self.probe(shared, now);
     }
 
     pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {
@@ -353,6 +395,7 @@ impl Peer {
             received_packets: counters.received_packets,
             sent_bytes: counters.sent_bytes,
             sent_packets: counters.sent_packets,
+            path_mtu: self.path_mtu.current(),
             queued: self.queue.len(),
             has_session: self.sessions.can_send(now),
             cipher: self.sessions.cipher(),

@@ -7,4 +7,5 @@ mod lookup;
 mod network;
 pub(crate) mod packets;
 pub(crate) mod path_mtu;
+mod paths;
 mod session;

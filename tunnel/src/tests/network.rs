@@ -10,14 +10,19 @@ use std::{
 use muster_common::time::{Instant, Timestamp};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::packets::udp;
+use super::{
+    packets::udp,
+    path_mtu::{in_fragments, reply},
+};
 use crate::{
-    Cipher, Config, Dropped, Ecn, Event, Outgoing, PeerConfig, PrivateKey, PublicKey, Received, Tunnel,
+    Cipher, Config, Dropped, Ecn, Event, Fragmentation, Outgoing, PeerConfig, PrivateKey, PublicKey,
+    Received, Tunnel,
 };
 
 /// One device in the network.
 pub(super) struct Node {
     pub(super) tunnel: Tunnel,
+    pub(super) mtu: u16,
     pub(super) address: SocketAddr,
     pub(super) virtual_address: String,
     /// Packets that came out of the tunnel for the TUN device.
@@ -45,12 +50,23 @@ pub(super) struct Network {
     pub(super) told: Cipher,
     /// Datagrams to these addresses get lost.
     pub(super) black_holes: Vec<SocketAddr>,
+    /// What every path takes, with outer IPv4 headers. Nothing larger arrives in one piece.
+    pub(super) mtu: usize,
+    /// Whether hosts are told of that, as by routers that send ICMP.
+    pub(super) tells: bool,
+    /// Datagrams that were lost for being larger than that, and those that arrived nevertheless, in fragments.
+    pub(super) too_big: usize,
+    pub(super) fragmented: usize,
     /// Everything sent: when, from, to, what.
     pub(super) trace: VecDeque<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
 }
 
 pub(super) fn key(n: u8) -> PrivateKey {
     PrivateKey::from_bytes([n; 32])
+}
+
+fn is_echo_request(packet: &[u8]) -> bool {
+    if packet[0] >> 4 == 4 { packet[9] == 1 && packet[20] == 8 } else { packet[6] == 58 && packet[40] == 128 }
 }
 
 impl Network {
@@ -70,20 +86,32 @@ impl Network {
         handshake_rate: u32,
         takes_aes: impl Fn(u8) -> bool,
     ) -> Self {
+        Self::with_mtus(&vec![1420; count.into()], seed, handshake_rate, takes_aes)
+    }
+
+    /// A tunnel for each MTU of an interface.
+    pub(super) fn with_mtus(
+        mtus: &[usize],
+        seed: u64,
+        handshake_rate: u32,
+        takes_aes: impl Fn(u8) -> bool,
+    ) -> Self {
+        let count = mtus.len() as u8;
         let now = Instant::from_boot(Duration::from_secs(1_000));
         let mut keys: Vec<_> = (1..=count).map(key).collect();
         // By public key, so that the first node is the one whose handshake wins.
         keys.sort_by_key(PrivateKey::public_key);
-        let nodes = (0u8..).zip(keys).map(|(n, private_key)| {
+        let nodes = (0u8..).zip(keys).zip(mtus).map(|((n, private_key), mtu)| {
             let config = Config {
                 private_key,
                 seed: [n.wrapping_add(seed as u8); 32],
-                mtu: 1420,
+                mtu: *mtu,
                 handshake_rate,
                 accepts_aes: takes_aes(n),
             };
             Node {
                 tunnel: Tunnel::new(config, now, Timestamp::from_epoch(Duration::from_secs(1_800_000_000))),
+                mtu: *mtu as u16,
                 address: SocketAddr::from(([192, 0, 2, n + 1], 51_820)),
                 virtual_address: format!("100.64.0.{}", n + 1),
                 inbox: vec![],
@@ -104,6 +132,10 @@ impl Network {
             loss: 0,
             told: Cipher::default(),
             black_holes: vec![],
+            mtu: 65_535,
+            tells: false,
+            too_big: 0,
+            fragmented: 0,
             trace: VecDeque::new(),
         }
     }
@@ -156,10 +188,11 @@ impl Network {
         let node = &mut self.nodes[n];
         let mut datagrams = Vec::new();
         while let Some(transmit) = node.tunnel.poll_transmit() {
-            datagrams.push((transmit.destination, transmit.payload));
+            datagrams.push((transmit.destination, transmit.fragmentation, transmit.payload));
         }
         for run in node.out.runs() {
-            datagrams.extend(run.datagrams().map(|datagram| (run.destination, datagram.to_vec())));
+            let to = (run.destination, run.fragmentation);
+            datagrams.extend(run.datagrams().map(|datagram| (to.0, to.1, datagram.to_vec())));
         }
         node.out.clear();
         while let Some(event) = node.tunnel.poll_event() {
@@ -169,8 +202,24 @@ impl Network {
             node.inbox.push(packet);
         }
         let from = node.address;
-        for (to, payload) in datagrams {
-            self.post(from, to, payload);
+        for (to, fragmentation, payload) in datagrams {
+            let is_too_big = payload.len() + 28 > self.mtu;
+            if is_too_big && self.tells && fragmentation != Fragmentation::Anyone {
+                self.nodes[n].tunnel.path_too_big(to, self.mtu, payload.len(), self.now);
+            }
+            // What the host knows to be too big it fragments itself.
+            let arrives = match fragmentation {
+                Fragmentation::Anyone => true,
+                Fragmentation::Known => !is_too_big || self.tells,
+                Fragmentation::Never => !is_too_big,
+            };
+            if arrives {
+                self.fragmented += usize::from(is_too_big);
+                self.post(from, to, payload);
+            } else {
+                self.too_big += 1;
+                self.trace.push_back((self.now, from, to, payload));
+            }
         }
     }
 
@@ -193,6 +242,11 @@ impl Network {
     ) -> Result<(), Dropped> {
         let node = &mut self.nodes[n];
         let result = match node.tunnel.handle_datagram(from, Ecn::NotEct, &mut datagram, self.now) {
+            Ok(Received::Packet { packet, .. }) if is_echo_request(packet) => {
+                let reply = in_fragments(reply(packet), node.mtu);
+                self.send_packet(n, &reply);
+                Ok(())
+            }
             Ok(Received::Packet { packet, .. }) => {
                 node.inbox.push(packet.to_vec());
                 Ok(())
@@ -201,7 +255,7 @@ impl Network {
                 node.keepalives += 1;
                 Ok(())
             }
-            Ok(Received::Handshake) => Ok(()),
+            Ok(Received::Probe | Received::Handshake) => Ok(()),
             Err(reason) => {
                 node.dropped.push(reason);
                 Err(reason)

@@ -152,7 +152,7 @@ pub(crate) fn reply(request: &[u8]) -> Vec<u8> {
 }
 
 /// The first fragment of a packet, or the whole if it fits.
-fn in_fragments(mut packet: Vec<u8>, mtu: u16) -> Vec<u8> {
+pub(crate) fn in_fragments(mut packet: Vec<u8>, mtu: u16) -> Vec<u8> {
     let len = |header: u16| header + (mtu - header) / 8 * 8;
     if packet.len() <= usize::from(mtu) {
     } else if packet[0] >> 4 == 4 {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use muster_common::time::{Instant, Timestamp};
@@ -22,6 +22,7 @@ use crate::{
     offload::{SuperPacket, VirtioHeader},
     outgoing::Outgoing,
     packet::{Header, is_to_one_device},
+    path_mtu::MIN_PLPMTU,
     peer::Peer,
     shared::{PeerId, Shared},
     stats::{Dropped, Drops, PeerSnapshot},
@@ -61,7 +62,7 @@ impl Tunnel {
                 accepts_aes: config.accepts_aes,
                 rng: StdRng::from_seed(config.seed),
                 labels: LabelClock::new(now, civil),
-                mtu: config.mtu,
+                mtu: config.mtu.clamp(MIN_PLPMTU.into(), MAX_PACKET) as u16,
                 indices: FxHashMap::default(),
                 transmits: VecDeque::new(),
                 packets: VecDeque::new(),
@@ -90,9 +91,25 @@ impl Tunnel {
         self.shared.labels.set(now, civil);
     }
 
-    /// Changes the MTU that padding stays within.
-    pub fn set_mtu(&mut self, mtu: usize) {
-        self.shared.mtu = mtu;
+    /// Tells that a datagram of `datagram_len` octets to `destination` was refused for its size, and what the kernel
+    /// knows of the path: the MTU with IP and UDP headers, in octets.
+    pub fn path_too_big(
+        &mut self,
+        destination: SocketAddr,
+        outer_mtu: usize,
+        datagram_len: usize,
+        now: Instant,
+    ) {
+        for id in 0..self.peers.len() as PeerId {
+            self.with_peer(id, |peer, _| peer.path_too_big(destination, outer_mtu, datagram_len, now));
+        }
+    }
+
+    /// Tells that this host reaches others in another way than before: nothing is known of the paths any more.
+    pub fn paths_changed(&mut self, now: Instant) {
+        for id in 0..self.peers.len() as PeerId {
+            self.with_peer(id, |peer, _| peer.path_mtu.path_changed(now));
+        }
     }
 
     // Peers
@@ -347,7 +364,7 @@ impl Tunnel {
             self.peers.push(None);
             (self.peers.len() - 1) as PeerId
         });
-        let mut peer = Peer::new(id, config, now);
+        let mut peer = Peer::new(id, config, self.shared.mtu, now);
         peer.last_timestamp = self.timestamps.remove(&key);
         if let Some(slot) = self.peers.get_mut(id as usize) {
             *slot = Some(Box::new(peer));

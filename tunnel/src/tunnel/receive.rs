@@ -8,7 +8,7 @@ use super::Tunnel;
 use crate::{
     cookie::Verdict,
     ecn::{self, Ecn},
-    event::{Event, Received},
+    event::{Event, Fragmentation, Received},
     message::{CookieReply, DATA_HEADER_LEN, Initiation, Message, Response},
     packet::Header,
     stats::Dropped,
@@ -62,6 +62,11 @@ impl Tunnel {
             Some(inner) if self.by_address.get(&inner.source) == Some(&id) => {
                 let from = peer.public_key;
                 let packet = opened.get_mut(..inner.total_len).unwrap_or_default();
+                if peer.path_mtu.handle_reply(packet, now) {
+                    // Its news may make a probe due.
+                    self.with_peer(id, |_, _| ());
+                    return Ok(Received::Probe);
+                }
                 if ecn::decapsulate(ecn, packet) {
                     return Ok(Received::Packet { from, packet });
                 }
@@ -88,7 +93,7 @@ impl Tunnel {
             Verdict::Pass => self.answer_initiation(message, source, now),
             Verdict::DemandCookie => {
                 if let Some(reply) = self.guard.reply(message.0, message.sender(), source, rng, now) {
-                    self.shared.transmit(source, reply.to_vec());
+                    self.shared.transmit(source, Fragmentation::Known, reply.to_vec());
                 }
                 Err(Dropped::CookieDemanded)
             }

@@ -255,7 +255,7 @@ impl Lab {
                         }
                     }
                     Ok(Received::Keepalive) => self.keepalives += 1,
-                    Ok(Received::Handshake) => {}
+                    Ok(Received::Probe | Received::Handshake) => {}
                     Err(reason) => self.dropped.push(reason),
                 }
             }

@@ -61,7 +61,7 @@ pub enum Fragmentation {
     Known,
     /// It gets lost, or is refused: it probes the path.
     Never,
-    /// Anyone fragments it. Over IPv6, where only the sender can, this host does if it has more than 1,280 octets.
+    /// Anyone fragments it. Over IPv6 no router does, so there it is as [`Self::Known`].
     Anyone,
 }
 

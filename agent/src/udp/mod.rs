@@ -1,7 +1,7 @@
 //! The UDP sockets that carry sealed datagrams: one for IPv4 and one for IPv6, on the same port.
 //!
-//! Datagrams leave with "don't fragment" set, so that nothing in between fragments them, unless they are to be; for those
-//! larger than their path see [`Discovery`].
+//! Datagrams leave with "don't fragment" set, so that nothing in between fragments them, unless they may be; for those
+//! larger than their path see [`Discovery`]. Over IPv4, Linux leaves it out in runs (`UDP_SEGMENT`) whatever one asks for.
 
 use std::{
     io,
@@ -27,8 +27,6 @@ pub use send::{Sent, TooBig};
 const BUFFER: usize = 7 << 20;
 /// Ports tried when any will do, until one is free in both families.
 const ATTEMPTS: usize = 16;
-/// What every IPv6 path takes (RFC 8200 §5).
-const IPV6_MTU_MIN: libc::c_int = 1280;
 const PURPOSE: &str = "the tunnel";
 
 /// Both sockets, non-blocking.
@@ -59,7 +57,7 @@ pub struct Offloads {
     pub coalesces: bool,
 }
 
-/// What is done about datagrams larger than a path takes. Whole ones are never fragmented on the way.
+/// What is done about datagrams larger than a path takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Discovery {
     /// The kernel learns each path's MTU from what routers answer, and fragments what is larger itself.
@@ -68,8 +66,7 @@ pub enum Discovery {
     Do,
     /// The kernel does not heed what it learns and refuses only what the interface does not take: for probing.
     Probe,
-    /// Anyone on the way may fragment. Over IPv6, where nobody but the sender can, the kernel does that with all that is
-    /// larger than every path takes, 1,280 octets.
+    /// Routers may fragment. Over IPv6, where none does, this is as [`Self::Want`].
     Never,
 }
 
@@ -242,19 +239,15 @@ impl FamilySocket {
                     Discovery::Never => Ipv4PathMtuDiscovery::DONT,
                 },
             )?,
-            Family::V6 => {
-                let mtu = if discovery == Discovery::Never { IPV6_MTU_MIN } else { 0 };
-                sys::set_ipv6_mtu(self.as_fd(), mtu)?;
-                sockopt::set_ipv6_mtu_discover(
-                    &self.inner,
-                    match discovery {
-                        Discovery::Want => Ipv6PathMtuDiscovery::WANT,
-                        Discovery::Do => Ipv6PathMtuDiscovery::DO,
-                        Discovery::Probe => Ipv6PathMtuDiscovery::PROBE,
-                        Discovery::Never => Ipv6PathMtuDiscovery::DONT,
-                    },
-                )?;
-            }
+            Family::V6 => sockopt::set_ipv6_mtu_discover(
+                &self.inner,
+                match discovery {
+                    Discovery::Want => Ipv6PathMtuDiscovery::WANT,
+                    Discovery::Do => Ipv6PathMtuDiscovery::DO,
+                    Discovery::Probe => Ipv6PathMtuDiscovery::PROBE,
+                    Discovery::Never => Ipv6PathMtuDiscovery::DONT,
+                },
+            )?,
         }
         Ok(())
     }

@@ -108,7 +108,7 @@ impl UdpSockets {
         let mut sent = Sent::default();
         let mut batch = Batch::new();
         for run in runs {
-            if is_segmented(&run) && !self.sends_segmented(&run) {
+            if is_segmented(&run) && !self.sends_segments(run.destination) {
                 singly(&run).for_each(|run| self.add(run, &mut batch, &mut sent));
             } else {
                 self.add(run, &mut batch, &mut sent);
@@ -145,12 +145,6 @@ impl UdpSockets {
         {
             tracing::debug!(?family, ?discovery, %error, "cannot set how datagrams are fragmented");
         }
-    }
-
-    /// Whether the kernel takes the run whole, as far as is known. It does not fragment segments.
-    fn sends_segmented(&self, run: &Run<'_>) -> bool {
-        let is_for_fragments = run.fragmentation == Fragmentation::Anyone && run.destination.is_ipv6();
-        !is_for_fragments && self.sends_segments(run.destination)
     }
 
     fn send_batch(&self, batch: &Batch<'_>, sent: &mut Sent) {
@@ -190,7 +184,7 @@ impl UdpSockets {
         let before = sent.datagrams;
         let mut batch = Batch::new();
         singly(run).for_each(|run| self.add(run, &mut batch, sent));
-        self.send(&batch, sent);
+        self.send_batch(&batch, sent);
         // Segments longer than the path takes are refused with EMSGSIZE, and by kernels before 6.14 with EINVAL.
         let is_too_big = match refusal.raw_os_error() {
             Some(libc::EMSGSIZE) => true,

@@ -144,11 +144,6 @@ pub(super) fn set_udp_option(
     set_option(socket, libc::SOL_UDP, option, value)
 }
 
-/// Bounds what leaves an IPv6 socket unfragmented, in octets with headers; 0 for no bound but the path's.
-pub(super) fn set_ipv6_mtu(socket: BorrowedFd<'_>, mtu: libc::c_int) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU, mtu)
-}
-
 /// Leaves out the checksums of datagrams, with which the kernel refuses to send segments.
 #[cfg(test)]
 pub(super) fn omit_checksums(socket: BorrowedFd<'_>) -> io::Result<()> {

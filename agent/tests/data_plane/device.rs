@@ -42,13 +42,18 @@ pub(crate) fn public_key(private_key: [u8; 32]) -> PublicKey {
 
 impl Device {
     pub(crate) fn new(number: u8) -> Self {
+        Self::with_mtu(number, 1420)
+    }
+
+    /// Whose TUN device has this MTU.
+    pub(crate) fn with_mtu(number: u8, mtu: u32) -> Self {
         let namespace = Namespace::new();
         let private_key = [number; 32];
         let pools = ["100.64.0.0/11", "fd00:1::/48"].map(|r| r.parse().expect("a prefix")).to_vec();
         let (datapath, events, port) = namespace.enter(async || {
             let tun = Tun::create("muster0").expect("create");
             let config = InterfaceConfig {
-                mtu: 1420,
+                mtu,
                 addresses: virtual_addresses(number),
                 routes: pools.clone(),
                 resolver_address: None,
@@ -61,7 +66,7 @@ impl Device {
                 sockets,
                 private_key: Zeroizing::new(private_key),
                 seed: Zeroizing::new([number; 32]),
-                mtu: 1420,
+                mtu,
                 accepts_aes: true,
                 local_addresses: virtual_addresses(number),
                 pools: pools.clone(),

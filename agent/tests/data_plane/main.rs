@@ -14,6 +14,7 @@ mod interface;
 mod kernel;
 mod namespace;
 mod offloads;
+mod path_mtu;
 mod ping;
 mod private_addresses;
 mod stream;

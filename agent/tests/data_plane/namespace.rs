@@ -32,6 +32,10 @@ impl Namespace {
         namespace
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs `ip` with these words in the namespace and returns what it prints.
     pub(crate) fn ip(&self, words: &str) -> String {
         let mut arguments = vec!["-n", &self.name];

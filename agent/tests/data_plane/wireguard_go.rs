@@ -218,3 +218,28 @@ fn small_packets_keep_their_order_in_a_flood() {
     let snapshot = device.snapshot();
     assert_eq!(snapshot.drops["replayed"] + snapshot.drops["not_authentic"], 0, "{:?}", dropped(&snapshot));
 }
+
+#[test]
+fn its_path_is_probed_and_its_host_answers() {
+    if !have_root() {
+        return;
+    }
+    let device = Device::with_mtu(1, 8920);
+    let other = WireGuardGo::new(&device);
+    device.namespace.ip("link set eth0 mtu 9000");
+    other.namespace.ip("link set eth0 mtu 9000");
+    other.namespace.ip(&format!("link set {} mtu 8920", other.interface));
+    device.send(Command::AddPeer(other.as_peer(&device)));
+    let path_mtu = || device.snapshot().peers.values().next().expect("a peer").path_mtu;
+    for _ in 0..100 {
+        device.namespace.run("ping -n -c 1 -W 5 -s 1000 100.64.0.3");
+        if path_mtu() == 8920 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(path_mtu(), 8920);
+    device.namespace.run("ping -n -c 1 -W 5 -M do -s 8892 100.64.0.3");
+    device.namespace.run("ping -n -c 1 -W 5 -M do -s 8872 fd00:1::3");
+    assert_eq!(dropped(&device.snapshot()), []);
+}

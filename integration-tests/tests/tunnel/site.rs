@@ -26,7 +26,7 @@ pub(crate) struct Site {
 pub(crate) struct Plan {
     /// Of all cables, in octets.
     pub(crate) cable_mtu: u32,
-    /// Of the agents' interfaces, in octets; 0 for the default.
+    /// Of the agents' interfaces, in octets; 0 for what fits into the cables.
     pub(crate) mtu: u32,
     /// `tunnel.offloads` of alice and bob.
     pub(crate) offloads: [bool; 2],

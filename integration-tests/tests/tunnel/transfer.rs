@@ -138,7 +138,9 @@ fn narrow(lab: &Lab, outer: Family) -> Result {
 #[test]
 fn over_wide_cables() {
     scenario("cables of 9,000 octets", |lab| {
-        let site = Site::new(lab, Plan { cable_mtu: 9000, mtu: 8920, ..Plan::default() })?;
+        let site = Site::new(lab, Plan { cable_mtu: 9000, ..Plan::default() })?;
+        let link = site.alice.host().sh("ip link show dev muster0")?;
+        expect(link.contains("mtu 8920 "), "the interface as wide as the cables allow", &link)?;
         everywhere(&site, TOTAL / 32)?;
         let sender = Sender::Singly { shortest: 1_400, longest: 8_872 };
         let seen = exchange(&site, site.directions()[1], Family::V6, 1, 2_000, sender)?;

@@ -192,6 +192,38 @@ impl<'a> SuperPacket<'a> {
 }
 
 impl SuperPacket<'_> {
+    /// The same in segments that are no longer than `mtu`: of TCP that leaves its segmentation or checksum to this
+    /// device, how long they are is this device's business. Nothing for all else, and for segments that are signed
+    /// (RFC 2385, 5925).
+    #[cold]
+    pub(crate) fn narrowed(&self, mtu: usize) -> Option<Self> {
+        let split = match self.work {
+            Work::Split(split) => split,
+            Work::Checksum { start, at } => {
+                let gso_type =
+                    if is_v6(self.packet) { VirtioHeader::GSO_TCPV6 } else { VirtioHeader::GSO_TCPV4 };
+                let header = VirtioHeader {
+                    flags: VirtioHeader::NEEDS_CSUM,
+                    gso_type,
+                    gso_size: u16::try_from(mtu).ok()?,
+                    csum_start: u16::try_from(start).ok()?,
+                    csum_offset: u16::try_from(at - start).ok()?,
+                    ..VirtioHeader::default()
+                };
+                Split::parse(header, self.packet).ok()?
+            }
+            Work::Nothing => return None,
+        };
+        let size = mtu.checked_sub(split.headers).filter(|size| *size > 0)?;
+        let Protocol::Tcp { flags, .. } = split.protocol else { return None };
+        let options = self.packet.get(split.transport + TCP_HEADER_LEN..split.headers)?;
+        if flags & (SYN | RST) != 0 || is_signed(options) {
+            return None;
+        }
+        let segments = (self.packet.len() - split.headers).div_ceil(size).max(1);
+        Some(Self { packet: self.packet, segments, work: Work::Split(Split { size, ..split }) })
+    }
+
     /// Segment `index` by itself, to be kept.
     pub(crate) fn segment(&self, index: usize) -> Vec<u8> {
         let mut segment = vec![0; self.segment_len(index)];
@@ -439,16 +471,28 @@ impl Transport {
 }
 
 /// Whether one of the options of an IPv4 header is a source route (RFC 791 §3.1), loose or strict.
-fn has_source_route(mut options: &[u8]) -> bool {
-    const END: u8 = 0;
-    const NO_OPERATION: u8 = 1;
+fn has_source_route(options: &[u8]) -> bool {
     const LOOSE: u8 = 131;
     const STRICT: u8 = 137;
+    has_option(options, [LOOSE, STRICT])
+}
+
+/// Whether one of the options of a TCP header is a signature of the segment.
+fn is_signed(options: &[u8]) -> bool {
+    const MD5: u8 = 19;
+    const AUTHENTICATION: u8 = 29;
+    has_option(options, [MD5, AUTHENTICATION])
+}
+
+/// Whether one of `kinds` is among the options of an IPv4 or TCP header, which begin alike.
+fn has_option(mut options: &[u8], kinds: [u8; 2]) -> bool {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
     while let [kind, rest @ ..] = options {
         options = match *kind {
             END => return false,
             NO_OPERATION => rest,
-            LOOSE | STRICT => return true,
+            kind if kinds.contains(&kind) => return true,
             _ => match rest.first() {
                 Some(len @ 2..) => options.get(usize::from(*len)..).unwrap_or_default(),
                 _ => return false,

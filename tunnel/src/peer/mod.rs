@@ -154,6 +154,9 @@ impl Peer {
         now: Instant,
         out: &mut Outgoing,
     ) -> Result<Sent, Dropped> {
+        let mtu = self.segment_mtu();
+        let narrowed = if packet.segment_len(0) > mtu { packet.narrowed(mtu) } else { None };
+        let packet = narrowed.as_ref().unwrap_or(packet);
         let Some(manner) = self.manner(packet) else {
             let lost = packet.segments();
             self.counters.drops.add(Dropped::TooBig, lost);

@@ -11,7 +11,7 @@ use crate::{
     icmp::{self, TooBig},
     limits::{OVERHEAD, OVERHEAD_V4, OVERHEAD_V6, PACKET_OFFSET},
     offload::SuperPacket,
-    path_mtu::{SMALLEST_PROBE, may_be_echo_reply, probe_packet},
+    path_mtu::{MIN_PLPMTU, SMALLEST_PROBE, may_be_echo_reply, probe_packet},
     shared::Shared,
 };
 
@@ -26,6 +26,16 @@ pub(super) struct Manner {
 }
 
 impl Peer {
+    /// What TCP is cut to where it leaves that to this device. Fragments take longer than segments, and over IPv6 are made
+    /// only if routers tell that they have to be; what surely fits has no need of them.
+    #[inline]
+    pub(super) fn segment_mtu(&self) -> usize {
+        if self.path_mtu.needs_fragments() && self.endpoint.is_some_and(|endpoint| endpoint.is_ipv6()) {
+            return (MIN_PLPMTU - OVERHEAD_V6).into();
+        }
+        self.path_mtu.current().into()
+    }
+
     /// How the segments of a packet leave; `None` if they are too big to.
     #[inline]
     pub(super) fn manner(&self, packet: &SuperPacket<'_>) -> Option<Manner> {

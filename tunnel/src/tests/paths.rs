@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Dropped,
-    offload::{SuperPacket, VirtioHeader},
+    offload::{Sum, SuperPacket, VirtioHeader},
 };
 
 const SOURCES: [&str; 2] = ["100.64.0.1", "fd00::1"];
@@ -189,6 +189,64 @@ fn segments_that_are_too_big_are_counted_each() {
     let tunnel = &mut network.nodes[0].tunnel;
     assert_eq!(tunnel.handle_super_packet(&packet, network.now, &mut out), Err(Dropped::TooBig));
     assert_eq!((tunnel.drops().get(Dropped::TooBig), out.len()), (3, 0));
+}
+
+#[test]
+fn tcp_that_leaves_it_to_the_device_is_cut_to_fit() {
+    for family in 0..2 {
+        let mut network = pair([8920; 2], 1400, true);
+        network.send_packet(0, &whole(family, 1420));
+        network.run_secs(1);
+        network.nodes[1].inbox.clear();
+        let payload: Vec<u8> = (0..20_000u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+        let ip_len = [20, 40][family];
+        let plain = [0x10, 1, 0x20, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0];
+        let signed = [&plain[..], &[19, 18], &[7; 16], &[1, 1]].concat();
+        for (tcp, len, gso_size) in [(&plain[..], 20_000, 8880), (&plain, 5_000, 0), (&signed, 5_000, 0)] {
+            let mut tcp = tcp.to_vec();
+            tcp[12] = (tcp.len() * 4) as u8;
+            let mut packet = ip(SOURCES[family], DESTINATIONS[family], 6, &[&tcp, &payload[..len]].concat());
+            if family == 0 {
+                packet[6] |= 0x40;
+            }
+            let header = VirtioHeader {
+                flags: VirtioHeader::NEEDS_CSUM,
+                gso_type: if gso_size == 0 { 0 } else { [1, 4][family] },
+                gso_size,
+                csum_start: ip_len,
+                csum_offset: 16,
+                ..VirtioHeader::default()
+            };
+            let packet = SuperPacket::parse(header, &packet).unwrap();
+            let mut out = crate::Outgoing::new();
+            let result = network.nodes[0].tunnel.handle_super_packet(&packet, network.now, &mut out);
+            if tcp.len() > 20 {
+                assert_eq!(result, Err(Dropped::TooBig), "a signature holds for one segment");
+                continue;
+            }
+            result.unwrap();
+            for run in out.runs() {
+                for datagram in run.datagrams() {
+                    assert!(datagram.len() <= 1340 + 32);
+                    let from = network.nodes[0].address;
+                    network.deliver(1, from, datagram.to_vec()).unwrap();
+                }
+            }
+            let mut arrived: Vec<u8> = Vec::new();
+            for segment in network.nodes[1].inbox.drain(..) {
+                let at = usize::from(ip_len);
+                let addresses = &segment[[12, 8][family]..at];
+                let length = (segment.len() - at) as u16;
+                let sum = Sum::of(addresses).u16(6).u16(length).octets(&segment[at..]);
+                assert_eq!(sum.checksum(), [0, 0]);
+                let sequence = u32::from_be_bytes(*segment[at + 4..].first_chunk().unwrap());
+                assert_eq!(sequence as usize, 1 + arrived.len());
+                arrived.extend(&segment[at + 20..]);
+            }
+            assert!(arrived == payload[..len]);
+        }
+        assert_eq!(network.too_big, 0);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use muster_agent::control::{Control, Failure, LookupResult, Settings, Start, Validity};
 use muster_common::time::{Instant, Timestamp};
 use muster_proto::registration::{DeviceConfig, Peer};
-use muster_tunnel::{Config, Ecn, Outgoing, PrivateKey, Received, Tunnel};
+use muster_tunnel::{Config, Dropped, Ecn, Outgoing, PrivateKey, Received, Sent, Tunnel};
 use rand::RngExt as _;
 use uuid::Uuid;
 
@@ -269,6 +269,13 @@ impl World {
         let uid = disk.uid;
         let received = running.tunnel.handle_datagram(from, Ecn::NotEct, &mut octets, now);
         let line = format!("h{h} < {from} {}", outcome(&received));
+        if let Ok(Received::Packet { packet, .. }) = &received
+            && let Some(reply) = echo_reply(packet)
+        {
+            self.note(format_args!("{line}, a probe of the path"));
+            self.seal(h, &reply, |world, sent| world.note(format_args!("h{h} answers it: {sent:?}")));
+            return self.drive(h);
+        }
         let delivered = match received {
             Ok(Received::Packet { from, packet }) => {
                 Some(self.model.deliver(uid, &addresses, from.as_bytes(), packet)?)
@@ -283,10 +290,9 @@ impl World {
     /// A program on the host sends a packet to a virtual address. Returns its number if the host routes it into the
     /// tunnel.
     pub(super) fn send_packet(&mut self, h: usize, destination: IpAddr) -> Checked<Option<u64>> {
-        let now = self.host_now(h);
         let source = self.hosts[h].addresses().into_iter().find(|a| a.is_ipv4() == destination.is_ipv4());
         let host = &mut self.hosts[h];
-        let (Some(running), Some(disk), Some(source)) = (&mut host.running, &host.disk, source) else {
+        let (Some(running), Some(disk), Some(source)) = (&host.running, &host.disk, source) else {
             return Ok(None);
         };
         let routes: &[IpNet] = running.settings.as_ref().map_or(&[], |settings| &settings.routes);
@@ -294,21 +300,30 @@ impl World {
             return Ok(None);
         }
         let (id, packet) = self.model.packet(disk.uid, source, destination);
+        self.counts.packets += 1;
+        self.seal(h, &packet, |world, sent| {
+            world.note(format_args!("h{h} sends packet {id} to {destination}: {sent:?}"));
+        });
+        self.drive(h)?;
+        Ok(Some(id))
+    }
+
+    /// Hands a packet to a host's tunnel, tells what became of it, and sends what came of it.
+    fn seal(&mut self, h: usize, packet: &[u8], tell: impl FnOnce(&mut Self, Result<Sent, Dropped>)) {
+        let now = self.host_now(h);
+        let Some(running) = &mut self.hosts[h].running else { return };
         running.out.clear();
-        let sent = running.tunnel.handle_packet(&packet, now, &mut running.out);
+        let sent = running.tunnel.handle_packet(packet, now, &mut running.out);
         let mut sealed: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
         for run in running.out.runs() {
             sealed.extend(run.datagrams().map(|datagram| (run.destination, datagram.to_vec())));
         }
-        self.counts.packets += 1;
-        self.note(format_args!("h{h} sends packet {id} to {destination}: {sent:?}"));
+        tell(self, sent);
         // What the core has to send goes first.
         self.transmit(h);
         for (to, octets) in sealed {
             self.send_datagram(h, to, octets);
         }
-        self.drive(h)?;
-        Ok(Some(id))
     }
 
     /// A call of a host is answered, or not.
@@ -477,7 +492,21 @@ fn found(result: &LookupResult) -> String {
     }
 }
 
-fn outcome(received: &Result<Received<'_>, muster_tunnel::Dropped>) -> String {
+/// What a host answers to an echo request, checksums aside; `None` to all else.
+fn echo_reply(packet: &[u8]) -> Option<Vec<u8>> {
+    let mut reply = packet.to_vec();
+    let (addresses, kind) = match (packet.first()? >> 4, packet.get(9)?, packet.get(6)?) {
+        (4, 1, _) if packet.get(20) == Some(&8) => (12..20, (20, 0)),
+        (6, _, 58) if packet.get(40) == Some(&128) => (8..40, (40, 129)),
+        _ => return None,
+    };
+    let half = addresses.len() / 2;
+    reply.get_mut(addresses)?.rotate_left(half);
+    *reply.get_mut(kind.0)? = kind.1;
+    Some(reply)
+}
+
+fn outcome(received: &Result<Received<'_>, Dropped>) -> String {
     match received {
         Ok(Received::Packet { packet, .. }) => format!("{} octets", packet.len()),
         Ok(other) => format!("{other:?}"),

@@ -1,17 +1,23 @@
 //! The TUN device: a network interface whose packets this process reads and writes, each whole, or up to 64 KiB of
-//! packets of one flow as a super-packet. It is never persistent, so that the kernel removes it, with its addresses
-//! and routes, when the process ends.
+//! packets of one flow as a super-packet, through one queue or, for several threads, through many. It is never
+//! persistent, so that the kernel removes it, with its addresses and routes, when the process ends.
 
 use std::{
     io::{self, IoSlice},
+    num::NonZeroUsize,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use rustix::fs::{Mode, OFlags};
 
 mod sys;
+
+use sys::Queue;
 
 /// Where the kernel offers TUN devices.
 const DEVICE: &str = "/dev/net/tun";
@@ -63,13 +69,27 @@ pub enum TunError {
     },
 }
 
-/// An open TUN device, non-blocking. The interface vanishes when this is dropped.
+/// An open TUN device, or one of its queues, non-blocking. The interface vanishes when its last queue is dropped; what
+/// waits in a queue that is dropped before is lost, and its flows come from the others.
+///
+/// Packets can be written to any queue. The kernel spreads what it hands over by a hash of the addresses and ports that
+/// is the same in both directions, so that a flow keeps its order within one queue. If a packet of a flow is written,
+/// what follows in the other direction comes from the queue that it was written to, until nothing has been written for
+/// some seconds. At most 4,096 flows are remembered in this way.
 #[derive(Debug)]
 pub struct Tun {
     fd: OwnedFd,
+    device: Arc<Device>,
+}
+
+/// What the queues of an interface have in common.
+#[derive(Debug)]
+struct Device {
     name: String,
     /// [`Offloads`] as bits, so that they can change while in use.
     offloads: AtomicU8,
+    /// Held while the kernel's offloads and the ones above are made to differ.
+    changing: Mutex<()>,
 }
 
 /// What the kernel may leave undone in packets that it hands over. Whoever reads them does it.
@@ -105,7 +125,30 @@ impl Tun {
     /// Creates the interface `name`, which must not exist yet, with the most offloads that the kernel has. It is down
     /// and has no address.
     pub fn create(name: &str) -> Result<Self, TunError> {
-        let tun = Self::create_through(Path::new(DEVICE), name)?;
+        Self::create_through(Path::new(DEVICE), name, Queue::Only)
+    }
+
+    /// Like [`Self::create`], with `count` queues, at most 256. All behave alike, and all must be read from.
+    pub fn create_queues(name: &str, count: NonZeroUsize) -> Result<Vec<Self>, TunError> {
+        if count == NonZeroUsize::MIN {
+            return Ok(vec![Self::create(name)?]);
+        }
+        // That this one is new makes the others ours, too.
+        let first = Self::create_through(Path::new(DEVICE), name, Queue::First)?;
+        let mut queues = vec![first];
+        for _ in 1..count.get() {
+            let fd = open(Path::new(DEVICE), name, Queue::Another)?;
+            queues.extend(queues.first().map(|first| Self { fd, device: Arc::clone(&first.device) }));
+        }
+        Ok(queues)
+    }
+
+    fn create_through(path: &Path, name: &str, queue: Queue) -> Result<Self, TunError> {
+        check_name(name)?;
+        let fd = open(path, name, queue)?;
+        sys::set_header(fd.as_fd()).map_err(|source| explain(name.to_owned(), source))?;
+        let device = Device { name: name.to_owned(), offloads: AtomicU8::new(0), changing: Mutex::new(()) };
+        let tun = Self { fd, device: Arc::new(device) };
         for offloads in Offloads::TRIED {
             match tun.set_offloads(offloads) {
                 Ok(()) => break,
@@ -115,36 +158,22 @@ impl Tun {
         Ok(tun)
     }
 
-    fn create_through(device: &Path, name: &str) -> Result<Self, TunError> {
-        check_name(name)?;
-        let open = || {
-            let fd =
-                rustix::fs::open(device, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
-            sys::attach(fd.as_fd(), name)?;
-            sys::set_header(fd.as_fd())?;
-            Ok(fd)
-        };
-        match open() {
-            Ok(fd) => Ok(Self { fd, name: name.to_owned(), offloads: AtomicU8::new(0) }),
-            Err(source) => Err(explain(name.to_owned(), source)),
-        }
-    }
-
     /// Name of the interface.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.device.name
     }
 
-    /// The offloads in use.
+    /// The offloads in use at all queues.
     pub fn offloads(&self) -> Offloads {
-        Offloads::from_bits(self.offloads.load(Ordering::Relaxed))
+        Offloads::from_bits(self.device.offloads.load(Ordering::Relaxed))
     }
 
-    /// Changes the offloads, also while packets flow: those that wait already stay as they are. An error leaves what
-    /// was. `InvalidInput` (EINVAL) if the kernel does not have one of them.
+    /// Changes the offloads of all queues, also while packets flow: those that wait already stay as they are. An error
+    /// leaves what was. `InvalidInput` (EINVAL) if the kernel does not have one of them.
     pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let _changing = self.device.changing.lock().unwrap_or_else(PoisonError::into_inner);
         sys::set_offloads(self.fd.as_fd(), offloads)?;
-        self.offloads.store(offloads.bits(), Ordering::Relaxed);
+        self.device.offloads.store(offloads.bits(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -167,6 +196,15 @@ impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn open(path: &Path, name: &str, queue: Queue) -> Result<OwnedFd, TunError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let attached = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from).and_then(|fd| {
+        sys::attach(fd.as_fd(), name, queue)?;
+        Ok(fd)
+    });
+    attached.map_err(|source| explain(name.to_owned(), source))
 }
 
 /// The kernel takes more names than this, but `%` would make it choose a number, and the rest is unreadable.
@@ -203,7 +241,8 @@ mod tests {
 
     #[test]
     fn a_missing_device_file_is_named_with_its_remedy() {
-        let error = Tun::create_through(Path::new("/nonexistent/tun"), "muster0").expect_err("no such file");
+        let error = Tun::create_through(Path::new("/nonexistent/tun"), "muster0", Queue::Only)
+            .expect_err("no such file");
         assert!(matches!(error, TunError::NoDevice { .. }), "{error}");
         assert!(error.to_string().contains("modprobe tun"), "{error}");
     }

@@ -8,9 +8,21 @@ use std::{
 
 use super::{Offloads, VIRTIO_HEADER};
 
-/// Turns an open `/dev/net/tun` into the TUN interface `name`, not persistent: packets with a virtio header before them
-/// (see [`set_header`]). `EBUSY` if an interface of this name exists. `name` must be shorter than `IFNAMSIZ`.
-pub(super) fn attach(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+/// What an open `/dev/net/tun` becomes.
+#[derive(Clone, Copy)]
+pub(super) enum Queue {
+    /// The only queue of a new interface.
+    Only,
+    /// The first queue of a new interface that may have more.
+    First,
+    /// One more queue of an interface that began with [`Self::First`].
+    Another,
+}
+
+/// Turns an open `/dev/net/tun` into a queue of the TUN interface `name`, not persistent: packets with a virtio header
+/// before them (see [`set_header`]). `EBUSY` if it should be new and one of this name exists. `name` must be shorter
+/// than `IFNAMSIZ`.
+pub(super) fn attach(fd: BorrowedFd<'_>, name: &str, queue: Queue) -> io::Result<()> {
     // SAFETY: `ifreq` is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -20,14 +32,20 @@ pub(super) fn attach(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         *to = from as libc::c_char;
     }
     // IFF_TUN_EXCL refuses a name that exists, instead of joining in with a process that is about to end.
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | libc::IFF_VNET_HDR;
+    let queue = match queue {
+        Queue::Only => libc::IFF_TUN_EXCL,
+        Queue::First => libc::IFF_TUN_EXCL | libc::IFF_MULTI_QUEUE,
+        Queue::Another => libc::IFF_MULTI_QUEUE,
+    };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queue;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: `fd` is open for the length of the call, and TUNSETIFF reads and writes one `ifreq`, which `request` is.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Settles what the virtio header looks like: [`VIRTIO_HEADER`] octets, little-endian on every processor.
+/// Settles what the virtio header looks like: [`VIRTIO_HEADER`] octets, little-endian on every processor. Like the
+/// offloads, this holds for the interface with all its queues.
 pub(super) fn set_header(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_number(fd, libc::TUNSETVNETHDRSZ, VIRTIO_HEADER as libc::c_int)?;
     set_number(fd, libc::TUNSETVNETLE, 1)

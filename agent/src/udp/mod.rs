@@ -1,4 +1,5 @@
-//! The UDP sockets that carry sealed datagrams: one for IPv4 and one for IPv6, on the same port.
+//! The UDP sockets that carry sealed datagrams: one for IPv4 and one for IPv6 on the same port, or for several threads
+//! as many pairs on that port.
 //!
 //! Datagrams leave with "don't fragment" set, so that nothing in between fragments them, unless they may be; for those
 //! larger than their path see [`Discovery`]. Over IPv4, Linux leaves it out in runs (`UDP_SEGMENT`) whatever one asks for.
@@ -6,6 +7,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -23,13 +25,17 @@ pub use muster_tunnel::Run;
 pub use receive::{Message, ReceiveBuffer};
 pub use send::{Sent, TooBig};
 
-/// What a socket may hold in each direction, in octets: about 6 ms at 10 Gbit/s.
+/// What a socket may hold in each direction, in octets: about 6 ms at 10 Gbit/s. Each of many has as much, since all
+/// that one peer sends comes to the same one; what is not used takes no memory.
 const BUFFER: usize = 7 << 20;
 /// Ports tried when any will do, until one is free in both families.
 const ATTEMPTS: usize = 16;
 const PURPOSE: &str = "the tunnel";
 
 /// Both sockets, non-blocking.
+///
+/// They can be looked at from any thread, but only one should send at a time: how its datagrams may be fragmented is set
+/// for the socket, not for each datagram.
 #[derive(Debug)]
 pub struct UdpSockets {
     v4: FamilySocket,
@@ -85,16 +91,45 @@ impl UdpSockets {
         }
     }
 
+    /// Binds `count` pairs to one port. A hash of addresses and ports decides which gets a datagram, so that all from
+    /// one address and port come to the same, in their order, for as long as none is dropped. All must be read from, and
+    /// any can send to anyone.
+    pub fn bind_many(port: u16, count: NonZeroUsize) -> Result<Vec<Self>, BindError> {
+        // The first does not share, so that a port that is taken is an error, also if another agent has taken it.
+        let first = Self::bind(port)?;
+        let (port, has_v6) = (first.port, first.v6.is_some());
+        let mut pairs = vec![first];
+        if count == NonZeroUsize::MIN {
+            return Ok(pairs);
+        }
+        for (family, socket) in pairs.iter().flat_map(Self::families) {
+            // From now on, the port is still refused to whoever does not ask to share it, and to all other users. A
+            // program of the same effective user that asked with SO_REUSEPORT would get a part of the datagrams.
+            sockopt::set_socket_reuseport(&socket.inner, true)
+                .map_err(|e| BindError::new(PURPOSE, family.any(port), e.into()))?;
+        }
+        let open = |family: Family| {
+            let address = family.any(port);
+            FamilySocket::open(address, Port::Shared).map_err(|e| BindError::new(PURPOSE, address, e))
+        };
+        for _ in 1..count.get() {
+            let v4 = open(Family::V4)?;
+            let v6 = if has_v6 { Some(open(Family::V6)?) } else { None };
+            pairs.push(Self { v4, v6, port, forgoes_offloads: false });
+        }
+        Ok(pairs)
+    }
+
     fn bind_once(port: u16) -> Result<Self, (BindError, io::ErrorKind)> {
         let fail = |address, source: io::Error| {
             let kind = source.kind();
             (BindError::new(PURPOSE, address, source), kind)
         };
-        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let v4 = FamilySocket::open(address).map_err(|e| fail(address, e))?;
+        let address = Family::V4.any(port);
+        let v4 = FamilySocket::open(address, Port::Own).map_err(|e| fail(address, e))?;
         let port = v4.inner.local_addr().map_err(|e| fail(address, e))?.port();
-        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let v6 = match FamilySocket::open(address) {
+        let address = Family::V6.any(port);
+        let v6 = match FamilySocket::open(address, Port::Own) {
             Ok(socket) => Some(socket),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => None,
             Err(e) => return Err(fail(address, e)),
@@ -144,8 +179,7 @@ impl UdpSockets {
 
     /// Sets what becomes of datagrams larger than a path takes. At first it is [`Discovery::Want`].
     pub fn set_path_mtu_discovery(&self, discovery: Discovery) -> io::Result<()> {
-        self.v4.set_path_mtu_discovery(Family::V4, discovery)?;
-        self.v6.as_ref().map_or(Ok(()), |v6| v6.set_path_mtu_discovery(Family::V6, discovery))
+        self.families().try_for_each(|(family, socket)| socket.set_path_mtu_discovery(family, discovery))
     }
 
     /// MTU of the path to `destination` as far as the kernel knows it, with IP and UDP headers, in octets.
@@ -161,6 +195,10 @@ impl UdpSockets {
 
     fn all(&self) -> impl Iterator<Item = &FamilySocket> {
         std::iter::once(&self.v4).chain(&self.v6)
+    }
+
+    fn families(&self) -> impl Iterator<Item = (Family, &FamilySocket)> {
+        [Family::V4, Family::V6].into_iter().zip(self.all())
     }
 
     fn sends_segments(&self, destination: SocketAddr) -> bool {
@@ -195,10 +233,27 @@ impl Family {
     fn of(address: SocketAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
+
+    /// All of the host's addresses of this family.
+    fn any(self, port: u16) -> SocketAddr {
+        match self {
+            Self::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+            Self::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+        }
+    }
+}
+
+/// Who else may be bound to the port of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    /// Nobody.
+    Own,
+    /// Sockets that share it.
+    Shared,
 }
 
 impl FamilySocket {
-    fn open(address: SocketAddr) -> io::Result<Self> {
+    fn open(address: SocketAddr, port: Port) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -221,6 +276,9 @@ impl FamilySocket {
         let segments = sys::set_udp_option(socket.as_fd(), libc::UDP_SEGMENT, 0);
         if let Err(error) = &segments {
             tracing::info!(%error, "UDP datagrams leave one by one: no UDP_SEGMENT");
+        }
+        if port == Port::Shared {
+            sockopt::set_socket_reuseport(&socket, true)?;
         }
         socket.bind(&address.into())?;
         let this = Self { inner: socket.into(), segments: segments.is_ok().into(), coalesces: false.into() };

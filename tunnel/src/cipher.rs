@@ -4,7 +4,9 @@
 //! that neither kind can complete as the other, and a device that does not take the second is silent to it as it is to
 //! any stranger. Nothing is negotiated on the wire, and no other octet differs.
 
-use aws_lc_rs::aead::{AES_256_GCM, Algorithm, CHACHA20_POLY1305};
+use std::sync::Arc;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use blake2::{
     Blake2sMac,
     digest::{FixedOutput as _, KeyInit as _, Update as _, consts::U32},
@@ -16,6 +18,8 @@ use crate::{
     limits::{
         AES_REJECT_AFTER_MESSAGES, AES_REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
     },
+    message::{DATA_HEADER_LEN, DataHeader, TAG_LEN},
+    stats::Dropped,
 };
 
 /// What the transport data of a session is sealed with.
@@ -81,5 +85,55 @@ impl Cipher {
             Self::ChaCha20Poly1305 => REJECT_AFTER_MESSAGES,
             Self::Aes256Gcm => AES_REJECT_AFTER_MESSAGES,
         }
+    }
+}
+
+/// The key of one direction of a session. It is shared with those who seal or open apart from the tunnel, and wiped when
+/// the last of them is done.
+#[derive(Clone)]
+pub(crate) struct TransportKey(Arc<LessSafeKey>);
+
+fn nonce(counter: u64) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    Nonce::assume_unique_for_key(nonce)
+}
+
+impl TransportKey {
+    /// `None` if the cipher refuses the key, which it does not for 32 octets.
+    pub(crate) fn new(cipher: Cipher, octets: &[u8; KEY_LEN]) -> Option<Self> {
+        let key = UnboundKey::new(cipher.algorithm(), octets).ok()?;
+        Some(Self(Arc::new(LessSafeKey::new(key))))
+    }
+
+    /// Seals a message into `slot`, which is [`OVERHEAD`](crate::OVERHEAD) longer than the padded packet that `write`
+    /// puts into it. The header's counter must never have been used with this key.
+    #[inline]
+    pub(crate) fn seal(
+        &self,
+        header: DataHeader,
+        slot: &mut [u8],
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<(), Dropped> {
+        let (start, rest) = slot.split_first_chunk_mut::<DATA_HEADER_LEN>().ok_or(Dropped::SealFailed)?;
+        let (packet, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or(Dropped::SealFailed)?;
+        *start = header.build();
+        write(packet);
+        let sealed = self.0.seal_in_place_separate_tag(nonce(header.counter), Aad::empty(), packet);
+        tag.copy_from_slice(sealed.map_err(|_| Dropped::SealFailed)?.as_ref());
+        Ok(())
+    }
+
+    /// Opens a message in place, and tells whether it is authentic.
+    #[inline]
+    pub(crate) fn open(&self, counter: u64, datagram: &mut [u8]) -> bool {
+        datagram
+            .get_mut(DATA_HEADER_LEN..)
+            .is_some_and(|sealed| self.0.open_in_place(nonce(counter), Aad::empty(), sealed).is_ok())
+    }
+
+    /// Whether this is the very same key, of the same session.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }

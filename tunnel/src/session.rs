@@ -1,12 +1,11 @@
 //! One session: its transport keys, counters and age (the paper, §5.4.6 and §6.2).
 
-use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey};
 use muster_common::time::Instant;
 
 use crate::{
-    cipher::Cipher,
+    cipher::{Cipher, TransportKey},
     limits::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_TIMEOUT},
-    message::{DATA_HEADER_LEN, DataHeader, TAG_LEN},
+    message::DataHeader,
     noise::TransportKeys,
     replay::ReplayWindow,
     stats::Dropped,
@@ -16,9 +15,9 @@ use crate::{
 pub(crate) struct Session {
     pub(crate) cipher: Cipher,
     pub(crate) local_index: u32,
-    remote_index: u32,
-    sending: LessSafeKey,
-    receiving: LessSafeKey,
+    pub(crate) remote_index: u32,
+    pub(crate) sending: TransportKey,
+    pub(crate) receiving: TransportKey,
     /// Counter of the next message to send.
     send_counter: u64,
     replay: ReplayWindow,
@@ -26,12 +25,6 @@ pub(crate) struct Session {
     pub(crate) is_initiator: bool,
     /// Made while we had an initiation of our own under way: both sides started at once.
     pub(crate) is_contested: bool,
-}
-
-fn nonce(counter: u64) -> Nonce {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(nonce)
 }
 
 impl Session {
@@ -44,13 +37,12 @@ impl Session {
         is_initiator: bool,
         now: Instant,
     ) -> Option<Self> {
-        let key = |octets: &[u8; 32]| UnboundKey::new(cipher.algorithm(), octets).map(LessSafeKey::new).ok();
         Some(Self {
             cipher,
             local_index,
             remote_index,
-            sending: key(&keys.sending)?,
-            receiving: key(&keys.receiving)?,
+            sending: TransportKey::new(cipher, &keys.sending)?,
+            receiving: TransportKey::new(cipher, &keys.receiving)?,
             send_counter: 0,
             replay: ReplayWindow::default(),
             created: now,
@@ -69,6 +61,17 @@ impl Session {
         self.is_alive(now) && self.send_counter < self.cipher.reject_after()
     }
 
+    /// Takes the counters of the next `messages`, and tells the first; none if they are not all left, or it is too old.
+    pub(crate) fn reserve(&mut self, messages: usize, now: Instant) -> Option<u64> {
+        let first = self.send_counter;
+        let next = first.checked_add(messages as u64).filter(|next| *next <= self.cipher.reject_after())?;
+        if !self.is_alive(now) {
+            return None;
+        }
+        self.send_counter = next;
+        Some(first)
+    }
+
     /// Whether it should be renewed now that something was sent.
     pub(crate) fn wants_renewal_after_sending(&self, now: Instant) -> bool {
         self.send_counter > self.cipher.rekey_after()
@@ -81,46 +84,28 @@ impl Session {
         self.is_initiator && now - self.created >= REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
     }
 
-    /// Seals a message into `slot`, which is [`OVERHEAD`] longer than the padded packet that `write` puts into it.
+    /// Seals a message into `slot`: see [`TransportKey::seal`].
     pub(crate) fn seal(
         &mut self,
         slot: &mut [u8],
         now: Instant,
         write: impl FnOnce(&mut [u8]),
     ) -> Result<(), Dropped> {
-        if !self.can_send(now) {
-            return Err(Dropped::SessionExpired);
-        }
-        let (header, rest) = slot.split_first_chunk_mut::<DATA_HEADER_LEN>().ok_or(Dropped::SealFailed)?;
-        let (packet, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or(Dropped::SealFailed)?;
-        let counter = self.send_counter;
-        self.send_counter += 1;
-        *header = DataHeader { receiver: self.remote_index, counter }.build();
-        write(packet);
-        let sealed = self.sending.seal_in_place_separate_tag(nonce(counter), Aad::empty(), packet);
-        tag.copy_from_slice(sealed.map_err(|_| Dropped::SealFailed)?.as_ref());
-        Ok(())
+        let counter = self.reserve(1, now).ok_or(Dropped::SessionExpired)?;
+        self.sending.seal(DataHeader { receiver: self.remote_index, counter }, slot, write)
     }
 
-    /// Opens the sealed octets after the header in place.
-    pub(crate) fn open<'a>(
-        &mut self,
-        counter: u64,
-        sealed: &'a mut [u8],
-        now: Instant,
-    ) -> Result<&'a mut [u8], Dropped> {
+    /// Whether a message with `counter` is worth opening: the cheap half.
+    pub(crate) fn check(&self, counter: u64, now: Instant) -> Result<(), Dropped> {
         if !self.is_alive(now) || counter >= self.cipher.reject_after() {
             return Err(Dropped::SessionExpired);
         }
-        if !self.replay.is_fresh(counter) {
-            return Err(Dropped::Replayed);
-        }
-        let opened = self
-            .receiving
-            .open_in_place(nonce(counter), Aad::empty(), sealed)
-            .map_err(|_| Dropped::NotAuthentic)?;
-        self.replay.accept(counter);
-        Ok(opened)
+        if self.replay.is_fresh(counter) { Ok(()) } else { Err(Dropped::Replayed) }
+    }
+
+    /// Notes that an authentic message with `counter` was received; fails if one was before.
+    pub(crate) fn accept(&mut self, counter: u64) -> Result<(), Dropped> {
+        if self.replay.accept(counter) { Ok(()) } else { Err(Dropped::Replayed) }
     }
 
     /// A session with made-up keys.
@@ -170,6 +155,21 @@ mod tests {
         Ok(())
     }
 
+    /// Opens a message as if it had `counter`.
+    fn open<'a>(
+        session: &mut Session,
+        counter: u64,
+        message: &'a mut [u8],
+        now: Instant,
+    ) -> Result<&'a mut [u8], Dropped> {
+        session.check(counter, now)?;
+        if !session.receiving.open(counter, message) {
+            return Err(Dropped::NotAuthentic);
+        }
+        session.accept(counter)?;
+        Ok(&mut message[16..32])
+    }
+
     /// The counters at which a session is renewed and at which it ends, without sending 2^60 messages.
     #[test]
     fn counters_run_out() {
@@ -187,8 +187,26 @@ mod tests {
             seal(&mut a, now, &mut out).unwrap();
             assert_eq!(seal(&mut a, now, &mut out), Err(Dropped::SessionExpired));
             assert_eq!(out.len(), 48, "nothing is left behind by the refusal");
-            assert_eq!(b.open(reject - 1, &mut out.clone()[16..], now).unwrap()[0], b'x');
-            assert_eq!(b.open(reject, &mut out[16..], now).unwrap_err(), Dropped::SessionExpired);
+            assert_eq!(open(&mut b, reject - 1, &mut out.clone(), now).unwrap()[0], b'x');
+            assert_eq!(open(&mut b, reject, &mut out, now).unwrap_err(), Dropped::SessionExpired);
+        }
+    }
+
+    #[test]
+    fn counters_of_many_messages_are_taken_whole_or_not_at_all() {
+        let now = Instant::default();
+        for cipher in BOTH {
+            let (mut a, _) = pair_with(cipher, now);
+            assert_eq!(
+                (a.reserve(3, now), a.reserve(1, now), a.reserve(2, now)),
+                (Some(0), Some(3), Some(4))
+            );
+            let reject = cipher.reject_after();
+            a.set_send_counter(reject - 3);
+            assert_eq!((a.reserve(4, now), a.reserve(usize::MAX, now)), (None, None));
+            assert_eq!((a.reserve(3, now), a.reserve(1, now)), (Some(reject - 3), None));
+            a.set_send_counter(0);
+            assert_eq!(a.reserve(1, now + REJECT_AFTER_TIME), None, "too old");
         }
     }
 
@@ -198,7 +216,7 @@ mod tests {
         let [(mut a, _), (_, mut b)] = BOTH.map(|cipher| pair_with(cipher, now));
         let mut out = Vec::new();
         seal(&mut a, now, &mut out).unwrap();
-        assert_eq!(b.open(0, &mut out[16..], now).unwrap_err(), Dropped::NotAuthentic);
+        assert_eq!(open(&mut b, 0, &mut out, now).unwrap_err(), Dropped::NotAuthentic);
     }
 
     #[test]
@@ -212,9 +230,9 @@ mod tests {
         let mut out = Vec::new();
         seal(&mut a, at(179), &mut out).unwrap();
         assert_eq!(seal(&mut a, at(180), &mut Vec::new()), Err(Dropped::SessionExpired));
-        assert_eq!(b.open(0, &mut out.clone()[16..], at(180)).unwrap_err(), Dropped::SessionExpired);
-        assert!(b.open(0, &mut out.clone()[16..], at(179)).is_ok());
-        assert_eq!(b.open(0, &mut out[16..], at(179)).unwrap_err(), Dropped::Replayed);
+        assert_eq!(open(&mut b, 0, &mut out.clone(), at(180)).unwrap_err(), Dropped::SessionExpired);
+        assert!(open(&mut b, 0, &mut out.clone(), at(179)).is_ok());
+        assert_eq!(open(&mut b, 0, &mut out, at(179)).unwrap_err(), Dropped::Replayed);
     }
 
     #[test]
@@ -225,7 +243,7 @@ mod tests {
         seal(&mut a, now, &mut out).unwrap();
         let mut forged = out.clone();
         forged[20] ^= 1;
-        assert_eq!(b.open(1 << 40, &mut forged[16..], now).unwrap_err(), Dropped::NotAuthentic);
-        assert!(b.open(0, &mut out[16..], now).is_ok());
+        assert_eq!(open(&mut b, 1 << 40, &mut forged, now).unwrap_err(), Dropped::NotAuthentic);
+        assert!(open(&mut b, 0, &mut out, now).is_ok());
     }
 }

@@ -83,7 +83,7 @@ impl Sessions {
         gone.map(|old| old.local_index).into_iter().collect()
     }
 
-    /// Drops all, which wipes their keys.
+    /// Drops all, which wipes their keys, once nobody seals or opens with them any more.
     pub(crate) fn clear(&mut self) -> Released {
         let [newer, older] = &mut self.retired;
         [&mut self.current, &mut self.next, newer, older]

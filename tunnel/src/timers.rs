@@ -72,6 +72,11 @@ impl Timers {
         self.keepalive.get_or_insert(now + KEEPALIVE_TIMEOUT);
     }
 
+    /// Whether a packet that is received now makes nothing due earlier than it was.
+    pub(crate) fn received_data_only_puts_off(&self) -> bool {
+        self.keepalive.is_some() && !self.idle_reported
+    }
+
     /// A session was made.
     pub(crate) fn session_made(&mut self, now: Instant) {
         self.wipe_keys = Some(now + ZERO_KEYS_AFTER);

@@ -1,6 +1,7 @@
 //! One peer: its sessions, handshakes, timers, queue and endpoint.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
 };
@@ -13,15 +14,16 @@ use crate::{
     config::PeerConfig,
     cookie::CookieJar,
     ecn::{self, Ecn},
-    event::{Event, Fragmentation, Reason, Sent},
+    event::{Event, Fragmentation, Reason},
     key::{PresharedKey, PublicKey},
     limits::{ASSUMED_MTU, MAX_CANDIDATES, OVERHEAD, PEER_QUEUE, TOO_BIG_RATE},
     message::DataHeader,
     offload::{SuperPacket, VirtioHeader},
-    outgoing::Outgoing,
+    opening::Opening,
     packet::padded_len,
     path_mtu::PathMtu,
     rate::TokenBucket,
+    sealing::Sealing,
     sessions::Sessions,
     shared::{PeerId, Shared},
     stats::{Dropped, Drops, PeerSnapshot},
@@ -146,67 +148,57 @@ impl Peer {
 
     // Sending
 
-    /// Seals the segments of `packet` into `out`, or lets them wait for a session.
-    pub(crate) fn send(
+    /// Does all that sending a packet means but to seal it; `None` if it waits for a session. It does so, too, where the
+    /// session has not enough counters left for all of its segments.
+    pub(crate) fn begin_send(
         &mut self,
         packet: &SuperPacket<'_>,
         shared: &mut Shared,
         now: Instant,
-        out: &mut Outgoing,
-    ) -> Result<Sent, Dropped> {
+    ) -> Result<Option<Sealing>, Dropped> {
         let mtu = self.segment_mtu();
         let narrowed = if packet.segment_len(0) > mtu { packet.narrowed(mtu) } else { None };
+        let narrowed_to = narrowed.map(|_| mtu);
         let packet = narrowed.as_ref().unwrap_or(packet);
+        let segments = packet.segments();
         let Some(manner) = self.manner(packet) else {
-            let lost = packet.segments();
-            self.counters.drops.add(Dropped::TooBig, lost);
-            shared.drops.add(Dropped::TooBig, lost - 1);
+            self.counters.drops.add(Dropped::TooBig, segments);
+            shared.drops.add(Dropped::TooBig, segments - 1);
             self.tell_too_big(packet, shared, now);
             return Err(Dropped::TooBig);
         };
-        let (Some(session), Some(endpoint)) =
-            (self.sessions.current().filter(|session| session.can_send(now)), self.endpoint)
-        else {
-            for index in 0..packet.segments() {
+        let reserved = self
+            .endpoint
+            .zip(self.sessions.current())
+            .and_then(|(endpoint, session)| Some((endpoint, session.reserve(segments, now)?, session)));
+        let Some((destination, first_counter, session)) = reserved else {
+            for index in 0..segments {
                 self.enqueue(packet.segment(index), shared);
             }
             self.start_handshake(shared, now);
-            return Ok(Sent::Queued);
+            return Ok(None);
         };
-        let marks = (ecn::outer(Ecn::from_bits(packet.ecn())), manner.fragmentation);
-        let (segments, before) = (packet.segments(), out.octets());
-        for index in 0..segments {
-            let len = packet.segment_len(index);
-            let padded = padded_len(len, manner.pad_to);
-            let sealed = out.append(endpoint, marks, padded + OVERHEAD, |slot| {
-                session.seal(slot, now, |inner| {
-                    let (inner, padding) = inner.split_at_mut(len);
-                    packet.write_segment(index, inner);
-                    padding.fill(0);
-                })
-            });
-            if let Err(reason) = sealed {
-                // The rest would fare no better.
-                let lost = segments - index;
-                self.counters.drops.add(reason, lost);
-                shared.drops.add(reason, lost - 1);
-                self.sent_data(out.octets() - before, index, shared, now);
-                return Err(reason);
-            }
-        }
+        let sealing = Sealing {
+            key: session.sending.clone(),
+            receiver: session.remote_index,
+            first_counter,
+            segments,
+            destination,
+            marks: (ecn::outer(Ecn::from_bits(packet.ecn())), manner.fragmentation),
+            pad_to: manner.pad_to,
+            narrowed_to,
+            is_used: Cell::new(false),
+        };
         let wants_renewal = session.wants_renewal_after_sending(now);
-        self.sent_data(out.octets() - before, segments, shared, now);
+        self.sent_data(sealing.octets(packet), segments, shared, now);
         self.note_flow(packet, manner, now);
         if wants_renewal {
             self.start_handshake(shared, now);
         }
-        Ok(Sent::Sealed)
+        Ok(Some(sealing))
     }
 
     fn sent_data(&mut self, octets: usize, datagrams: usize, shared: &mut Shared, now: Instant) {
-        if datagrams == 0 {
-            return;
-        }
         self.had_data = true;
         self.count_sent(octets, datagrams);
         self.timers.sent(now);
@@ -302,23 +294,41 @@ impl Peer {
         Err(reason)
     }
 
-    /// Opens a message in place and does all that its arrival means.
-    pub(crate) fn receive_data<'a>(
+    /// Looks up the session of a message, and whether it is worth opening.
+    pub(crate) fn begin_receive(&mut self, header: DataHeader, now: Instant) -> Result<Opening, Dropped> {
+        let DataHeader { receiver: index, counter } = header;
+        let Some((session, _)) = self.sessions.by_index(index) else {
+            return self.refuse(Dropped::UnknownIndex);
+        };
+        if let Err(reason) = session.check(counter, now) {
+            return self.refuse(reason);
+        }
+        Ok(Opening { key: session.receiving.clone(), index, counter, is_authentic: false })
+    }
+
+    /// Does all that the arrival of a message of `len` octets means, which has been opened, and tells whether something
+    /// may have become due earlier than before.
+    pub(crate) fn finish_receive(
         &mut self,
-        header: DataHeader,
-        sealed: &'a mut [u8],
+        opening: &Opening,
+        len: usize,
         source: SocketAddr,
         shared: &mut Shared,
         now: Instant,
-    ) -> Result<&'a mut [u8], Dropped> {
-        let len = sealed.len() + OVERHEAD / 2;
-        let Some((session, is_next)) = self.sessions.by_index(header.receiver) else {
+    ) -> Result<bool, Dropped> {
+        let Some((session, is_next)) =
+            self.sessions.by_index(opening.index).filter(|(session, _)| session.receiving.is(&opening.key))
+        else {
             return self.refuse(Dropped::UnknownIndex);
         };
-        let opened = match session.open(header.counter, sealed, now) {
-            Ok(opened) => opened,
-            Err(reason) => return self.refuse(reason),
-        };
+        if !opening.is_authentic {
+            return self.refuse(Dropped::NotAuthentic);
+        }
+        if let Err(reason) = session.accept(opening.counter) {
+            return self.refuse(reason);
+        }
+        let only_puts_off =
+            !is_next && self.endpoint == Some(source) && self.timers.received_data_only_puts_off();
         self.received(len, source, shared, now);
         if is_next {
             shared.release(self.sessions.confirm_next());
@@ -326,14 +336,16 @@ impl Peer {
             self.session_made(shared, now);
             self.flush(shared, now, false);
         }
-        if !opened.is_empty() {
+        if len > OVERHEAD {
             self.had_data = true;
             self.timers.received_data(now);
         }
-        if self.sessions.current().is_some_and(|session| session.wants_renewal_after_receiving(now)) {
+        let wants_renewal =
+            self.sessions.current().is_some_and(|session| session.wants_renewal_after_receiving(now));
+        if wants_renewal {
             self.start_handshake(shared, now);
         }
-        Ok(opened)
+        Ok(wants_renewal || !only_puts_off)
     }
 
     /// Notes a drop that only the tunnel could decide on.

@@ -186,6 +186,7 @@ impl Network {
     /// Takes from a tunnel all that it has to say.
     pub(super) fn collect(&mut self, n: usize) {
         let node = &mut self.nodes[n];
+        assert!(node.tunnel.deadlines_hold());
         let mut datagrams = Vec::new();
         while let Some(transmit) = node.tunnel.poll_transmit() {
             datagrams.push((transmit.destination, transmit.fragmentation, transmit.payload));

@@ -24,6 +24,7 @@ use crate::{
     packet::{Header, is_to_one_device},
     path_mtu::MIN_PLPMTU,
     peer::Peer,
+    sealing::Sealing,
     shared::{PeerId, Shared},
     stats::{Dropped, Drops, PeerSnapshot},
     tai64n::{LabelClock, Tai64n},
@@ -31,12 +32,28 @@ use crate::{
 
 mod receive;
 
+type Deadlines = BTreeSet<(Instant, PeerId)>;
+
 /// A WireGuard device without I/O.
 ///
-/// After any call of a `handle_*` function or of one that changes peers, drain [`Self::poll_transmit`] (before sending
-/// the next batch that packets were sealed into, or packets to one peer may overtake each other),
-/// [`Self::poll_packet`] and [`Self::poll_event`], and arrange for [`Self::handle_timeout`] at
+/// After any call of a `handle_*`, `begin_*` or `finish_*` function or of one that changes peers, drain
+/// [`Self::poll_transmit`] (before sending the next batch that packets were sealed into, or packets to one peer may
+/// overtake each other), [`Self::poll_packet`] and [`Self::poll_event`], and arrange for [`Self::handle_timeout`] at
 /// [`Self::poll_timeout`]. `now` must not go backwards from call to call.
+///
+/// # Several threads
+///
+/// What costs time, the ciphers, needs no tunnel. So a shell with several threads shares one behind a lock, which each
+/// takes once or twice for a batch of packets, and reads the clock after it has the lock:
+///
+/// - Out: with the lock, [`Self::begin_send`] for each packet; without it, [`Sealing::seal`], and the batch is sent.
+/// - In: with the lock, [`Self::begin_receive`] for each datagram, which deals with handshakes at once; without it,
+///   [`Opening::open`](crate::Opening::open); with the lock again, [`Self::finish_receive`] for each.
+/// - Before it gives the lock back, it drains [`Self::poll_transmit`] and sends what comes: among it are packets that have
+///   waited for a session, and once the lock is free another thread may seal and send later ones of the same flow.
+///
+/// Counters are given out when sending begins, and checked for good when receiving is finished. Between these the
+/// receiver's window, 8,128 messages, is all that threads may be apart: batches are to be small against it.
 pub struct Tunnel {
     shared: Shared,
     guard: Guard,
@@ -45,7 +62,7 @@ pub struct Tunnel {
     by_key: BTreeMap<PublicKey, PeerId>,
     by_address: FxHashMap<IpAddr, PeerId>,
     /// When peers want to be woken; an entry may be earlier than its peer's need, never later.
-    deadlines: BTreeSet<(Instant, PeerId)>,
+    deadlines: Deadlines,
     addresses: AddressLookups,
     keys: KeyLookups,
     timestamps: Recent<PublicKey, Tai64n>,
@@ -247,26 +264,34 @@ impl Tunnel {
         now: Instant,
         out: &mut Outgoing,
     ) -> Result<Sent, Dropped> {
-        self.send(packet, now, out).inspect_err(|reason| {
+        let Some(sealing) = self.begin_send(packet, now)? else { return Ok(Sent::Queued) };
+        sealing.seal(packet, out).inspect_err(|reason| self.shared.drops.count(*reason))?;
+        Ok(Sent::Sealed)
+    }
+
+    /// Takes a packet of one or more segments and does everything but to seal them, which is left to the [`Sealing`];
+    /// `None` if they wait for a session or a lookup. From here on they count as sent, and their counters as used.
+    pub fn begin_send(&mut self, packet: &SuperPacket<'_>, now: Instant) -> Result<Option<Sealing>, Dropped> {
+        self.send(packet, now).inspect_err(|reason| {
             self.shared.drops.count(*reason);
             tracing::trace!(%reason, "packet dropped");
         })
     }
 
-    fn send(&mut self, packet: &SuperPacket<'_>, now: Instant, out: &mut Outgoing) -> Result<Sent, Dropped> {
+    fn send(&mut self, packet: &SuperPacket<'_>, now: Instant) -> Result<Option<Sealing>, Dropped> {
         let destination = packet.destination();
         if packet.segment_len(0) > MAX_PACKET {
             return Err(Dropped::TooBig);
         }
         if let Some(id) = self.by_address.get(&destination) {
             return self
-                .with_peer(*id, |peer, shared| peer.send(packet, shared, now, out))
+                .with_peer(*id, |peer, shared| peer.begin_send(packet, shared, now))
                 .unwrap_or(Err(Dropped::NoRoute));
         }
         if !is_to_one_device(destination) {
             return Err(Dropped::NoRoute);
         }
-        let mut result = Ok(Sent::Queued);
+        let mut result = Ok(None);
         for index in 0..packet.segments() {
             let segment = packet.segment(index);
             let (verdict, dropped) = self.addresses.packet(destination, &segment, now);
@@ -347,14 +372,7 @@ impl Tunnel {
     fn with_peer<T>(&mut self, id: PeerId, act: impl FnOnce(&mut Peer, &mut Shared) -> T) -> Option<T> {
         let peer = self.peers.get_mut(id as usize)?.as_mut()?;
         let result = act(peer, &mut self.shared);
-        if let Some((at, _)) = peer.next_timeout()
-            && peer.scheduled.is_none_or(|scheduled| at < scheduled)
-        {
-            if let Some(old) = peer.scheduled.replace(at) {
-                self.deadlines.remove(&(old, id));
-            }
-            self.deadlines.insert((at, id));
-        }
+        schedule(peer, id, &mut self.deadlines);
         Some(result)
     }
 
@@ -398,6 +416,14 @@ impl Tunnel {
         moved
     }
 
+    /// Whether every peer is woken in time.
+    #[cfg(test)]
+    pub(crate) fn deadlines_hold(&self) -> bool {
+        self.peers.iter().flatten().all(|peer| {
+            peer.next_timeout().is_none_or(|(at, _)| peer.scheduled.is_some_and(|scheduled| scheduled <= at))
+        })
+    }
+
     #[cfg(test)]
     pub(crate) fn peer_mut(&mut self, key: &PublicKey) -> &mut Peer {
         let id = self.by_key[key];
@@ -408,5 +434,17 @@ impl Tunnel {
     #[cfg(test)]
     pub(crate) fn sizes(&self) -> [usize; 4] {
         [self.shared.indices.len(), self.deadlines.len(), self.by_address.len(), self.peers.len()]
+    }
+}
+
+/// Brings a peer's deadline forward if something has become due earlier.
+fn schedule(peer: &mut Peer, id: PeerId, deadlines: &mut Deadlines) {
+    if let Some((at, _)) = peer.next_timeout()
+        && peer.scheduled.is_none_or(|scheduled| at < scheduled)
+    {
+        if let Some(old) = peer.scheduled.replace(at) {
+            deadlines.remove(&(old, id));
+        }
+        deadlines.insert((at, id));
     }
 }

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 
 use muster_common::time::Instant;
 
-use super::Tunnel;
+use super::{Tunnel, schedule};
 use crate::{
     cookie::Verdict,
     ecn::{self, Ecn},
     event::{Event, Fragmentation, Received},
-    message::{CookieReply, DATA_HEADER_LEN, Initiation, Message, Response},
+    limits::PACKET_OFFSET,
+    message::{CookieReply, Initiation, Message, Response, TAG_LEN},
+    opening::Opening,
     packet::Header,
     stats::Dropped,
 };
@@ -24,47 +26,87 @@ impl Tunnel {
         datagram: &'a mut [u8],
         now: Instant,
     ) -> Result<Received<'a>, Dropped> {
-        self.receive(source, ecn, datagram, now).inspect_err(|reason| {
-            self.shared.drops.count(*reason);
-            tracing::trace!(%source, %reason, "datagram dropped");
-        })
+        let Some(mut opening) = self.begin_receive(source, datagram, now)? else {
+            return Ok(Received::Handshake);
+        };
+        opening.open(datagram);
+        self.finish_receive(opening, source, ecn, datagram, now)
     }
 
-    fn receive<'a>(
+    /// Takes a datagram that came from `source`, and does everything but to open data, which is left to the
+    /// [`Opening`]; `None` if it was a handshake message or a cookie, which is done with. What is not worth opening, such
+    /// as a replay, is dropped here.
+    pub fn begin_receive(
         &mut self,
+        source: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<Option<Opening>, Dropped> {
+        self.begin(source, datagram, now).inspect_err(|reason| self.dropped(source, *reason))
+    }
+
+    /// Takes data that has been opened, in `datagram`, where it lies [`PACKET_OFFSET`] octets after the start; `source`
+    /// and `ecn` are as in [`Self::handle_datagram`]. Messages may be finished in another order than they were begun in;
+    /// of those with one counter, one is taken.
+    pub fn finish_receive<'a>(
+        &mut self,
+        opening: Opening,
         source: SocketAddr,
         ecn: Ecn,
         datagram: &'a mut [u8],
         now: Instant,
     ) -> Result<Received<'a>, Dropped> {
+        self.finish(&opening, source, ecn, datagram, now).inspect_err(|reason| self.dropped(source, *reason))
+    }
+
+    fn dropped(&mut self, source: SocketAddr, reason: Dropped) {
+        self.shared.drops.count(reason);
+        tracing::trace!(%source, %reason, "datagram dropped");
+    }
+
+    fn begin(
+        &mut self,
+        source: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<Option<Opening>, Dropped> {
         let header = match Message::parse(datagram).ok_or(Dropped::Malformed)? {
-            Message::Initiation(m) => {
-                return self.receive_initiation(m, source, now).map(|()| Received::Handshake);
-            }
-            Message::Response(m) => {
-                return self.receive_response(m, source, now).map(|()| Received::Handshake);
-            }
-            Message::CookieReply(m) => return self.receive_cookie(m, now).map(|()| Received::Handshake),
+            Message::Initiation(m) => return self.receive_initiation(m, source, now).map(|()| None),
+            Message::Response(m) => return self.receive_response(m, source, now).map(|()| None),
+            Message::CookieReply(m) => return self.receive_cookie(m, now).map(|()| None),
             Message::Data(header) => header,
         };
         let id = *self.shared.indices.get(&header.receiver).ok_or(Dropped::UnknownIndex)?;
-        let sealed = datagram.get_mut(DATA_HEADER_LEN..).ok_or(Dropped::Malformed)?;
-        let opened = self
-            .with_peer(id, |peer, shared| peer.receive_data(header, sealed, source, shared, now))
-            .ok_or(Dropped::UnknownIndex)??;
+        let peer = self.peers.get_mut(id as usize).and_then(Option::as_mut).ok_or(Dropped::UnknownIndex)?;
+        peer.begin_receive(header, now).map(Some)
+    }
+
+    fn finish<'a>(
+        &mut self,
+        opening: &Opening,
+        source: SocketAddr,
+        ecn: Ecn,
+        datagram: &'a mut [u8],
+        now: Instant,
+    ) -> Result<Received<'a>, Dropped> {
+        // The peer may be gone since, and another have its place.
+        let id = *self.shared.indices.get(&opening.index).ok_or(Dropped::UnknownIndex)?;
+        let peer = self.peers.get_mut(id as usize).and_then(Option::as_mut).ok_or(Dropped::UnknownIndex)?;
+        if peer.finish_receive(opening, datagram.len(), source, &mut self.shared, now)? {
+            schedule(peer, id, &mut self.deadlines);
+        }
+        let end = datagram.len().saturating_sub(TAG_LEN);
+        let opened = datagram.get_mut(PACKET_OFFSET..end).unwrap_or_default();
         if opened.is_empty() {
             return Ok(Received::Keepalive);
         }
-        let Some(peer) = self.peers.get_mut(id as usize).and_then(Option::as_mut) else {
-            return Err(Dropped::UnknownIndex);
-        };
         let refused = match Header::parse(opened) {
             Some(inner) if self.by_address.get(&inner.source) == Some(&id) => {
                 let from = peer.public_key;
                 let packet = opened.get_mut(..inner.total_len).unwrap_or_default();
                 if peer.path_mtu.handle_reply(packet, now) {
                     // Its news may make a probe due.
-                    self.with_peer(id, |_, _| ());
+                    schedule(peer, id, &mut self.deadlines);
                     return Ok(Received::Probe);
                 }
                 if ecn::decapsulate(ecn, packet) {

@@ -1,8 +1,12 @@
 //! Runs of datagrams from socket to socket over the loopback interface.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use muster_tunnel::{Fragmentation, ecn::Ecn};
+use rustix::process::Uid;
 
 use super::*;
 
@@ -229,4 +233,96 @@ fn both_families_share_the_port_and_a_taken_one_is_an_error() {
     }
     let error = UdpSockets::bind(first.port()).expect_err("taken").to_string();
     assert!(error.contains("another program has this port"), "{error}");
+}
+
+fn many(count: usize) -> Vec<UdpSockets> {
+    UdpSockets::bind_many(0, NonZeroUsize::new(count).unwrap()).unwrap()
+}
+
+#[test]
+fn each_source_keeps_to_one_of_many_sockets_and_any_of_them_answers() {
+    let all = many(4);
+    for (family, to) in addresses(&all[0]) {
+        let sources: Vec<_> =
+            (0..64).map(|_| std::net::UdpSocket::bind(SocketAddr::new(to.ip(), 0)).unwrap()).collect();
+        for round in 0..5 {
+            for source in &sources {
+                source.send_to(&[round], to).unwrap();
+            }
+        }
+        let mut found = BTreeMap::<_, (usize, Vec<u8>)>::new();
+        for (number, sockets) in all.iter().enumerate() {
+            let messages = receive(sockets, family);
+            // That 64 sources leave out one of four by chance happens once in 25 million times.
+            assert!(!messages.is_empty(), "socket {number} has nothing");
+            for (source, .., octets) in messages {
+                let (first, rounds) = found.entry(source).or_insert((number, vec![]));
+                assert_eq!(*first, number, "{source} has changed its socket");
+                rounds.extend(octets);
+            }
+        }
+        for source in &sources {
+            let address = source.local_addr().unwrap();
+            assert_eq!(found.remove(&address).unwrap().1, [0, 1, 2, 3, 4], "in order, none lost");
+            for sockets in &all {
+                let sent = sockets.send_runs([run(address, Ecn::NotEct, 6, b"answer")].into_iter());
+                assert_eq!(sent.datagrams, 1);
+                source.set_nonblocking(true).unwrap();
+                assert_eq!(source.recv_from(&mut [0; 8]).unwrap(), (6, to));
+            }
+        }
+        assert!(found.is_empty());
+    }
+}
+
+#[test]
+fn a_shared_port_is_refused_to_others() {
+    let all = many(3);
+    let port = all[0].port();
+    assert_ne!(port, 0);
+    assert!(all.iter().all(|sockets| sockets.port() == port));
+    for (family, to) in addresses(&all[0]) {
+        for sockets in &all {
+            assert_eq!(sockets.socket(family).unwrap().inner.local_addr().unwrap(), family.any(port));
+        }
+        for address in [to, family.any(port)] {
+            let error = std::net::UdpSocket::bind(address).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{address}");
+        }
+    }
+    // Other agents, also those with many sockets.
+    for count in [1, 3] {
+        let error = UdpSockets::bind_many(port, NonZeroUsize::new(count).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("another program has this port"), "{error}");
+    }
+    // Only who asks for it shares, and is of the same user.
+    let share = move || FamilySocket::open(Family::V4.any(port), Port::Shared);
+    assert!(share().is_ok());
+    if rustix::process::geteuid().is_root() {
+        let another_user = move || {
+            rustix::thread::set_thread_uid(Uid::from_raw(65_534)).unwrap();
+            share().unwrap_err().kind()
+        };
+        assert_eq!(std::thread::spawn(another_user).join().unwrap(), io::ErrorKind::AddrInUse);
+    }
+}
+
+#[test]
+fn one_of_many_is_as_without_and_each_has_its_own_offloads() {
+    let [one] = &many(1)[..] else { panic!("one was asked for") };
+    assert!(one.all().all(|socket| !sockopt::socket_reuseport(&socket.inner).unwrap()));
+
+    let mut all = many(3);
+    all[0].coalesce();
+    all[1].forgo_offloads();
+    all[1].coalesce();
+    let offloads: Vec<_> = all.iter().map(UdpSockets::offloads).collect();
+    let of = |segments, coalesces| Offloads { segments, coalesces };
+    assert_eq!(offloads, [of(true, true), of(false, false), of(true, false)]);
+}
+
+#[test]
+fn sockets_are_looked_at_from_other_threads() {
+    const fn shared<T: Send + Sync>() {}
+    const { shared::<UdpSockets>() };
 }

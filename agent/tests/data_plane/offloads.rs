@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    num::NonZeroUsize,
     os::fd::AsFd,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -22,12 +23,19 @@ const ALL: Offloads = Offloads { checksum: true, tso: true, uso: true };
 
 /// A namespace with an offloading TUN device, 10.1.1.`number` and fd01::`number`.
 fn host(number: u8) -> (Namespace, Tun) {
+    let (namespace, queues) = host_with_queues(number, 1);
+    (namespace, queues.into_iter().next().expect("one was asked for"))
+}
+
+/// Like [`host`], with so many queues.
+fn host_with_queues(number: u8, count: usize) -> (Namespace, Vec<Tun>) {
     let namespace = Namespace::new();
-    let tun = namespace.enter(async || Tun::create("muster0").expect("create"));
+    let count = NonZeroUsize::new(count).expect("not zero");
+    let queues = namespace.enter(async || Tun::create_queues("muster0", count).expect("create"));
     namespace.ip(&format!("addr add 10.1.1.{number}/24 dev muster0"));
     namespace.ip(&format!("addr add fd01::{number}/64 dev muster0 nodad"));
     namespace.ip(&format!("link set muster0 mtu {MTU} up"));
-    (namespace, tun)
+    (namespace, queues)
 }
 
 /// Calls a closure at its end, also if that is a panic.
@@ -183,6 +191,73 @@ fn runs_of_datagrams_cross_as_super_packets() {
         assert_eq!(message.source.port(), sender.port());
         assert!(buffer.octets()[message.range] == octets);
     }
+}
+
+#[test]
+fn every_queue_has_the_offloads_and_loses_them_when_one_does() {
+    if !have_root() {
+        return;
+    }
+    let (namespace, queues) = host_with_queues(1, 2);
+    if queues[0].offloads() != ALL {
+        eprintln!("skipped: this kernel has no USO for TUN devices");
+        return;
+    }
+    let octets = octets(30_300);
+    let (mut buffer, mut received) = (vec![0; SUPER_PACKET_MAX], ReceiveBuffer::new());
+    let run = Run {
+        destination: "10.1.1.2:6000".parse().expect("an address"),
+        ecn: Ecn::NotEct,
+        fragmentation: Fragmentation::Known,
+        datagram_len: 1_000,
+        octets: &octets,
+    };
+    // The next packet to the peer, if one waits in this queue. The kernel sends some of its own.
+    let mut next = |tun: &Tun| loop {
+        let Ok(len) = tun.recv_super(&mut buffer) else { return None };
+        let packet = &buffer[VIRTIO_HEADER..len];
+        if packet[0] >> 4 == 4 && packet[9] == 17 && packet[22..24] == 6000u16.to_be_bytes() {
+            return Some(buffer[..len].to_vec());
+        }
+    };
+
+    let mut flows = [0; 2];
+    for _ in 0..40 {
+        let sender = namespace.enter(async || UdpSockets::bind(0).expect("bind"));
+        sender.coalesce();
+        assert_eq!(sender.send_runs(std::iter::once(run)).calls, 1);
+        for (tun, flows) in queues.iter().zip(&mut flows) {
+            while let Some(mut packet) = next(tun) {
+                let header = VirtioHeader::parse(&packet).expect("a header");
+                assert_eq!((header.gso_type, header.gso_size), (VirtioHeader::GSO_UDP_L4, 1_000));
+                assert_eq!(packet.len(), VIRTIO_HEADER + 20 + 8 + octets.len());
+                // Back through the same queue with addresses and ports swapped, which changes no checksum.
+                packet[VIRTIO_HEADER + 12..][..8].rotate_left(4);
+                packet[VIRTIO_HEADER + 20..][..4].rotate_left(2);
+                tun.send_super(&[IoSlice::new(&packet)]).expect("written");
+                assert_eq!(sender.recv_into(Family::V4, &mut received).expect("received"), 1);
+                let message = received.messages().next().expect("one");
+                assert_eq!((message.source, message.datagram_len), (run.destination, 1_000));
+                assert!(received.octets()[message.range] == octets);
+                *flows += 1;
+            }
+        }
+    }
+    assert!(flows[0] > 0 && flows[1] > 0 && flows[0] + flows[1] == 40, "{flows:?}");
+
+    queues[1].set_offloads(Offloads::default()).expect("downgraded");
+    let mut packets = [0; 2];
+    for _ in 0..40 {
+        let sender = namespace.enter(async || UdpSockets::bind(0).expect("bind"));
+        sender.send_runs(std::iter::once(run));
+        for (tun, packets) in queues.iter().zip(&mut packets) {
+            while let Some(packet) = next(tun) {
+                assert_eq!(VirtioHeader::parse(&packet), Some(VirtioHeader::default()));
+                *packets += 1;
+            }
+        }
+    }
+    assert!(packets[0] > 0 && packets[1] > 0 && packets[0] + packets[1] == 40 * 31, "{packets:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tunnels in one simulated network, with virtual time. Each scenario is in the file that its name suggests.
 
+mod batches;
 mod cipher;
 mod handshake;
 mod limits;

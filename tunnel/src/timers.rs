@@ -72,9 +72,10 @@ impl Timers {
         self.keepalive.get_or_insert(now + KEEPALIVE_TIMEOUT);
     }
 
-    /// Whether a packet that is received now makes nothing due earlier than it was.
+    /// Whether a packet that is received now makes nothing due earlier than it was: where an answer is due already, one
+    /// came lately, so that the peer is not idle either.
     pub(crate) fn received_data_only_puts_off(&self) -> bool {
-        self.keepalive.is_some() && !self.idle_reported
+        self.keepalive.is_some()
     }
 
     /// A session was made.

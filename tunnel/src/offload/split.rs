@@ -143,7 +143,7 @@ impl<'a> SuperPacket<'a> {
 
     /// The packet as it came, with the headers that all segments share.
     #[inline]
-    pub(crate) fn octets(&self) -> &'a [u8] {
+    pub fn octets(&self) -> &'a [u8] {
         self.packet
     }
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::*;
-use crate::{Event, PeerConfig, PublicKey, ZERO_KEYS_AFTER};
+use crate::{Event, PeerConfig, PublicKey, REJECT_AFTER_MESSAGES, Reason, ZERO_KEYS_AFTER};
 
 /// What a message is, of those that node 1 receives.
 #[derive(Clone, Copy, Debug)]
@@ -231,6 +231,67 @@ fn a_session_is_confirmed_meanwhile() {
         let public_key = network.key(0);
         assert_eq!(network.nodes[1].events, [Event::PeerUp { public_key, endpoint: a }]);
         assert_eq!(network.nodes[1].tunnel.sizes()[0], 1);
+    }
+}
+
+/// Most messages that arrive only put off what is due, but one that confirms a session lets go what has waited for it.
+#[test]
+fn what_becomes_due_by_a_confirmation_is_not_missed() {
+    let mut network = pair(8);
+    network.run_secs(6);
+    let [a, b] = [0, 1].map(|n| network.nodes[n].address);
+    let [key_a, key_b] = [0, 1].map(|n| network.key(n));
+    network.nodes[0].tunnel.connect(&key_b, network.now);
+    network.collect(0);
+    network.deliver(1, a, network.last(0, 1)).unwrap();
+    let data = network.sealed(0, &packet(b"x"));
+    let opening = network.begin_receive(1, &data).unwrap();
+    assert_eq!(network.finish(1, opening, data), Ok(packet(b"x")));
+    let session = network.nodes[1].tunnel.peer_mut(&key_a).sessions().current().unwrap();
+    session.set_send_counter(REJECT_AFTER_MESSAGES);
+    network.send_packet(1, &udp("100.64.0.2", "100.64.0.1", &[7; 1_000]));
+    assert_eq!(network.peer(1).queued, 1);
+    network.deliver(0, b, network.last(1, 2)).unwrap();
+    let confirmation = network.last(0, 4);
+    let opening = network.begin_receive(1, &confirmation).unwrap();
+    assert_eq!(network.finish(1, opening, confirmation), Ok(vec![]));
+    assert_eq!(network.peer(1).queued, 0);
+    let (due, reason) = network.nodes[1].tunnel.poll_timeout().unwrap();
+    assert!(due <= network.now && reason == Reason::PathMtu, "a probe, as data flows");
+}
+
+/// The same for one that comes from elsewhere, which makes the path unknown, and for one that comes when it is time to
+/// renew the session.
+#[test]
+fn what_becomes_due_by_a_move_or_by_age_is_not_missed() {
+    let mut network = pair(9);
+    let data = |network: &mut Network, from: usize, payload| {
+        let addresses = [["100.64.0.1", "100.64.0.2"], ["100.64.0.2", "100.64.0.1"]][from];
+        let mut datagram = network.sealed(from, &udp(addresses[0], addresses[1], payload));
+        let mut opening = network.begin_receive(1 - from, &datagram).unwrap();
+        opening.open(&mut datagram);
+        (opening, datagram)
+    };
+    let [source, elsewhere] = [network.nodes[0].address, "198.51.100.9:9".parse().unwrap()];
+    network.send_packet(1, &udp("100.64.0.2", "100.64.0.1", &[7; 1_000]));
+    network.run_millis(1);
+    for from in [source, elsewhere] {
+        let due = network.nodes[1].tunnel.poll_timeout().unwrap();
+        let (opening, mut datagram) = data(&mut network, 0, b"x");
+        network.finish_from(1, opening, from, &mut datagram).unwrap();
+        let comes_nearer = network.nodes[1].tunnel.poll_timeout().unwrap() < due;
+        assert_eq!(comes_nearer, from == elsewhere, "a new probe, before the first one is lost");
+    }
+
+    let mut network = pair(10);
+    let source = network.nodes[1].address;
+    network.run_secs(164);
+    for initiations in [0, 1] {
+        let (opening, mut datagram) = data(&mut network, 1, b"x");
+        network.finish_from(0, opening, source, &mut datagram).unwrap();
+        network.collect(0);
+        assert_eq!(network.count(0, 1), initiations);
+        network.run_secs(2);
     }
 }
 

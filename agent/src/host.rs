@@ -97,6 +97,11 @@ impl Host {
         self.port
     }
 
+    /// MTU of the interface, in octets; `None` until that is programmed.
+    pub fn mtu(&self) -> Option<u32> {
+        self.interface.as_ref().map(|_| self.mtu)
+    }
+
     /// Makes the host what `settings` say; `names` is the resolver's cache from before. The first time, data plane and
     /// resolver are started. If the interface of a host that is configured already cannot be changed, everything else
     /// is, and [`Host::repair`] tries again.

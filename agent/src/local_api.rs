@@ -313,6 +313,7 @@ fn complete_peers(status: &mut GetStatusResponse, snapshot: &Snapshot, now: Inst
         peer.queued_packets = u32::try_from(live.queued).unwrap_or(u32::MAX);
         peer.drops = happened(&live.drops);
         peer.cipher = live.cipher.map(|cipher| cipher.as_str().to_owned()).unwrap_or_default();
+        peer.path_mtu = live.path_mtu.into();
     }
 }
 
@@ -401,6 +402,7 @@ mod tests {
             queued: 5,
             path: datapath::Path::Direct,
             cipher: Some(datapath::Cipher::Aes256Gcm),
+            path_mtu: 8920,
             drops: drops.clone(),
             ..PeerSnapshot::default()
         };
@@ -429,6 +431,7 @@ mod tests {
             queued_packets: 5,
             drops: happened.clone(),
             cipher: "aes-256-gcm".into(),
+            path_mtu: 8920,
             ..PeerStatus::default()
         };
         assert_eq!(status.peers, [expected, strange]);

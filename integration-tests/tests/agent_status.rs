@@ -71,6 +71,7 @@ fn traffic_shows_in_status_and_metrics() {
             let some = calls > 0 && calls <= figure(counter, "packets");
             expect(some, &format!("{counter}: acknowledgements"), &datapath.to_string())?;
         }
+        expect(status["mtu"] == 1_420, "what fits into Ethernet", &status.to_string())?;
         expect(count(&datapath["drops"]["no_route"]) >= 2, "multicast is dropped", &datapath.to_string())?;
 
         // The same peer in the list, by name and by address.
@@ -88,6 +89,7 @@ fn traffic_shows_in_status_and_metrics() {
             && count(&peer["receivedPackets"]) > 100
             && count(&peer["receivedBytes"]) > count(&peer["receivedPackets"])
             && peer["path"] == "direct"
+            && peer["pathMtu"] == 1_420
             && peer["endpoint"]["address"] == "10.1.0.20";
         expect(good, "all of the peer", &peer.to_string())?;
         let stranger = alice.ask(&["status", "--peer", "nobody"]);
@@ -95,11 +97,14 @@ fn traffic_shows_in_status_and_metrics() {
 
         // For people: a line a peer, however much it has to tell.
         let text = alice.ask(&["status"])?;
-        for title in ["Offloads ", "From host ", "To host ", "Dropped "] {
+        for title in ["MTU ", "Offloads ", "From host ", "To host ", "Dropped "] {
             expect(text.contains(&format!("\n{title}")), title, &text)?;
         }
         expect(text.lines().filter(|line| line.contains(" direct ")).count() == 1, "one line", &text)?;
-        expect(alice.ask(&["status", "--peer", "bob"])?.contains("\nReceived "), "details", "")?;
+        let details = alice.ask(&["status", "--peer", "bob"])?;
+        for line in ["\nMTU          1420\n", "\nReceived "] {
+            expect(details.contains(line), line, &details)?;
+        }
 
         // Metrics follow within a quarter of a minute, and know no peers.
         wait_for("metrics of the transfer", PATIENCE, || {

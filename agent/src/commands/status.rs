@@ -86,6 +86,7 @@ fn details(peer: &PeerStatus, now: Timestamp) -> String {
         ("Path", path),
         ("Handshake", handshake(peer, now)),
         ("Cipher", peer.cipher.clone()),
+        ("MTU", mtu(peer.path_mtu)),
         ("Received", traffic(peer.received_packets, peer.received_bytes)),
         ("Sent", traffic(peer.sent_packets, peer.sent_bytes)),
         (
@@ -97,6 +98,11 @@ fn details(peer: &PeerStatus, now: Timestamp) -> String {
         row(&mut text, title, &value);
     }
     text
+}
+
+/// In octets; nothing while it is not known.
+fn mtu(octets: u32) -> String {
+    if octets == 0 { String::new() } else { octets.to_string() }
 }
 
 fn handshake(peer: &PeerStatus, now: Timestamp) -> String {
@@ -164,6 +170,7 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
             addresses => format!("{} on {}", addresses.join(", "), status.interface),
         },
     );
+    row("MTU", mtu(status.mtu));
     row("Ready", if status.ready { "yes" } else { "no" }.to_owned());
     if let Some(registrar) = &status.registrar {
         let since = registrar.since.as_ref().map(timestamp);
@@ -299,6 +306,7 @@ mod tests {
             queued_packets: 4,
             drops: [("replayed".to_owned(), 2), ("wrong_source".to_owned(), 1)].into(),
             cipher: "aes-256-gcm".into(),
+            path_mtu: 8_920,
         }
     }
 
@@ -313,6 +321,7 @@ mod tests {
              Path         direct via [2001:db8::1]:7551\n\
              Handshake    3s ago\n\
              Cipher       aes-256-gcm\n\
+             MTU          8920\n\
              Received     5 datagrams, 2.0 KiB\n\
              Sent         6 datagrams, 1000 B\n\
              Waiting      4 packets\n\
@@ -321,7 +330,7 @@ mod tests {
         let fresh = PeerStatus { name: "carol".into(), path: "none".into(), ..PeerStatus::default() };
         let text = details(&fresh, now);
         assert!(text.contains("Path         none\n") && text.contains("never"), "{text}");
-        assert!(!["Waiting", "Dropped", "Cipher"].iter().any(|title| text.contains(title)), "{text}");
+        assert!(!["Waiting", "Dropped", "Cipher", "MTU"].iter().any(|title| text.contains(title)), "{text}");
     }
 
     #[test]
@@ -338,6 +347,20 @@ mod tests {
         for wanted in ["bo", "bob.example", "100.64.0.3", ""] {
             assert_eq!(find(&status, wanted), Err(NoSuchPeer(wanted.into())), "{wanted}");
         }
+    }
+
+    #[test]
+    fn the_interface_tells_its_mtu_once_it_is_there() {
+        let mut status = GetStatusResponse { mtu: 1_420, ..GetStatusResponse::default() };
+        let now = Timestamp::from_epoch(Duration::ZERO);
+        let text = table(&status, now);
+        assert!(text.contains("\nMTU          1420\n"), "{text}");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["mtu"], 1_420);
+        assert_eq!(serde_json::to_value(bob()).unwrap()["pathMtu"], 8_920);
+        status.mtu = 0;
+        let text = table(&status, now);
+        assert!(!text.contains("MTU"), "{text}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ impl Agent {
             name: self.identity.name.clone(),
             namespace: self.identity.namespace.clone(),
             interface: self.config.interface.name.clone(),
+            mtu: self.host.mtu().unwrap_or_default(),
             public_key: self.control.public_key().to_vec(),
             private_endpoints: self.control.private_endpoints().iter().copied().map(endpoint).collect(),
             registrar: Some(RegistrarStatus {

@@ -23,6 +23,8 @@ pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 
 /// Longest name of a network interface (IFNAMSIZ less the terminating zero).
 const INTERFACE_NAME_MAX: usize = 15;
+/// Far more than help: each has buffers of some megabytes, and the kernel gives a TUN device no more than 256 queues.
+const THREADS_MAX: usize = 64;
 /// The CA certificates that Debian's and Ubuntu's programs trust (package ca-certificates).
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -67,6 +69,8 @@ pub struct Tunnel {
     pub port: u16,
     /// Whether packets from and to other agents are sealed with AES-256-GCM where both CPUs are made for it.
     pub aes: bool,
+    /// Threads that move packets, up to 64; 0 for half the host's processors, 8 at most.
+    pub threads: usize,
     /// Whether packets pass between kernel and agent in batches of one flow, as far as the kernel can. Off where a
     /// kernel or network card spoils them; the tunnel then takes several times the processor time.
     pub offloads: bool,
@@ -154,7 +158,7 @@ impl Default for Interface {
 
 impl Default for Tunnel {
     fn default() -> Self {
-        Self { port: 7551, aes: true, offloads: true }
+        Self { port: 7551, aes: true, threads: 0, offloads: true }
     }
 }
 
@@ -207,6 +211,10 @@ impl Config {
         if mtu != 0 && !(1280..=65_535).contains(&mtu) {
             let reason = "write 1280 to 65535 (IPv6 needs 1280), or 0 to let the agent choose";
             return Err(ConfigError::value("interface.mtu", mtu, reason));
+        }
+        if self.tunnel.threads > THREADS_MAX {
+            let reason = "write 1 to 64, or 0 to let the agent choose";
+            return Err(ConfigError::value("tunnel.threads", self.tunnel.threads, reason));
         }
         if self.resolver.enabled && self.resolver.listen.is_empty() {
             let reason = "write an address to listen on, such as \"169.254.20.10:53\", or set resolver.enabled = false";
@@ -355,6 +363,7 @@ mod tests {
             ("[interface]\nname = \"\"\n", ["interface.name", "muster0"]),
             ("[interface]\nname = \"a/b\"\n", ["interface.name", "muster0"]),
             ("[interface]\nmtu = 576\n", ["interface.mtu", "1280"]),
+            ("[tunnel]\nthreads = 65\n", ["tunnel.threads", "1 to 64"]),
             ("[resolver]\nlisten = []\n", ["resolver.listen", "enabled"]),
             ("[resolver]\nupstream = [\"dns.example\"]\n", ["resolver.upstream", "IP address"]),
             ("[resolver]\nhost = \"dnsmasq\"\n", ["host", "resolv.conf"]),

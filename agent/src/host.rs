@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     sync::Arc,
 };
 
@@ -34,7 +35,7 @@ pub struct Host {
     shared: Arc<Shared>,
     port: u16,
     /// Until the data plane takes them.
-    devices: Option<(Tun, UdpSockets)>,
+    queues: Vec<(Tun, UdpSockets)>,
     interface: Option<Interface>,
     datapath: Option<(Datapath, Handle)>,
     dns_servers: watch::Sender<Vec<String>>,
@@ -68,12 +69,17 @@ impl Host {
             tracing::info!(?swept, "removed what an agent that was killed had left");
         }
         host_dns::sweep(&host_dns::Paths::new(&config.state_dir)).await;
-        let mut sockets = UdpSockets::bind(config.tunnel.port)?;
-        let tun = Tun::create(&config.interface.name)?;
+        let threads = NonZeroUsize::new(config.tunnel.threads).unwrap_or_else(Datapath::threads);
+        let sockets = UdpSockets::bind_many(config.tunnel.port, threads)?;
+        let port = sockets.first().map_or(0, UdpSockets::port);
+        let queues = Tun::create_queues(&config.interface.name, threads)?;
+        let mut queues: Vec<_> = queues.into_iter().zip(sockets).collect();
         if !config.tunnel.offloads {
-            sockets.forgo_offloads();
-            tun.set_offloads(tun::Offloads::default())
-                .context("cannot switch off offloads of the TUN device")?;
+            for (tun, sockets) in &mut queues {
+                sockets.forgo_offloads();
+                tun.set_offloads(tun::Offloads::default())
+                    .context("cannot switch off offloads of the TUN device")?;
+            }
         }
         Ok(Self {
             config: config.clone(),
@@ -81,8 +87,8 @@ impl Host {
             credentials,
             metrics,
             shared,
-            port: sockets.port(),
-            devices: Some((tun, sockets)),
+            port,
+            queues,
             interface: None,
             datapath: None,
             dns_servers: watch::Sender::new(Vec::new()),
@@ -110,12 +116,13 @@ impl Host {
         settings: &Settings,
         names: Option<Vec<u8>>,
     ) -> anyhow::Result<Option<Started>> {
-        if let Some((tun, sockets)) = self.devices.take() {
+        let queues = std::mem::take(&mut self.queues);
+        if !queues.is_empty() {
             if self.config.interface.mtu == 0 {
                 self.mtu = self.inner_mtu(settings).await;
             }
             self.program(settings).await?;
-            let started = self.start(settings, tun, sockets, names).await?;
+            let started = self.start(settings, queues, names).await?;
             self.settings = Some(settings.clone());
             return Ok(Some(started));
         }
@@ -184,14 +191,12 @@ impl Host {
     async fn start(
         &mut self,
         settings: &Settings,
-        tun: Tun,
-        sockets: UdpSockets,
+        queues: Vec<(Tun, UdpSockets)>,
         names: Option<Vec<u8>>,
     ) -> anyhow::Result<Started> {
         let disturbed = self.interface.as_ref().context("there is no interface")?.watch()?;
         let (datapath, events) = Datapath::start(DatapathConfig {
-            tun,
-            sockets,
+            queues,
             private_key: self.private_key.clone(),
             seed: Zeroizing::new(keys::seed()?),
             mtu: self.mtu,
@@ -317,6 +322,6 @@ impl Host {
         let datapath = self.datapath.take();
         // Joins the thread, and closes the TUN device: the interface is gone when this is done.
         let _ = tokio::task::spawn_blocking(move || drop(datapath)).await;
-        self.devices = None;
+        self.queues.clear();
     }
 }

@@ -1,33 +1,42 @@
 //! The data plane of a device: moves packets between the TUN device and the UDP sockets through the WireGuard core
-//! (`muster_tunnel`), on a thread of its own. The control side steers it with [`Command`]s and hears [`Event`]s.
+//! (`muster_tunnel`), on threads of its own. The control side steers it with [`Command`]s and hears [`Event`]s.
 //! Both channels are bounded, and the data plane never waits for the control side.
 
 use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    num::NonZeroUsize,
+    sync::Arc,
     thread::JoinHandle,
     time::Duration,
 };
 
 use ipnet::IpNet;
 use muster_common::time::Instant;
+use rustix::{
+    event::EventfdFlags,
+    time::{TimerfdClockId, TimerfdFlags},
+};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
+use self::{
+    lane::Lane,
+    shared::{Core, Shared, Threads},
+    worker::Worker,
+};
 use crate::{tun::Tun, udp::UdpSockets};
 
 mod counters;
-mod event_loop;
+mod lane;
 mod linger;
+mod shared;
+mod steering;
 mod traffic;
 mod translate;
 mod tun_port;
+mod worker;
 
 /// A WireGuard public key (Curve25519, 32 octets).
 pub type PublicKey = [u8; 32];
@@ -37,12 +46,14 @@ const COMMAND_QUEUE: usize = 256;
 /// Events that may wait for the control side. Beyond it they stay in the core, which drops what exceeds its own bound.
 const EVENT_QUEUE: usize = 1024;
 
+/// Threads that are started at most unless somebody asks for more.
+const THREADS_MAX: usize = 8;
+
 /// What a data plane is made of.
 pub struct DatapathConfig {
-    /// The device that the host's packets come from and go to.
-    pub tun: Tun,
-    /// The sockets that carry sealed datagrams.
-    pub sockets: UdpSockets,
+    /// For each thread, of which there is one at least: a queue of the device that the host's packets come from and go
+    /// to, and sockets that carry sealed datagrams, all on one port. More than [`Datapath::threads`] help nobody.
+    pub queues: Vec<(Tun, UdpSockets)>,
     /// This device's WireGuard private key.
     pub private_key: Zeroizing<[u8; 32]>,
     /// Seed of everything random in the core (ephemeral keys, session indices, jitter): 32 octets from the system's
@@ -146,6 +157,8 @@ pub enum Event {
 pub struct Snapshot {
     /// All peers that are held, by public key.
     pub peers: BTreeMap<PublicKey, PeerSnapshot>,
+    /// Threads that move packets.
+    pub threads: usize,
     /// What was read from the TUN device. A super-packet counts as the packets that it is cut into.
     pub tun_received: Counter,
     /// What was written to the TUN device. A super-packet counts as the packets that it is joined of.
@@ -171,15 +184,6 @@ pub struct Counter {
     pub calls: u64,
 }
 
-impl Counter {
-    /// Counts what one system call has moved.
-    fn add(&mut self, packets: usize, bytes: usize) {
-        self.calls += 1;
-        self.packets += packets as u64;
-        self.bytes += bytes as u64;
-    }
-}
-
 /// Offloads in use. Those that the kernel turns out to refuse are given up while packets flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
@@ -196,6 +200,17 @@ pub struct Offloads {
 }
 
 impl Offloads {
+    /// What both have.
+    const fn and(self, other: Self) -> Self {
+        Self {
+            tun_checksum: self.tun_checksum && other.tun_checksum,
+            tun_tso: self.tun_tso && other.tun_tso,
+            tun_uso: self.tun_uso && other.tun_uso,
+            udp_segment: self.udp_segment && other.udp_segment,
+            udp_gro: self.udp_gro && other.udp_gro,
+        }
+    }
+
     /// Each by the name that status output and metrics use.
     pub const fn named(self) -> [(&'static str, bool); 5] {
         [
@@ -277,25 +292,57 @@ enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
 }
 
-/// A running data plane. Dropping it stops the thread, waits for its end, and closes TUN device and sockets.
+/// A running data plane. Dropping it stops the threads, waits for their end, and closes TUN device and sockets.
 pub struct Datapath {
     handle: Handle,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    running: Vec<JoinHandle<()>>,
 }
 
 impl Datapath {
-    /// Starts the data plane on its own thread. The receiver yields [`Event`]s and ends when the data plane does.
+    /// Threads to start unless somebody knows better: half the processors, since the kernel's share of the work, and
+    /// whoever sends and receives, need the others; one at least, and 8 at most.
+    pub fn threads() -> NonZeroUsize {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        NonZeroUsize::new((processors / 2).clamp(1, THREADS_MAX)).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    /// Starts the data plane on its own threads. The receiver yields [`Event`]s and ends when the data plane does.
     pub fn start(config: DatapathConfig) -> Result<(Self, mpsc::Receiver<Event>), StartError> {
+        fn failed<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> StartError {
+            move |e| StartError { action, source: e.into() }
+        }
         let (requests, requests_rx) = mpsc::channel(COMMAND_QUEUE);
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE + 1);
-        let stop = Arc::new(AtomicBool::new(false));
-        let (event_loop, wake) = event_loop::EventLoop::new(config, requests_rx, events_tx, stop.clone())?;
-        let thread = std::thread::Builder::new()
-            .name("datapath".into())
-            .spawn(move || event_loop.run())
-            .map_err(|source| StartError { action: "start a thread", source })?;
-        Ok((Self { handle: Handle { requests, wake }, stop, thread: Some(thread) }, events))
+        let last_word = events_tx
+            .clone()
+            .try_reserve_owned()
+            .map_err(|_| failed("reserve room for an event")(io::Error::from(io::ErrorKind::OutOfMemory)))?;
+        // The boot clock goes on during suspend: sessions that have expired meanwhile are noticed on waking up.
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Boottime, flags)
+            .map_err(failed("create a timer"))?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wakes = config.queues.iter().map(|_| rustix::event::eventfd(0, flags));
+        let wakes = wakes.collect::<Result<_, _>>().map_err(failed("create an eventfd"))?;
+        let threads = Arc::new(Threads::new(wakes));
+
+        let tunnel = translate::tunnel(&config);
+        let core = Core::new(tunnel, config.local_addresses, config.pools, events_tx);
+        let lanes = config.queues.into_iter().map(|(tun, sockets)| Arc::new(Lane::new(tun, sockets)));
+        let shared = Arc::new(Shared::new(core, lanes.collect(), timer, last_word));
+        let mut requests_rx = Some(requests_rx);
+        let mut workers = Vec::new();
+        for (index, lane) in shared.lanes.iter().enumerate() {
+            let (shared, lane) = (Arc::clone(&shared), Arc::clone(lane));
+            workers.push(Worker::new(shared, lane, Arc::clone(&threads), index, requests_rx.take())?);
+        }
+        // From here on, dropping it ends the threads.
+        let mut this = Self { handle: Handle { requests, threads }, running: Vec::new() };
+        for (index, worker) in workers.into_iter().enumerate() {
+            let thread = std::thread::Builder::new().name(format!("datapath-{index}"));
+            this.running.push(thread.spawn(move || worker.run()).map_err(failed("start a thread"))?);
+        }
+        Ok((this, events))
     }
 
     /// A handle to command the data plane with; any number may exist, and none keeps it running.
@@ -306,12 +353,11 @@ impl Datapath {
 
 impl Drop for Datapath {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.handle.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the data plane's thread has panicked");
+        self.handle.threads.stop();
+        for thread in self.running.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the data plane has panicked");
+            }
         }
     }
 }
@@ -320,8 +366,7 @@ impl Drop for Datapath {
 #[derive(Clone, Debug)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
-    /// An eventfd that wakes the thread.
-    wake: Arc<OwnedFd>,
+    threads: Arc<Threads>,
 }
 
 impl Handle {
@@ -350,12 +395,7 @@ impl Handle {
 
     async fn request(&self, request: Request) -> Result<(), Stopped> {
         self.requests.send(request).await.map_err(|_| Stopped)?;
-        self.wake();
+        self.threads.wake(0);
         Ok(())
-    }
-
-    fn wake(&self) {
-        // Fails only if 2^64 - 2 wake-ups are pending, and then the thread is awake anyway.
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 }

@@ -1,125 +1,131 @@
-//! What passes through the data plane, a batch at a time: from the TUN device, sealed, to the sockets, and back.
+//! What passes through the data plane, a batch at a time: from the TUN device, sealed, to the sockets, and back. Sealing
+//! and opening are done without the core, which only says how and hears what came of it.
 
-use muster_common::time::Instant;
-use muster_tunnel::{
-    Ecn, PACKET_OFFSET, Received, Run,
-    offload::{SuperPacket, VirtioHeader},
-};
+use std::{net::SocketAddr, ops::Range};
 
-use super::{
-    counters::Loss,
-    event_loop::{EventLoop, Fatal},
-};
-use crate::udp::{Family, Message, Sent, TooBig};
+use muster_tunnel::{Ecn, Opening, PACKET_OFFSET, Received, Sealing, offload::SuperPacket};
 
-/// Reads from the TUN device before the others' turn.
-const READS: usize = 64;
-/// Sealed octets that leave together: more would push each other out of the processor's cache.
-const SEND_OCTETS: usize = 128 << 10;
+use super::{counters::Loss, shared::Fatal, worker::Worker};
+use crate::udp::{Family, Message};
 
-impl EventLoop {
-    /// Takes packets from the TUN device until none waits or it is the others' turn.
-    pub(super) fn packets_from_tun(&mut self, now: Instant) -> Result<(), Fatal> {
-        for _ in 0..READS {
-            let octets = match self.tun.receive() {
-                Ok(octets) => octets,
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                // The interface has been deleted from under us; everything else concerns one packet.
-                Err(source)
-                    if matches!(source.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::EBADF)) =>
-                {
-                    return Err(Fatal {
-                        action: "read from the TUN device, which somebody has deleted",
-                        source,
-                    });
-                }
-                Err(_) => {
-                    self.counters.lose(Loss::TunReceive);
-                    break;
-                }
-            };
-            let Some((header, packet)) = octets.split_first_chunk::<{ VirtioHeader::LEN }>() else {
-                self.counters.lose(Loss::TunReceive);
-                continue;
-            };
-            let header = VirtioHeader::parse(header).unwrap_or_default();
-            let Ok(packet) = SuperPacket::parse(header, packet) else {
-                self.counters.lose(Loss::TunReceive);
-                continue;
-            };
-            self.counters.tun_received.add(packet.segments(), octets.len() - VirtioHeader::LEN);
-            if !self.local_addresses.contains(&packet.source()) {
-                self.counters.lose(Loss::ForeignSource);
-                continue;
+/// A datagram on its way in.
+pub(super) struct Incoming {
+    opening: Opening,
+    source: SocketAddr,
+    ecn: Ecn,
+    /// Where in the receive buffer it is.
+    range: Range<usize>,
+}
+
+impl Worker {
+    /// Takes a batch of packets from the TUN device.
+    pub(super) fn packets_from_tun(&mut self) -> Result<(), Fatal> {
+        let Self { shared, lane, tun, outgoing, .. } = self;
+        match tun.receive(lane) {
+            Ok(()) => {}
+            // The interface has been deleted from under us; everything else concerns one packet.
+            Err(source)
+                if matches!(source.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::EBADF)) =>
+            {
+                return Err(Fatal { action: "read from the TUN device, which somebody has deleted", source });
             }
-            // The core counts what it drops, and why.
-            let _ = self.tunnel.handle_super_packet(&packet, now, &mut self.outgoing);
-            if self.outgoing.octets() >= SEND_OCTETS {
-                self.send(now);
+            Err(_) => lane.counters.lose(Loss::TunReceive),
+        }
+        let mut packets: Vec<(SuperPacket<'_>, Option<Sealing>)> = Vec::with_capacity(tun.batch().len());
+        for packet in tun.batch() {
+            match packet {
+                Some(packet) => {
+                    lane.counters.tun_received.add(packet.segments(), packet.octets().len());
+                    packets.push((packet, None));
+                }
+                None => lane.counters.lose(Loss::TunReceive),
             }
         }
-        self.send(now);
-        Ok(())
+        if packets.is_empty() {
+            return Ok(());
+        }
+        shared.with_core(lane, |core, now| {
+            for (packet, sealing) in &mut packets {
+                if core.local_addresses.contains(&packet.source()) {
+                    // The core counts what it drops, and why.
+                    *sealing = core.tunnel.begin_send(packet, now).unwrap_or_default();
+                } else {
+                    lane.counters.lose(Loss::ForeignSource);
+                }
+            }
+        })?;
+        for (packet, sealing) in packets {
+            if let Some(sealing) = sealing
+                && sealing.seal(&packet, outgoing).is_err()
+            {
+                lane.counters.lose(Loss::Seal);
+            }
+        }
+        self.send()
     }
 
     /// Takes datagrams from a socket, opens them where they lie, and hands their packets on.
-    pub(super) fn datagrams_from(&mut self, family: Family, now: Instant) {
-        if self.sockets.recv_into(family, &mut self.received).is_err() {
-            self.counters.lose(Loss::UdpReceive);
+    pub(super) fn datagrams_from(&mut self, family: Family) -> Result<(), Fatal> {
+        let Self { shared, lane, tun, received, incoming, .. } = self;
+        if lane.sockets.recv_into(family, received).is_err() {
+            lane.counters.lose(Loss::UdpReceive);
         }
-        self.counters.lose_many(Loss::UdpReceive, self.received.lost());
-        let (messages, octets) = self.received.parts_mut();
-        if !messages.is_empty() {
-            let datagrams = messages.iter().map(Message::count).sum();
-            let bytes = messages.iter().map(|message| message.range.len()).sum();
-            self.counters.udp_received.add(datagrams, bytes);
+        lane.counters.lose_many(Loss::UdpReceive, received.lost());
+        let (messages, octets) = received.parts_mut();
+        if messages.is_empty() {
+            return Ok(());
         }
-        for message in messages {
-            let ecn = Ecn::from_bits(message.ecn);
-            for range in message.datagrams() {
+        let datagrams = messages.iter().map(Message::count).sum();
+        let bytes = messages.iter().map(|message| message.range.len()).sum();
+        lane.counters.udp_received.add(datagrams, bytes);
+
+        shared.with_core(lane, |core, now| {
+            for message in messages {
+                let (source, ecn) = (message.source, Ecn::from_bits(message.ecn));
+                for range in message.datagrams() {
+                    let datagram = octets.get(range.clone()).unwrap_or_default();
+                    // The core counts what it drops, and why.
+                    if let Ok(Some(opening)) = core.tunnel.begin_receive(source, datagram, now) {
+                        incoming.push(Incoming { opening, source, ecn, range });
+                    }
+                }
+            }
+        })?;
+        if incoming.is_empty() {
+            return Ok(());
+        }
+        for Incoming { opening, range, .. } in incoming.iter_mut() {
+            opening.open(octets.get_mut(range.clone()).unwrap_or_default());
+        }
+        tun.begin(lane);
+        shared.with_core(lane, |core, now| {
+            for Incoming { opening, source, ecn, range } in incoming.drain(..) {
                 let start = range.start + PACKET_OFFSET;
                 let datagram = octets.get_mut(range).unwrap_or_default();
                 if let Ok(Received::Packet { packet, .. }) =
-                    self.tunnel.handle_datagram(message.source, ecn, datagram, now)
+                    core.tunnel.finish_receive(opening, source, ecn, datagram, now)
                 {
                     let len = packet.len();
-                    self.tun.push(octets, start..start + len);
+                    tun.push(octets, start..start + len);
                 }
             }
-        }
-        self.tun.send_pushed(octets, &mut self.counters);
+        })?;
+        tun.send_pushed(octets, lane);
+        Ok(())
     }
 
-    /// Sends what the core has said by itself (handshakes, keepalives, and packets that have waited for them), and
-    /// then the batch that packets were sealed into.
-    pub(super) fn send(&mut self, now: Instant) {
-        self.transmits.extend(std::iter::from_fn(|| self.tunnel.poll_transmit()));
-        if !self.transmits.is_empty() {
-            let runs = self.transmits.iter().map(|transmit| Run {
-                destination: transmit.destination,
-                ecn: Ecn::NotEct,
-                fragmentation: transmit.fragmentation,
-                datagram_len: transmit.payload.len(),
-                octets: &transmit.payload,
-            });
-            let sent = self.sockets.send_runs(runs);
-            self.transmits.clear();
-            self.sent(sent, now);
+    /// Sends the batch that packets were sealed into.
+    fn send(&mut self) -> Result<(), Fatal> {
+        let Self { shared, lane, outgoing, .. } = self;
+        if outgoing.is_empty() {
+            return Ok(());
         }
-        if !self.outgoing.is_empty() {
-            let sent = self.sockets.send_runs(self.outgoing.runs());
-            self.outgoing.clear();
-            self.sent(sent, now);
+        let sent = lane.sockets.send_runs(outgoing.runs());
+        outgoing.clear();
+        lane.counters.sent(&sent);
+        if sent.too_big().next().is_some() {
+            shared.with_core(lane, |core, now| core.paths_too_narrow(lane, &sent, now))?;
         }
-    }
-
-    fn sent(&mut self, sent: Sent, now: Instant) {
-        self.counters.sent(sent);
-        for TooBig { destination, datagram_len } in sent.too_big() {
-            if let Ok(mtu) = self.sockets.path_mtu(destination) {
-                self.tunnel.path_too_big(destination, mtu, datagram_len, now);
-            }
-        }
+        Ok(())
     }
 }

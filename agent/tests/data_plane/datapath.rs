@@ -1,6 +1,6 @@
 //! Data planes joined by a cable: the whole way of a packet from one host's programs to the other's.
 
-use std::{net::IpAddr, process::Stdio, time::Duration};
+use std::{net::IpAddr, num::NonZeroUsize, process::Stdio, time::Duration};
 
 use muster_agent::{
     datapath::{Command, Event, Path, Stopped},
@@ -236,34 +236,16 @@ fn nothing_runs_while_nothing_happens() {
     if !have_root() {
         return;
     }
-    let (a, b) = pair();
+    let threads = NonZeroUsize::new(4).expect("some");
+    let (a, b) = (Device::with_threads(1, threads), Device::with_threads(2, threads));
+    connect(&a.namespace, &b.namespace);
     introduce(&a, &b);
     a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
-    let wake_ups = || a.namespace.enter(async || wake_ups_of_this_namespaces_datapath());
-    let before = wake_ups();
+    let before = a.sleeps();
     std::thread::sleep(Duration::from_secs(2));
-    let after = wake_ups();
-    assert!(after - before <= 2, "woken up {} times in two idle seconds", after - before);
-}
-
-/// How often threads called `datapath` in the caller's network namespace have gone to sleep.
-fn wake_ups_of_this_namespaces_datapath() -> u64 {
-    let here = std::fs::read_link("/proc/thread-self/ns/net").expect("proc");
-    let tasks = std::fs::read_dir("/proc/self/task").expect("proc").flatten().map(|task| task.path());
-    let datapaths = tasks.filter(|task| {
-        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "datapath")
-            && std::fs::read_link(task.join("ns/net")).is_ok_and(|namespace| namespace == here)
-    });
-    let switches: Vec<u64> = datapaths
-        .map(|task| {
-            let status = std::fs::read_to_string(task.join("status")).expect("status");
-            let line =
-                status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).expect("counted");
-            line.trim().parse().expect("a number")
-        })
-        .collect();
-    assert_eq!(switches.len(), 1, "one data plane in this namespace");
-    switches[0]
+    let after = a.sleeps();
+    let sums = [&before, &after].map(|sleeps| sleeps.iter().sum::<u64>());
+    assert!(sums[1] - sums[0] <= 2, "woken up in two idle seconds: {before:?} {after:?}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! A device with a data plane in a namespace of its own.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     time::Duration,
 };
 
@@ -47,11 +49,20 @@ impl Device {
 
     /// Whose TUN device has this MTU.
     pub(crate) fn with_mtu(number: u8, mtu: u32) -> Self {
+        Self::with(number, mtu, NonZeroUsize::MIN)
+    }
+
+    /// Whose data plane has so many threads.
+    pub(crate) fn with_threads(number: u8, threads: NonZeroUsize) -> Self {
+        Self::with(number, 1420, threads)
+    }
+
+    fn with(number: u8, mtu: u32, threads: NonZeroUsize) -> Self {
         let namespace = Namespace::new();
         let private_key = [number; 32];
         let pools = ["100.64.0.0/11", "fd00:1::/48"].map(|r| r.parse().expect("a prefix")).to_vec();
         let (datapath, events, port) = namespace.enter(async || {
-            let tun = Tun::create("muster0").expect("create");
+            let tuns = Tun::create_queues("muster0", threads).expect("create");
             let config = InterfaceConfig {
                 mtu,
                 addresses: virtual_addresses(number),
@@ -59,11 +70,10 @@ impl Device {
                 resolver_address: None,
             };
             Interface::program("muster0", &config).await.expect("program");
-            let sockets = UdpSockets::bind(0).expect("bind");
-            let port = sockets.port();
+            let sockets = UdpSockets::bind_many(0, threads).expect("bind");
+            let port = sockets[0].port();
             let (datapath, events) = Datapath::start(DatapathConfig {
-                tun,
-                sockets,
+                queues: tuns.into_iter().zip(sockets).collect(),
                 private_key: Zeroizing::new(private_key),
                 seed: Zeroizing::new([number; 32]),
                 mtu,
@@ -126,6 +136,27 @@ impl Device {
     /// All events that wait.
     pub(crate) fn waiting_events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
+    }
+
+    /// How often each thread of the data plane has gone to sleep so far.
+    pub(crate) fn sleeps(&self) -> Vec<u64> {
+        self.namespace.enter(async || {
+            let here = fs::read_link("/proc/thread-self/ns/net").expect("proc");
+            let tasks = fs::read_dir("/proc/self/task").expect("proc").flatten().map(|task| task.path());
+            let mut tasks: Vec<_> = tasks
+                .filter(|task| {
+                    fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("datapath-"))
+                        && fs::read_link(task.join("ns/net")).is_ok_and(|namespace| namespace == here)
+                })
+                .collect();
+            tasks.sort();
+            let sleeps = tasks.iter().map(|task| {
+                let status = fs::read_to_string(task.join("status")).expect("status");
+                let count = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+                count.expect("counted").trim().parse().expect("a number")
+            });
+            sleeps.collect()
+        })
     }
 
     /// Stops the data plane; the namespace stays.

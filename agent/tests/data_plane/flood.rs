@@ -57,6 +57,15 @@ fn flood(target: SocketAddr, valid: &[Vec<u8>], stop: &AtomicBool, count: &Atomi
     }
 }
 
+/// Ends a flood when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn of_handshakes_leaves_sessions_alone_and_lets_known_peers_in() {
     if !have_root() {
@@ -77,6 +86,8 @@ fn of_handshakes_leaves_sessions_alone_and_lets_known_peers_in() {
     let overflowed = || stack_counter(&b.namespace, "Udp", "RcvbufErrors");
     let begin = Instant::now();
     let elapsed = std::thread::scope(|scope| {
+        // Also if something below fails, or the scope would wait for the flood's end for ever.
+        let _stop = Stop(&stop);
         scope.spawn(|| a.namespace.enter(async || flood(target, &valid, &stop, &count)));
         let first = a.snapshot().peers[&b.public_key].last_handshake;
         while b.snapshot().drops["cookie_demanded"] < 1_000 {
@@ -103,7 +114,6 @@ fn of_handshakes_leaves_sessions_alone_and_lets_known_peers_in() {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        stop.store(true, Ordering::Release);
         Instant::now() - begin
     });
     a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");

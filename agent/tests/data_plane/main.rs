@@ -18,5 +18,6 @@ mod path_mtu;
 mod ping;
 mod private_addresses;
 mod stream;
+mod threads;
 mod tun;
 mod wireguard_go;

@@ -42,3 +42,8 @@ fn order_is_kept_without_offloads() {
         in_order(&Site::new(lab, Plan { offloads: [false; 2], ..Plan::default() })?)
     });
 }
+
+#[test]
+fn order_is_kept_by_several_threads() {
+    scenario("order with threads", |lab| in_order(&Site::new(lab, Plan { threads: 4, ..Plan::default() })?));
+}

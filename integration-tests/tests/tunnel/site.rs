@@ -30,13 +30,15 @@ pub(crate) struct Plan {
     pub(crate) mtu: u32,
     /// `tunnel.offloads` of alice and bob.
     pub(crate) offloads: [bool; 2],
+    /// `tunnel.threads` of both; 0 for what agents choose.
+    pub(crate) threads: usize,
     /// The family that the tunnel's own datagrams take.
     pub(crate) outer: Family,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { cable_mtu: 1500, mtu: 0, offloads: [true; 2], outer: Family::V4 }
+        Self { cable_mtu: 1500, mtu: 0, offloads: [true; 2], threads: 0, outer: Family::V4 }
     }
 }
 
@@ -79,7 +81,9 @@ impl Site {
         let mut registrar = Registrar::init(router.host(), "net.example", "192.0.2.1", "")?;
         registrar.serve()?;
         let agent = |host: &Host, offloads: bool| {
-            Agent::new(host, &format!("[interface]\nmtu = {}\n[tunnel]\noffloads = {offloads}\n", plan.mtu))
+            let Plan { mtu, threads, .. } = plan;
+            let tunnel = format!("[tunnel]\noffloads = {offloads}\nthreads = {threads}\n");
+            Agent::new(host, &format!("[interface]\nmtu = {mtu}\n{tunnel}"))
         };
         let (mut alice, mut bob) = (agent(&a, plan.offloads[0])?, agent(&b, plan.offloads[1])?);
         let join = registrar.new_join_command(&["--reusable"])?;

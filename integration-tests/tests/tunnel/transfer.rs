@@ -112,6 +112,13 @@ fn while_the_cable_becomes_too_narrow_for_segments() {
 }
 
 #[test]
+fn with_several_threads() {
+    scenario("threads", |lab| {
+        everywhere(&Site::new(lab, Plan { threads: 4, ..Plan::default() })?, TOTAL / 4)
+    });
+}
+
+#[test]
 fn over_narrow_cables() {
     scenario("cables of 1,280 octets", |lab| narrow(lab, Family::V4));
 }

@@ -1,0 +1,229 @@
+//! One thread of the data plane: waits for packets and datagrams, and takes a bounded share of each in turn, so that none
+//! starves another. The first thread does the control side's requests and the core's timer, too. All sleep until there is
+//! something to do; there are no periodic wake-ups.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use muster_common::time::Instant;
+use muster_tunnel::Outgoing;
+use rustix::{event::epoll, time::Timespec};
+use tokio::sync::mpsc;
+
+use super::{
+    Command, Request, StartError,
+    lane::Lane,
+    linger::{LINGER, Linger},
+    shared::{Core, Fatal, Shared, Threads},
+    traffic::Incoming,
+    translate,
+    tun_port::TunPort,
+};
+use crate::udp::{Family, ReceiveBuffer};
+
+/// Requests that are taken before the others' turn.
+const REQUESTS: usize = 64;
+
+/// What epoll reports as ready, as the data of its events.
+mod source {
+    pub(super) const WAKE: u64 = 0;
+    pub(super) const TIMER: u64 = 1;
+    pub(super) const TUN: u64 = 2;
+    pub(super) const UDP_V4: u64 = 3;
+    pub(super) const UDP_V6: u64 = 4;
+    pub(super) const COUNT: usize = 5;
+}
+
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) lane: Arc<Lane>,
+    threads: Arc<Threads>,
+    index: usize,
+    /// The first thread's alone.
+    requests: Option<mpsc::Receiver<Request>>,
+    epoll: OwnedFd,
+    linger: Linger,
+    pub(super) tun: TunPort,
+    pub(super) received: ReceiveBuffer,
+    pub(super) incoming: Vec<Incoming>,
+    pub(super) outgoing: Outgoing,
+}
+
+impl Worker {
+    /// Thread number `index`; the one with `requests` has the timer, too.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        lane: Arc<Lane>,
+        threads: Arc<Threads>,
+        index: usize,
+        requests: Option<mpsc::Receiver<Request>>,
+    ) -> Result<Self, StartError> {
+        fn failed(action: &'static str) -> impl Fn(rustix::io::Errno) -> StartError {
+            move |e| StartError { action, source: e.into() }
+        }
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("create an epoll instance"))?;
+        let watch = |fd: &dyn AsFd, source| {
+            let data = epoll::EventData::new_u64(source);
+            epoll::add(&epoll, fd, data, epoll::EventFlags::IN).map_err(failed("wait for packets"))
+        };
+        if let Some(wake) = threads.wake_of(index) {
+            watch(wake, source::WAKE)?;
+        }
+        if requests.is_some() {
+            watch(&shared.timer, source::TIMER)?;
+        }
+        watch(&lane.tun, source::TUN)?;
+        for (family, source) in [(Family::V4, source::UDP_V4), (Family::V6, source::UDP_V6)] {
+            if let Some(fd) = lane.sockets.fd(family) {
+                watch(&fd, source)?;
+            }
+        }
+        Ok(Self {
+            tun: TunPort::new(shared.lanes.clone()),
+            shared,
+            lane,
+            threads,
+            index,
+            requests,
+            epoll,
+            linger: Linger::default(),
+            received: ReceiveBuffer::new(),
+            incoming: Vec::new(),
+            outgoing: Outgoing::new(),
+        })
+    }
+
+    /// Works until it is told to stop, or until a thread cannot go on: then all stop.
+    pub(super) fn run(mut self) {
+        while !self.threads.is_stopped() {
+            if let Err(fatal) = self.turn() {
+                self.shared.fail(&fatal);
+                self.threads.stop();
+            }
+        }
+    }
+
+    /// Waits, and gives each source that is ready one turn.
+    fn turn(&mut self) -> Result<(), Fatal> {
+        let mut ready =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+                source::COUNT];
+        let count = match self.wait(&mut ready) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(e) => return Err(Fatal { action: "wait for packets", source: e.into() }),
+        };
+        for event in ready.iter().take(count) {
+            match event.data.u64() {
+                source::WAKE => self.requests()?,
+                source::TIMER => self.timer()?,
+                source::TUN => self.packets_from_tun()?,
+                source::UDP_V4 => self.datagrams_from(Family::V4)?,
+                source::UDP_V6 => self.datagrams_from(Family::V6)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to do: awake for a moment if that is worthwhile, and then asleep.
+    fn wait(&mut self, ready: &mut [epoll::Event; source::COUNT]) -> rustix::io::Result<usize> {
+        if self.linger.is_worthwhile() {
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let start = Instant::now();
+            loop {
+                let count = epoll::wait(&self.epoll, &mut *ready, Some(&at_once))?;
+                let is_over = count == 0 && Instant::now() - start >= LINGER;
+                if count > 0 || is_over {
+                    self.linger.learn(count > 0);
+                }
+                if count > 0 {
+                    return Ok(count);
+                }
+                if is_over {
+                    break;
+                }
+                // Whoever else wants this processor goes first.
+                std::thread::yield_now();
+            }
+        }
+        epoll::wait(&self.epoll, ready, None)
+    }
+
+    fn timer(&self) -> Result<(), Fatal> {
+        drain(&self.shared.timer);
+        self.shared.with_core(&self.lane, |core, now| {
+            core.armed = None;
+            core.tunnel.handle_timeout(now);
+        })
+    }
+
+    fn requests(&mut self) -> Result<(), Fatal> {
+        if let Some(wake) = self.threads.wake_of(self.index) {
+            drain(wake);
+        }
+        let (shared, Some(requests)) = (&self.shared, &mut self.requests) else { return Ok(()) };
+        let mut is_over = false;
+        shared.with_core(&self.lane, |core, now| {
+            for _ in 0..REQUESTS {
+                match requests.try_recv() {
+                    Ok(Request::Snapshot(answer)) => {
+                        let _ = answer.send(shared.snapshot(core, now));
+                    }
+                    Ok(request) => core.request(request, now),
+                    Err(_) => {
+                        is_over = true;
+                        break;
+                    }
+                }
+            }
+        })?;
+        if !is_over {
+            // There may be more, after the others' turn.
+            self.threads.wake(self.index);
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    fn request(&mut self, request: Request, now: Instant) {
+        match request {
+            Request::Command(command) => self.command(command, now),
+            Request::SetPools(pools) => self.pools = pools,
+            Request::Roam => self.roam(now),
+            Request::Snapshot(_) => {}
+        }
+    }
+
+    fn command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::AddPeer(peer) => self.tunnel.add_peer(translate::peer(peer, &self.pools), now),
+            Command::UpdatePeer(peer) => {
+                self.tunnel.update_peer(translate::peer(peer, &self.pools), now);
+            }
+            Command::RemovePeer(key) => {
+                self.tunnel.remove_peer(&translate::key(key));
+            }
+            Command::NoSuchDevice(address) => self.tunnel.no_such_device(address, now),
+            Command::UnknownKey(key) => self.tunnel.unknown_key(translate::key(key), now),
+            Command::SetLocalAddresses(addresses) => self.local_addresses = addresses,
+        }
+    }
+
+    fn roam(&mut self, now: Instant) {
+        self.tunnel.paths_changed(now);
+        let live: Vec<_> =
+            self.tunnel.peers(now).filter(|peer| peer.has_session).map(|peer| peer.public_key).collect();
+        for key in live {
+            self.tunnel.connect(&key, now);
+        }
+    }
+}
+
+/// Reads the counter of an eventfd or timerfd, which makes it not ready any more.
+fn drain(fd: &OwnedFd) {
+    let _ = rustix::io::read(fd, &mut [0u8; 8]);
+}

@@ -1,6 +1,6 @@
 //! Packets on their way out, between the tunnel's bookkeeping and the socket.
 
-use std::{cell::Cell, net::SocketAddr};
+use std::net::SocketAddr;
 
 use crate::{
     cipher::TransportKey, ecn::Ecn, event::Fragmentation, limits::OVERHEAD, message::DataHeader,
@@ -23,8 +23,6 @@ pub struct Sealing {
     pub(crate) pad_to: usize,
     /// TCP is cut into segments of this size at most: see [`SuperPacket::narrowed`].
     pub(crate) narrowed_to: Option<usize>,
-    /// No counter may serve twice, not even for what seems to be the same packet.
-    pub(crate) is_used: Cell<bool>,
 }
 
 impl Sealing {
@@ -35,15 +33,16 @@ impl Sealing {
         last * datagram(0) + datagram(last)
     }
 
-    /// Seals the segments of `packet`, the one that this was made for, into `out`. Once.
+    /// Seals the segments of `packet`, the one that this was made for, into `out`. Once: no counter may serve twice, not
+    /// even for what seems to be the same packet.
     ///
     /// # Errors
-    /// [`Dropped::SealFailed`] if the cipher fails, for another packet, and the second time. What was sealed before the
-    /// failure stays in `out`.
-    pub fn seal(&self, packet: &SuperPacket<'_>, out: &mut Outgoing) -> Result<(), Dropped> {
+    /// [`Dropped::SealFailed`] if the cipher fails, and for another packet. What was sealed before the failure stays in
+    /// `out`.
+    pub fn seal(self, packet: &SuperPacket<'_>, out: &mut Outgoing) -> Result<(), Dropped> {
         let narrowed = self.narrowed_to.and_then(|mtu| packet.narrowed(mtu));
         let packet = narrowed.as_ref().unwrap_or(packet);
-        if self.is_used.replace(true) || packet.segments() != self.segments {
+        if packet.segments() != self.segments {
             return Err(Dropped::SealFailed);
         }
         for (index, counter) in (0..self.segments).zip(self.first_counter..) {

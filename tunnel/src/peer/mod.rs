@@ -1,7 +1,6 @@
 //! One peer: its sessions, handshakes, timers, queue and endpoint.
 
 use std::{
-    cell::Cell,
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
 };
@@ -187,7 +186,6 @@ impl Peer {
             marks: (ecn::outer(Ecn::from_bits(packet.ecn())), manner.fragmentation),
             pad_to: manner.pad_to,
             narrowed_to,
-            is_used: Cell::new(false),
         };
         let wants_renewal = session.wants_renewal_after_sending(now);
         self.sent_data(sealing.octets(packet), segments, shared, now);

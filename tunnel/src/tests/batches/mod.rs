@@ -188,7 +188,7 @@ fn threads_share_two_tunnels() {
                 let mut tunnel = a.lock().unwrap();
                 packets.map(|p| (p, tunnel.begin_send(&p, now).unwrap().unwrap())).collect()
             };
-            begun.iter().for_each(|(packet, sealing)| sealing.seal(packet, &mut out).unwrap());
+            begun.into_iter().for_each(|(packet, sealing)| sealing.seal(&packet, &mut out).unwrap());
             let mut received: Vec<_> = {
                 let mut tunnel = b.lock().unwrap();
                 let begin = |datagram: Vec<u8>| {

@@ -6,6 +6,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 const FILES: &[&str] = &[
     "muster/admin/v1/admin.proto",
     "muster/agent/v1/agent.proto",
+    "muster/director/v1/director.proto",
     "muster/enrollment/v1/enrollment.proto",
     "muster/registration/v1/registration.proto",
     "muster/storage/v1/storage.proto",
@@ -25,6 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_well_known_types(true)
         .extern_path(".google.protobuf", "::pbjson_types")
         .btree_map(".")
+        // Slices of the message that they came in: frames are not copied.
+        .bytes(".muster.director.v1.RelayRequest.frames")
+        .bytes(".muster.director.v1.RelayResponse.frames")
         .compile_fds(compiler.file_descriptor_set())?;
 
     pbjson_build::Builder::new()

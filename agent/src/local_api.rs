@@ -295,6 +295,7 @@ async fn respond(
         path: peer.map_or("none", |peer| peer.path.as_str()).to_owned(),
         endpoint: peer.and_then(|peer| peer.endpoint).map(endpoint),
         name: name.to_owned(),
+        ..PingResponse::default()
     }
 }
 

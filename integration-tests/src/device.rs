@@ -91,6 +91,6 @@ pub fn register_request(number: u64, address: u32) -> RegisterRequest {
             port: 7551,
         }],
         agent_version: "test".into(),
-        transport_ciphers: Vec::new(),
+        ..RegisterRequest::default()
     }
 }

@@ -20,13 +20,14 @@ macro_rules! package {
 pub mod muster {
     package!(/** What operators administer. */ admin, "muster.admin.v1");
     package!(/** The agent's local API. */ agent, "muster.agent.v1");
+    package!(/** What directors ask of the registrar, and agents of directors. */ director, "muster.director.v1");
     package!(/** Join. */ enrollment, "muster.enrollment.v1");
     package!(/** What agents ask of the registrar. */ registration, "muster.registration.v1");
     package!(/** What the registrar stores. */ storage, "muster.storage.v1");
 }
 
-pub use muster::{admin::v1 as admin, agent::v1 as agent, enrollment::v1 as enrollment};
-pub use muster::{registration::v1 as registration, storage::v1 as storage};
+pub use muster::{admin::v1 as admin, agent::v1 as agent, director::v1 as director};
+pub use muster::{enrollment::v1 as enrollment, registration::v1 as registration, storage::v1 as storage};
 
 /// The encoded file descriptor set of all packages, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

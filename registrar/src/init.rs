@@ -323,6 +323,7 @@ async fn contents(
                     name: format!("director-{number}"),
                     address: address.to_string(),
                     port: DIRECTOR_PORT.into(),
+                    ..DirectorAddress::default()
                 })
                 .collect(),
             ..NetworkSpec::default()

@@ -1,37 +1,7 @@
 //! Explicit Congestion Notification through the tunnel (RFC 6040): the field is copied to the outer header on the way
 //! in, and what routers marked in the outer header is merged into the inner one on the way out.
 
-/// The two bits of ECN in an IPv4 or IPv6 header (RFC 3168 §5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Ecn {
-    /// The transport does not know ECN.
-    #[default]
-    NotEct = 0,
-    /// ECN-capable transport, codepoint 1 (L4S, RFC 9331).
-    Ect1 = 1,
-    /// ECN-capable transport, codepoint 0.
-    Ect0 = 2,
-    /// Congestion was experienced.
-    Ce = 3,
-}
-
-impl Ecn {
-    /// From the low two bits of `bits`, such as those of a whole traffic class (`IP_TOS`, `IPV6_TCLASS`).
-    pub const fn from_bits(bits: u8) -> Self {
-        match bits & 3 {
-            0 => Self::NotEct,
-            1 => Self::Ect1,
-            2 => Self::Ect0,
-            _ => Self::Ce,
-        }
-    }
-
-    /// The two bits.
-    pub const fn bits(self) -> u8 {
-        self as u8
-    }
-}
+pub use muster_common::datagram::Ecn;
 
 /// The field of the outer header for an inner packet with `inner`: normal mode, RFC 6040 §4.1.
 #[inline]

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use muster_common::datagram::Fragmentation;
+
 use crate::key::PublicKey;
 
 /// Something the control side should know or answer.
@@ -51,18 +53,6 @@ pub enum Reason {
     Idle,
     /// A lookup or a negative answer expires.
     Lookup,
-}
-
-/// What may become of a datagram that is larger than its path takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fragmentation {
-    /// This host sends it in fragments if it knows that the path takes less. Nobody else fragments it.
-    #[default]
-    Known,
-    /// It gets lost, or is refused: it probes the path.
-    Never,
-    /// Anyone fragments it. Over IPv6 no router does, so there it is as [`Self::Known`].
-    Anyone,
 }
 
 /// A datagram to send.

@@ -64,12 +64,16 @@ pub(super) async fn ping(config: &Config, arguments: Arguments, output: Output) 
 }
 
 fn line(response: &PingResponse, target: &str) -> String {
-    let PingResponse { sequence, address, round_trip, path, endpoint, name } = response;
+    let PingResponse { sequence, address, round_trip, path, endpoint, name, director } = response;
     let who = if name.is_empty() { target.to_owned() } else { format!("{name} ({address})") };
     match round_trip {
         None => format!("no reply from {who}: seq={sequence}\n"),
         Some(time) => {
-            let via = endpoint.as_ref().map(|e| format!(" via {}", show(e))).unwrap_or_default();
+            let via = match endpoint {
+                _ if !director.is_empty() => format!(" via {director}"),
+                Some(endpoint) => format!(" via {}", show(endpoint)),
+                None => String::new(),
+            };
             format!("reply from {who}: seq={sequence} time={} path={path}{via}\n", milliseconds(to_std(time)))
         }
     }
@@ -121,6 +125,7 @@ mod tests {
             path: "direct".into(),
             endpoint: Some(Endpoint { address: "2001:db8::1".into(), port: 7551 }),
             name: "bob.net.example".into(),
+            director: String::new(),
         };
         assert_eq!(
             line(&reply, "bob"),

@@ -307,6 +307,7 @@ mod tests {
             drops: [("replayed".to_owned(), 2), ("wrong_source".to_owned(), 1)].into(),
             cipher: "aes-256-gcm".into(),
             path_mtu: 8_920,
+            ..PeerStatus::default()
         }
     }
 

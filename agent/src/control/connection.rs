@@ -142,6 +142,7 @@ impl Control {
             private_endpoints: self.endpoints.iter().map(endpoint).collect(),
             agent_version: self.start.agent_version.clone(),
             transport_ciphers: ciphers.into_iter().map(i32::from).collect(),
+            ..RegisterRequest::default()
         };
         let registrar = self.registrars.current().to_owned();
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });

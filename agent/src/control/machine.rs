@@ -282,6 +282,7 @@ impl Control {
                     let private_endpoints = self.endpoints.iter().map(endpoint).collect();
                     self.send(session_request::Message::EndpointsChanged(EndpointsChanged {
                         private_endpoints,
+                        ..EndpointsChanged::default()
                     }));
                 }
                 if self.renewal.start(now, &mut self.rng) {

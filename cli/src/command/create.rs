@@ -154,7 +154,7 @@ fn token_object(args: &CreateToken, namespace: &str, now: Timestamp) -> Result<T
             expires_at,
             device_namespace: namespace.to_owned(),
             device_labels: parse_labels(&args.labels.labels)?,
-            revoked: false,
+            ..TokenSpec::default()
         }),
         status: None,
     })
@@ -166,6 +166,7 @@ fn network(args: &CreateNetwork) -> Result<Network> {
         name: director.name.clone(),
         address: director.address.ip().to_string(),
         port: director.address.port().into(),
+        ..DirectorAddress::default()
     });
     let proto = |d: std::time::Duration| pbjson_types::Duration {
         seconds: i64::try_from(d.as_secs()).unwrap_or(i64::MAX),

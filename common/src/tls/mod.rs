@@ -19,12 +19,15 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use crate::{identity::SpiffeId, time::Timestamp};
+use crate::{
+    identity::{Party, SpiffeId},
+    time::Timestamp,
+};
 pub use pin::{SpkiHash, pinned_client_config};
 pub use resume::ResumingServer;
 
 /// Which registrars, operators, devices or directors a connection may be with.
-pub type Accept = fn(&crate::identity::Party) -> bool;
+pub type Accept = Arc<dyn Fn(&Party) -> bool + Send + Sync>;
 
 /// ALPN of gRPC.
 pub const ALPN_H2: &[u8] = b"h2";
@@ -170,7 +173,11 @@ impl Credentials {
 
     /// For connections to parties that `accept` accepts. The name that the caller gives rustls is not looked at.
     /// Sessions are not resumed: a server shows its certificate on every connection.
-    pub fn client_config(self: &Arc<Self>, accept: Accept, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
+    pub fn client_config(
+        self: &Arc<Self>,
+        accept: impl Fn(&Party) -> bool + Send + Sync + 'static,
+        alpn: &[u8],
+    ) -> Result<ClientConfig, TlsError> {
         let verifier = verify::Verifier::new(Arc::clone(self), accept);
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&TLS13])?

@@ -18,16 +18,25 @@ use rustls::{
 };
 
 use super::{Accept, Credentials, certificate_identity};
+use crate::identity::Party;
 
-#[derive(Debug)]
 pub(super) struct Verifier {
     credentials: Arc<Credentials>,
     accept: Accept,
 }
 
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verifier").field("credentials", &self.credentials).finish_non_exhaustive()
+    }
+}
+
 impl Verifier {
-    pub(super) fn new(credentials: Arc<Credentials>, accept: Accept) -> Self {
-        Self { credentials, accept }
+    pub(super) fn new(
+        credentials: Arc<Credentials>,
+        accept: impl Fn(&Party) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { credentials, accept: Arc::new(accept) }
     }
 
     fn roots(&self) -> Arc<RootCertStore> {

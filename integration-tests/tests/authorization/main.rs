@@ -312,7 +312,8 @@ async fn sessions_introduce_follow_resume_and_drain() {
 
     let moved = async |of_b: &Session, address| {
         let private_endpoints = register_request(2, address).private_endpoints;
-        of_b.send(session_request::Message::EndpointsChanged(EndpointsChanged { private_endpoints })).await;
+        let changed = EndpointsChanged { private_endpoints, ..EndpointsChanged::default() };
+        of_b.send(session_request::Message::EndpointsChanged(changed)).await;
     };
     let changed = |message: &Message| match message {
         Message::PeerChanged(changed) => {

@@ -93,7 +93,7 @@ fn registration(key: u8) -> RegisterRequest {
         public_key: vec![key; 32],
         private_endpoints: vec![proto::Endpoint { address: "192.0.2.10".into(), port: 51820 }],
         agent_version: "1".into(),
-        transport_ciphers: Vec::new(),
+        ..RegisterRequest::default()
     }
 }
 

@@ -329,6 +329,7 @@ async fn endpoints_are_written_and_coalesced() {
         let endpoint = Endpoint { address: "192.0.2.5".into(), port };
         session.send(session_request::Message::EndpointsChanged(EndpointsChanged {
             private_endpoints: vec![endpoint],
+            ..Default::default()
         }));
     }
     let mut revisions = registrar.registry.revisions();
@@ -373,7 +374,12 @@ async fn configuration_and_roots_are_sent_again_when_they_change() {
     // Other directors are other ways to every peer.
     let mut network = registrar.registry.read().network("n").unwrap().network.stored.clone();
     network.spec.as_mut().unwrap().directors =
-        vec![muster_proto::admin::DirectorAddress { name: "d".into(), address: "192.0.2.9".into(), port: 5 }];
+        vec![muster_proto::admin::DirectorAddress {
+            name: "d".into(),
+            address: "192.0.2.9".into(),
+            port: 5,
+            ..Default::default()
+        }];
     let mask = mask(&["spec.directors"]);
     registrar
         .registry

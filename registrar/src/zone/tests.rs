@@ -14,7 +14,12 @@ async fn zones() -> (Zones, Arc<Registry>, World, Vec<Label>) {
     let mut other = network("o", "sub.n.example", "10.1.0.0/24");
     let spec = other.spec.as_mut().unwrap();
     spec.public_addresses = vec!["192.0.2.80".into()];
-    spec.directors = vec![proto::DirectorAddress { name: "d".into(), address: "192.0.2.9".into(), port: 9 }];
+    spec.directors = vec![proto::DirectorAddress {
+        name: "d".into(),
+        address: "192.0.2.9".into(),
+        port: 9,
+        ..Default::default()
+    }];
     world.create_network(&other).unwrap();
     let token = world.reusable_token();
     let mut uids = Vec::new();

@@ -6,6 +6,7 @@ pub mod device;
 pub mod figures;
 pub mod lab;
 pub mod muster;
+pub mod nat;
 pub mod population;
 pub mod process;
 pub mod router;

@@ -321,6 +321,7 @@ fn complete_peers(status: &mut GetStatusResponse, snapshot: &Snapshot, now: Inst
 fn datapath(snapshot: &Snapshot) -> DatapathStatus {
     let traffic = |Counter { packets, bytes, calls }| Some(TrafficCounter { packets, bytes, calls });
     DatapathStatus {
+        threads: u32::try_from(snapshot.threads).unwrap_or(u32::MAX),
         offloads: snapshot.offloads.named().map(|(name, in_use)| (name.to_owned(), in_use)).into(),
         tun_received: traffic(snapshot.tun_received),
         tun_sent: traffic(snapshot.tun_sent),
@@ -410,6 +411,7 @@ mod tests {
         let snapshot = Snapshot {
             peers: BTreeMap::from([(key, peer)]),
             tun_received: Counter { packets: 40, bytes: 4_000, calls: 2 },
+            threads: 3,
             offloads: datapath::Offloads { tun_tso: true, ..Default::default() },
             drops,
             ..Snapshot::default()
@@ -439,7 +441,7 @@ mod tests {
 
         let all = super::datapath(&snapshot);
         assert_eq!(all.tun_received, Some(TrafficCounter { packets: 40, bytes: 4_000, calls: 2 }));
-        assert_eq!((all.drops, all.offloads.len()), (happened, 5));
+        assert_eq!((all.drops, all.offloads.len(), all.threads), (happened, 5, 3));
         assert_eq!((all.offloads["tun_tso"], all.offloads["udp_gro"]), (true, false));
     }
 

@@ -207,6 +207,7 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     }
     if let Some(datapath) = &status.datapath {
         let DatapathStatus { tun_received, tun_sent, udp_received, udp_sent, .. } = datapath;
+        row("Threads", datapath.threads.to_string());
         row("Offloads", offloads(&datapath.offloads));
         row("From host", direction(tun_received.as_ref(), udp_sent.as_ref(), "read", "sent"));
         row("To host", direction(tun_sent.as_ref(), udp_received.as_ref(), "write", "received"));
@@ -370,6 +371,7 @@ mod tests {
         let named =
             |items: &[(&str, bool)]| items.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect();
         let datapath = DatapathStatus {
+            threads: 2,
             offloads: named(&[("tun_tso", true), ("tun_uso", false), ("udp_gro", true)]),
             tun_received: counter(64, 65_536, 5),
             udp_sent: counter(66, 69_632, 2),
@@ -380,7 +382,7 @@ mod tests {
         let status = GetStatusResponse { datapath: Some(datapath), ..GetStatusResponse::default() };
         let text = table(&status, Timestamp::from_epoch(Duration::ZERO));
         for line in [
-            "Offloads     tun_tso, udp_gro (not in use: tun_uso)\n",
+            "Threads      2\nOffloads     tun_tso, udp_gro (not in use: tun_uso)\n",
             "From host    64 packets, 64.0 KiB, 12.8 a read; sent 66 datagrams, 68.0 KiB, 33.0 a call\n",
             "To host      0 packets, 0 B, 0.0 a write; received 3 datagrams, 96 B, 1.0 a call\n",
             "Dropped      no_route 12\n",

@@ -61,7 +61,8 @@ install: release ## Install binaries, units, configuration, completions, man pag
 fuzz: ## Test with many more random cases than `make test` (FUZZ_CASES each; those of FUZZ_SEED again)
 	@$(PREPARE) $(BUILD_PACKAGES)
 	PROPTEST_CASES=$(or $(FUZZ_CASES),100000) PROPTEST_RNG_SEED=$(or $(FUZZ_SEED),$(shell date +%s)) \
-		$(CARGO) test --release --locked -p muster-dns -p muster-cli -p muster-tunnel --no-fail-fast
+		$(CARGO) test --release --locked -p muster-common -p muster-net -p muster-dns -p muster-cli -p muster-tunnel \
+		-p muster-director --no-fail-fast
 
 test-systemd: build ## Boot a small Debian in an emulator, and see the units at work there
 	@$(PREPARE) $(SYSTEMD_PACKAGES)

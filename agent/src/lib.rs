@@ -23,5 +23,6 @@ pub mod service_list;
 pub mod session;
 pub mod state;
 pub mod tun;
-pub mod udp;
 pub mod writer;
+
+pub use muster_net as udp;

@@ -14,12 +14,12 @@ use std::{
 
 use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
-use muster_tunnel::{Ecn, Run, Transmit, Tunnel};
+use muster_tunnel::{Ecn, Transmit, Tunnel};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 use tokio::sync::mpsc;
 
 use super::{Event, Offloads, Snapshot, lane::Lane, translate};
-use crate::udp::{Sent, TooBig};
+use crate::udp::{Run, Sent, TooBig};
 
 /// How often the core is told of the wall's clock, at most.
 const CIVIL_TIME_EVERY: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, ops::Range};
 use muster_tunnel::{Ecn, Opening, PACKET_OFFSET, Received, Sealing, offload::SuperPacket};
 
 use super::{counters::Loss, shared::Fatal, worker::Worker};
-use crate::udp::{Family, Message};
+use crate::udp::{Family, Message, Run};
 
 /// A datagram on its way in.
 pub(super) struct Incoming {
@@ -120,7 +120,13 @@ impl Worker {
         if outgoing.is_empty() {
             return Ok(());
         }
-        let sent = lane.sockets.send_runs(outgoing.runs());
+        let sent = lane.sockets.send_runs(outgoing.runs().map(|run| Run {
+            destination: run.destination,
+            ecn: run.ecn,
+            fragmentation: run.fragmentation,
+            datagram_len: run.datagram_len,
+            octets: run.octets,
+        }));
         outgoing.clear();
         lane.counters.sent(&sent);
         if sent.too_big().next().is_some() {

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use muster_tunnel::{Fragmentation, ecn::Ecn};
+use muster_common::datagram::{Ecn, Fragmentation};
 use rustix::process::Uid;
 
 use super::*;
@@ -305,6 +305,29 @@ fn a_shared_port_is_refused_to_others() {
         };
         assert_eq!(std::thread::spawn(another_user).join().unwrap(), io::ErrorKind::AddrInUse);
     }
+}
+
+#[test]
+fn addresses_are_bound_as_they_are_named() {
+    let three = NonZeroUsize::new(3).unwrap();
+    let here = |octet| SocketAddr::from(([127, 0, 0, octet], 0));
+    let all = UdpSockets::bind_at(&[here(7)], three).unwrap();
+    let port = all[0].port();
+    for sockets in &all {
+        let address = sockets.socket(Family::V4).unwrap().inner.local_addr().unwrap();
+        assert_eq!(address, SocketAddr::new(here(7).ip(), port));
+        assert!(sockets.fd(Family::V6).is_none());
+    }
+    // Answers come from the address that was asked.
+    let peer = sockets();
+    let run = run((Ipv4Addr::LOCALHOST, peer.port()).into(), Ecn::NotEct, 1, &[1]);
+    assert_eq!(all[2].send_runs(std::iter::once(run)).datagrams, 1);
+    assert_eq!(receive(&peer, Family::V4)[0].0, SocketAddr::new(here(7).ip(), port));
+    // Both families, and neither twice.
+    let both = UdpSockets::bind_at(&["[::]:0".parse().unwrap()], three).unwrap();
+    assert!(both.iter().all(|sockets| sockets.fd(Family::V4).is_some() && sockets.port() == both[0].port()));
+    let error = UdpSockets::bind_at(&[here(7), here(8)], three).unwrap_err().to_string();
+    assert!(error.contains("127.0.0.8:0") && error.contains("second address"), "{error}");
 }
 
 #[test]

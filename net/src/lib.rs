@@ -21,9 +21,8 @@ mod receive;
 mod send;
 mod sys;
 
-pub use muster_tunnel::Run;
 pub use receive::{Message, ReceiveBuffer};
-pub use send::{Sent, TooBig};
+pub use send::{Run, Sent, TooBig};
 
 /// What a socket may hold in each direction, in octets: about 6 ms at 10 Gbit/s. Each of many has as much, since all
 /// that one peer sends comes to the same one; what is not used takes no memory.
@@ -38,8 +37,9 @@ const PURPOSE: &str = "the tunnel";
 /// for the socket, not for each datagram.
 #[derive(Debug)]
 pub struct UdpSockets {
-    v4: FamilySocket,
-    /// Absent where the host has no IPv6.
+    /// Absent only where no address of the family is asked for.
+    v4: Option<FamilySocket>,
+    /// Absent also where the host has no IPv6.
     v6: Option<FamilySocket>,
     port: u16,
     forgoes_offloads: bool,
@@ -96,28 +96,70 @@ impl UdpSockets {
     /// any can send to anyone.
     pub fn bind_many(port: u16, count: NonZeroUsize) -> Result<Vec<Self>, BindError> {
         // The first does not share, so that a port that is taken is an error, also if another agent has taken it.
-        let first = Self::bind(port)?;
-        let (port, has_v6) = (first.port, first.v6.is_some());
-        let mut pairs = vec![first];
-        if count == NonZeroUsize::MIN {
-            return Ok(pairs);
+        Self::bind(port)?.shared_by(count)
+    }
+
+    /// Binds `count` pairs as [`Self::bind_many`] does, but to the very `addresses`, at most one of each family: what
+    /// is sent has that source address, where a host has several. Both families are meant by `[::]` alone.
+    ///
+    /// # Errors
+    /// An address that cannot be bound, or is the second of its family.
+    pub fn bind_at(addresses: &[SocketAddr], count: NonZeroUsize) -> Result<Vec<Self>, BindError> {
+        if let [SocketAddr::V6(any)] = addresses
+            && any.ip().is_unspecified()
+        {
+            return Self::bind_many(any.port(), count);
         }
-        for (family, socket) in pairs.iter().flat_map(Self::families) {
+        let mut first = Self { v4: None, v6: None, port: 0, forgoes_offloads: false };
+        for &address in addresses {
+            let place = match Family::of(address) {
+                Family::V4 => &mut first.v4,
+                Family::V6 => &mut first.v6,
+            };
+            let opened = match place {
+                None => FamilySocket::open(address, Port::Own),
+                Some(_) => Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "it is the second address of its family; name one IPv4 and one IPv6 address at most",
+                )),
+            };
+            let port_of = |socket: &FamilySocket| Ok(socket.inner.local_addr()?.port());
+            let (socket, port) = opened
+                .and_then(|socket| port_of(&socket).map(|port| (socket, port)))
+                .map_err(|e| BindError::new(PURPOSE, address, e))?;
+            *place = Some(socket);
+            if first.port == 0 {
+                first.port = port;
+            }
+        }
+        first.shared_by(count)
+    }
+
+    /// As many pairs at the addresses of this one.
+    fn shared_by(self, count: NonZeroUsize) -> Result<Vec<Self>, BindError> {
+        let port = self.port;
+        if count == NonZeroUsize::MIN {
+            return Ok(vec![self]);
+        }
+        for (family, socket) in self.families() {
             // From now on, the port is still refused to whoever does not ask to share it, and to all other users. A
             // program of the same effective user that asked with SO_REUSEPORT would get a part of the datagrams.
             sockopt::set_socket_reuseport(&socket.inner, true)
                 .map_err(|e| BindError::new(PURPOSE, family.any(port), e.into()))?;
         }
-        let open = |family: Family| {
-            let address = family.any(port);
-            FamilySocket::open(address, Port::Shared).map_err(|e| BindError::new(PURPOSE, address, e))
+        let another = |family: Family| {
+            let Some(socket) = self.socket(family) else { return Ok(None) };
+            let fail = |address| move |e| BindError::new(PURPOSE, address, e);
+            let address = socket.inner.local_addr().map_err(fail(family.any(port)))?;
+            FamilySocket::open(address, Port::Shared).map(Some).map_err(fail(address))
         };
-        for _ in 1..count.get() {
-            let v4 = open(Family::V4)?;
-            let v6 = if has_v6 { Some(open(Family::V6)?) } else { None };
-            pairs.push(Self { v4, v6, port, forgoes_offloads: false });
-        }
-        Ok(pairs)
+        let others: Vec<Self> = (1..count.get())
+            .map(|_| {
+                let (v4, v6) = (another(Family::V4)?, another(Family::V6)?);
+                Ok(Self { v4, v6, port, forgoes_offloads: false })
+            })
+            .collect::<Result<_, BindError>>()?;
+        Ok(std::iter::once(self).chain(others).collect())
     }
 
     fn bind_once(port: u16) -> Result<Self, (BindError, io::ErrorKind)> {
@@ -134,10 +176,10 @@ impl UdpSockets {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => None,
             Err(e) => return Err(fail(address, e)),
         };
-        Ok(Self { v4, v6, port, forgoes_offloads: false })
+        Ok(Self { v4: Some(v4), v6, port, forgoes_offloads: false })
     }
 
-    /// The port that both are bound to.
+    /// The port that both are bound to; the first one's where [`Self::bind_at`] was asked for different ones.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -194,11 +236,13 @@ impl UdpSockets {
     }
 
     fn all(&self) -> impl Iterator<Item = &FamilySocket> {
-        std::iter::once(&self.v4).chain(&self.v6)
+        self.v4.iter().chain(&self.v6)
     }
 
     fn families(&self) -> impl Iterator<Item = (Family, &FamilySocket)> {
-        [Family::V4, Family::V6].into_iter().zip(self.all())
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| self.socket(family).map(|socket| (family, socket)))
     }
 
     fn sends_segments(&self, destination: SocketAddr) -> bool {
@@ -214,7 +258,7 @@ impl UdpSockets {
 
     fn socket(&self, family: Family) -> Option<&FamilySocket> {
         match family {
-            Family::V4 => Some(&self.v4),
+            Family::V4 => self.v4.as_ref(),
             Family::V6 => self.v6.as_ref(),
         }
     }

@@ -3,16 +3,39 @@
 
 use std::{io, net::SocketAddr};
 
-use muster_tunnel::Fragmentation;
+use muster_common::datagram::{Ecn, Fragmentation};
 
 use super::{
-    Discovery, Family, Run, UdpSockets,
+    Discovery, Family, UdpSockets,
     abi::{Address, Control},
     sys::{self, MESSAGES, Outbound},
 };
 
 /// Most destinations that one call reports as having too narrow a path. Others are reported by a later one.
 const REPORTS: usize = 4;
+
+/// Datagrams to one destination, all but the last of equal length and the last not longer. A run of up to 64 datagrams
+/// and 65,472 octets leaves whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run<'a> {
+    /// Where they go.
+    pub destination: SocketAddr,
+    /// What their IP headers say of congestion.
+    pub ecn: Ecn,
+    /// What may become of them on the way.
+    pub fragmentation: Fragmentation,
+    /// Octets of each but the last.
+    pub datagram_len: usize,
+    /// Their octets, back to back.
+    pub octets: &'a [u8],
+}
+
+impl<'a> Run<'a> {
+    /// The datagrams, in order.
+    pub fn datagrams(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
+        self.octets.chunks(self.datagram_len.max(1))
+    }
+}
 
 /// What became of datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -45,11 +45,11 @@ impl Relay {
             session.endpoint = Some(from);
             session.heard = now;
         }
-        let flags = Flags { bound: is_bound, draining: self.is_draining };
+        let flags = Flags { is_bound, is_draining: self.is_draining };
         let welcome = frame::welcome(&session.key(), &hello, from, proof, flags);
         if is_bound {
             self.look_again(id, now + SILENCE);
-            self.prefer(id, now);
+            self.settle(id, now);
         }
         Some(welcome)
     }

@@ -1,11 +1,7 @@
 //! The relay itself: who is attached, where each is reached, and what becomes of every frame.
 //! Sans-IO: datagrams, frames of streams, attachments and the time come in; verdicts on the same memory go out.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use muster_common::{
     frame::{Handle, Key},
@@ -169,12 +165,14 @@ impl Relay {
         // It does not get another burst for coming anew.
         let known = || of_device.iter().filter_map(|session| self.sessions.get(session));
         let spent = known().map(Session::spent).max().unwrap_or(0);
-        let oldest = known().min_by_key(|session| session.attachment).map(|session| session.id);
-        if let Some(oldest) = oldest
-            && !of_device.contains(&0)
-        {
-            self.end(oldest);
-            self.ended.push(oldest);
+        if !of_device.contains(&0) {
+            // Of those that are not in use, the oldest.
+            let current = self.devices.get(&handle).map_or(0, |device| device.current);
+            let oldest = known().min_by_key(|session| (session.id == current, session.attachment));
+            if let Some(oldest) = oldest.map(|session| session.id) {
+                self.end(oldest);
+                self.ended.push(oldest);
+            }
         }
         let id = loop {
             let id = self.rng.next_u32();
@@ -226,8 +224,8 @@ impl Relay {
         known.has_stream = is_open;
         if is_open {
             known.endpoint = None;
-            self.prefer(session, now);
         }
+        self.settle(session, now);
         true
     }
 
@@ -254,12 +252,14 @@ impl Relay {
                 self.ended.push(id);
                 continue;
             }
-            if now - session.heard >= SILENCE {
+            if session.endpoint.is_some() && now - session.heard >= SILENCE {
                 session.endpoint = None;
             }
-            if let Some(next) = session.deadline() {
+            let (next, handle) = (session.deadline(), session.handle);
+            if let Some(next) = next {
                 self.look_again(id, next);
             }
+            self.choose(handle);
         }
     }
 
@@ -288,18 +288,25 @@ impl Relay {
         }
     }
 
-    /// Frames to the device of `id` go to that session from now on, unless it has a newer one that is reached.
-    fn prefer(&mut self, id: u32, now: Instant) {
+    /// Frames to the device of `handle` go to the newest of its sessions that is reached.
+    fn choose(&mut self, handle: Handle) -> u32 {
+        let Some(device) = self.devices.get_mut(&handle) else { return 0 };
+        let reached =
+            device.sessions.iter().filter_map(|id| self.sessions.get(id)).filter(|s| s.to().is_some());
+        device.current = reached.max_by_key(|session| session.attachment).map_or(0, |session| session.id);
+        device.current
+    }
+
+    /// `id` is reached, or in another way than before: its device's older sessions are not needed any more if frames go
+    /// to it.
+    fn settle(&mut self, id: u32, now: Instant) {
         let Some(session) = self.sessions.get(&id) else { return };
         let (handle, attachment) = (session.handle, session.attachment);
-        let Some(device) = self.devices.get_mut(&handle) else { return };
-        let current = self.sessions.get(&device.current);
-        if device.current == id || current.is_some_and(|current| current.attachment > attachment) {
+        if self.choose(handle) != id {
             return;
         }
-        device.current = id;
-        let others = device.sessions;
-        for other in others.into_iter().filter(|other| *other != id) {
+        let others = self.devices.get(&handle).map_or([0; SESSIONS_PER_DEVICE], |device| device.sessions);
+        for other in others {
             if self.sessions.get(&other).is_some_and(|other| other.attachment < attachment) {
                 self.expire(other, now);
             }
@@ -334,11 +341,8 @@ impl Relay {
         device.remove(id);
         if device.is_empty() {
             self.devices.remove(&session.handle);
-        } else if device.current == 0 {
-            // The newest of the others that is reached.
-            let reached = device.sessions.iter().filter_map(|session| self.sessions.get(session));
-            let newest = reached.filter(|s| s.to().is_some()).max_by_key(|session| session.attachment);
-            device.current = newest.map_or(0, |session| session.id);
+        } else {
+            self.choose(session.handle);
         }
     }
 }

@@ -203,7 +203,7 @@ pub async fn init(options: Options, now: Timestamp) -> Result<Report, InitError>
     undo.keep();
 
     Ok(Report {
-        join_command: join_command(&config.advertise.registrars[0], &token, ca.hash()),
+        join_command: join_command("muster-agent", &config.advertise.registrars[0], &token, ca.hash()),
         data_dir: config.data_dir.clone(),
         store,
         wrote_config: !has_config,
@@ -212,9 +212,9 @@ pub async fn init(options: Options, now: Timestamp) -> Result<Report, InitError>
     })
 }
 
-/// The command with which a device joins.
-pub fn join_command(registrar: &str, token: &JoinToken, ca: SpkiHash) -> String {
-    format!("muster-agent join --registrar {registrar} --token {token} --ca-hash {ca}")
+/// The command with which a device joins, or a director, as `program` says.
+pub fn join_command(program: &str, registrar: &str, token: &JoinToken, ca: SpkiHash) -> String {
+    format!("{program} join --registrar {registrar} --token {token} --ca-hash {ca}")
 }
 
 /// A new credential for an operator.

@@ -147,7 +147,7 @@ impl Directory for Zones {
                 name: found.name.parse().ok()?,
                 virtual_addresses: found.addresses().collect(),
                 private_addresses,
-                director: state.network.directors.first().copied().into_iter().collect(),
+                director: state.director_addresses(found),
             })
         })
     }

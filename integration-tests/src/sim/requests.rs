@@ -3,10 +3,15 @@
 use std::{net::SocketAddr, time::Duration};
 
 use muster_common::{time::Timestamp, tls::SpkiHash};
-use muster_proto::{admin, registration::RegisterRequest, storage::Claim};
+use muster_proto::{
+    admin,
+    registration::{Reachability, RegisterRequest},
+    storage::Claim,
+};
 use muster_registrar::{
     registry::{
         Index,
+        device::Outside,
         plan::{
             Outcome, Plan, device,
             enroll::{self, EnrollError, Enrolled, Enrollment},
@@ -31,7 +36,7 @@ pub(super) enum Request {
     /// A device registers.
     Register { uid: Uuid, message: RegisterRequest, now: Timestamp },
     /// A session tells new endpoints.
-    Endpoints { uid: Uuid, endpoints: Vec<SocketAddr> },
+    Endpoints { uid: Uuid, endpoints: Vec<SocketAddr>, outside: Option<Outside> },
     /// A device gets its next certificate.
     Renew { uid: Uuid, expiry: Timestamp },
     /// A device leaves.
@@ -125,6 +130,7 @@ impl Request {
                 let registration = Registration {
                     key,
                     endpoints: &endpoints,
+                    outside: message.reachability.as_ref().map(outside).as_ref(),
                     aes_256_gcm: message.transport_ciphers().any(|c| c == admin::TransportCipher::Aes256Gcm),
                     agent_version: &message.agent_version,
                     attempt,
@@ -132,8 +138,9 @@ impl Request {
                 };
                 Ok(map(register::register(index, NETWORK, *uid, &registration)?, |()| Reply::Done))
             }
-            Self::Endpoints { uid, endpoints } => {
-                Ok(map(register::endpoints(index, NETWORK, *uid, endpoints)?, |()| Reply::Done))
+            Self::Endpoints { uid, endpoints, outside } => {
+                let outcome = register::endpoints(index, NETWORK, *uid, endpoints, outside.as_ref())?;
+                Ok(map(outcome, |()| Reply::Done))
             }
             Self::Renew { uid, expiry } => {
                 Ok(map(register::renew(index, NETWORK, *uid, *expiry)?, |()| Reply::Done))
@@ -197,7 +204,9 @@ impl Request {
                 let RegisterRequest { private_endpoints, transport_ciphers, .. } = message;
                 format!("register {} {private_endpoints:?} {transport_ciphers:?}", short(uid))
             }
-            Self::Endpoints { uid, endpoints } => format!("endpoints {} {endpoints:?}", short(uid)),
+            Self::Endpoints { uid, endpoints, outside } => {
+                format!("endpoints {} {endpoints:?} {outside:?}", short(uid))
+            }
             Self::Renew { uid, expiry } => format!("renew {} until {expiry}", short(uid)),
             Self::Deregister { uid, .. } => format!("deregister {}", short(uid)),
             Self::CreateToken { secret, reusable, .. } => format!("create token {} {reusable}", secret.id()),
@@ -235,4 +244,13 @@ fn timestamp(at: Timestamp) -> pbjson_types::Timestamp {
 /// An endpoint of the API as an address.
 pub(super) fn address(endpoint: &admin::Endpoint) -> Option<SocketAddr> {
     Some(SocketAddr::new(endpoint.address.parse().ok()?, u16::try_from(endpoint.port).ok()?))
+}
+
+/// How a device is reached from outside, as it tells it.
+pub(super) fn outside(told: &Reachability) -> Outside {
+    Outside {
+        reflexive: told.reflexive_endpoints.iter().filter_map(address).collect(),
+        home: told.home_director_uid.parse().ok(),
+        second: told.second_director_uid.parse().ok(),
+    }
 }

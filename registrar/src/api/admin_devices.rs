@@ -28,7 +28,7 @@ pub(super) struct Devices(pub(super) Arc<Api>);
 
 impl Devices {
     fn show(&self, device: &registry::Device) -> Device {
-        device.to_proto(self.0.hub.is_online(device.uid))
+        show(&self.0, device)
     }
 
     /// The device that has just been written.
@@ -37,6 +37,21 @@ impl Devices {
         let gone = || Status::aborted("the device was deleted at the same time");
         found.map(|device| self.show(&device)).ok_or_else(gone)
     }
+}
+
+/// `device` as operators see it: with the names of its directors.
+fn show(api: &Api, device: &registry::Device) -> Device {
+    let mut shown = device.to_proto(api.hub.is_online(device.uid));
+    let Some(status) = shown.status.as_mut().filter(|_| device.home().or(device.second()).is_some()) else {
+        return shown;
+    };
+    let index = api.registry.read();
+    let name = |uid: Option<Uuid>| {
+        let director = uid.and_then(|uid| index.director(&device.network, uid));
+        director.map(|director| director.name.to_string()).unwrap_or_default()
+    };
+    (status.home_director, status.second_director) = (name(device.home()), name(device.second()));
+    shown
 }
 
 fn network_of(device: &Device) -> String {
@@ -168,7 +183,7 @@ impl Object for registry::Device {
     ) -> WatchDevicesResponse {
         WatchDevicesResponse {
             r#type: event.into(),
-            device: device.map(|device| device.to_proto(api.hub.is_online(device.uid))),
+            device: device.map(|device| show(api, device)),
             resource_version: revision,
         }
     }

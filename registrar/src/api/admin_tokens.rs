@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     init,
-    registry::{self, Change, field, index::NetworkState, plan},
+    registry::{self, Change, field, index::NetworkState, plan, token::Joiner},
     store::Revision,
     token::JoinToken,
 };
@@ -34,9 +34,11 @@ impl Tokens {
         Ok(token.to_proto(Timestamp::now()))
     }
 
-    fn join_command(&self, secret: &JoinToken) -> String {
+    fn join_command(&self, token: &Token, secret: &JoinToken) -> String {
         let registrar = self.0.hub.advertised().registrars.first().map_or("HOST:PORT", String::as_str);
-        init::join_command(registrar, secret, self.0.ca.current().hash())
+        let director = token.spec.as_ref().is_some_and(|spec| spec.party == Joiner::Director.as_str());
+        let program = if director { "muster-director" } else { "muster-agent" };
+        init::join_command(program, registrar, secret, self.0.ca.current().hash())
     }
 }
 
@@ -94,7 +96,7 @@ impl TokenService for Tokens {
         Ok(Response::new(CreateTokenResponse {
             token: Some(self.get(&network, &name)?),
             secret: secret.to_string(),
-            join_command: self.join_command(&secret),
+            join_command: self.join_command(&token, &secret),
         }))
     }
 

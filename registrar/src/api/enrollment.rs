@@ -21,6 +21,7 @@ use crate::{
     registry::{
         CommitError, keys,
         plan::enroll::{self, EnrollError, Enrolled},
+        token::Joiner,
     },
     token::{JoinToken, TokenError},
 };
@@ -104,8 +105,10 @@ impl Api {
             });
             match planned.await {
                 Ok(enrolled) => break enrolled,
-                Err(CommitError::Refused(EnrollError::NameTaken { network, name })) if claim.is_none() => {
-                    claim = Some(self.name_claim(&network, &name).await?);
+                Err(CommitError::Refused(EnrollError::NameTaken { joiner, network, name }))
+                    if claim.is_none() =>
+                {
+                    claim = Some(self.name_claim(joiner, &network, &name).await?);
                 }
                 Err(error @ CommitError::Refused(EnrollError::Token(_))) => {
                     failed();
@@ -114,28 +117,39 @@ impl Api {
                 Err(error) => return Err(status(error).into()),
             }
         };
-        let Enrolled { network, uid, counts_for } = enrolled;
+        let Enrolled { joiner, network, uid, counts_for } = enrolled;
         let (mut response, label) = {
             let index = self.registry.read();
-            let gone = || Status::aborted("the device was deleted while it joined; join again");
+            let gone = || {
+                Status::aborted(format!("the {} was deleted while it joined; join again", joiner.as_str()))
+            };
             let state = index.network(&network).ok_or_else(gone)?;
-            let device = state.devices.by_uid(uid).ok_or_else(gone)?;
-            let response = EnrollResponse {
+            let mut response = EnrollResponse {
                 network: network.to_string(),
                 domain: state.network.domain.to_string(),
-                device_uid: uid.to_string(),
-                name: device.name.to_string(),
-                namespace: device.namespace.to_string(),
                 ..EnrollResponse::default()
             };
+            match joiner {
+                Joiner::Device => {
+                    let device = state.devices.by_uid(uid).ok_or_else(gone)?;
+                    response.device_uid = uid.to_string();
+                    response.name = device.name.to_string();
+                    response.namespace = device.namespace.to_string();
+                }
+                Joiner::Director => {
+                    let director = state.directors.by_uid(uid).ok_or_else(gone)?;
+                    response.director_uid = uid.to_string();
+                    response.name = director.name.to_string();
+                }
+            }
             (response, state.network.label.clone())
         };
-        let issued = self.issue(&key, label, uid, now)?;
+        let issued = self.issue(&key, joiner, label, uid, now)?;
         (response.certificate_chain, response.roots) = (issued.chain, issued.roots);
         if let Some(token) = counts_for {
             self.registry.count_use(network.clone(), token);
         }
-        tracing::info!(%network, name = response.name, %uid, "a device has joined");
+        tracing::info!(%network, name = response.name, %uid, "a {} has joined", joiner.as_str());
         Ok(response)
     }
 
@@ -159,22 +173,31 @@ impl Api {
         checked.map_err(|error| Refused::Token(status(EnrollError::from(error))))
     }
 
-    /// What the store has under a device's name. It stays as it is for as long as the device has the name.
-    async fn name_claim(&self, network: &str, name: &str) -> Result<Claim, Status> {
-        let found = self.registry.store().get(keys::device_name(network, name)).await.map_err(status)?;
+    /// What the store has under the name of a device or director. It stays as it is for as long as that has the name.
+    async fn name_claim(&self, joiner: Joiner, network: &str, name: &str) -> Result<Claim, Status> {
+        let key = match joiner {
+            Joiner::Device => keys::device_name(network, name),
+            Joiner::Director => keys::director_name(network, name),
+        };
+        let found = self.registry.store().get(key).await.map_err(status)?;
         Ok(found.and_then(|kv| Claim::decode(&*kv.value).ok()).unwrap_or_default())
     }
 
-    /// Issues a certificate to a device.
+    /// Issues a certificate to a device or director.
     pub(super) fn issue(
         &self,
         key: &csr::CheckedRequest,
+        joiner: Joiner,
         network: Label,
         uid: uuid::Uuid,
         now: Timestamp,
     ) -> Result<Issued, Status> {
         let uid = uid.to_string().parse().map_err(|_| Status::internal("a uid is not a label"))?;
-        let identity = SpiffeId::new(&*self.settings.trust_domain, Party::Device { network, uid });
+        let party = match joiner {
+            Joiner::Device => Party::Device { network, uid },
+            Joiner::Director => Party::Director { network, uid },
+        };
+        let identity = SpiffeId::new(&*self.settings.trust_domain, party);
         let ca = self.ca.current();
         let chain = ca.issue(key, &identity, now, self.settings.certificate_lifetime).map_err(status)?;
         let der = |certificates: &[rustls::pki_types::CertificateDer<'_>]| {

@@ -2,11 +2,13 @@
 //! [`crate::registry`] and [`crate::session`].
 
 mod admin_devices;
+mod admin_directors;
 mod admin_endpoint_slices;
 mod admin_namespaces;
 mod admin_networks;
 mod admin_services;
 mod admin_tokens;
+mod directors;
 mod enrollment;
 pub mod limit;
 mod list;
@@ -30,10 +32,12 @@ use muster_common::{
 use muster_proto::{
     admin::{
         device_service_server::DeviceServiceServer,
+        director_service_server::DirectorServiceServer as DirectorAdminServer,
         endpoint_slice_service_server::EndpointSliceServiceServer,
         namespace_service_server::NamespaceServiceServer, network_service_server::NetworkServiceServer,
         service_service_server::ServiceServiceServer, token_service_server::TokenServiceServer,
     },
+    director::director_service_server::DirectorServiceServer,
     enrollment::enrollment_service_server::EnrollmentServiceServer,
     registration::registration_service_server::RegistrationServiceServer,
 };
@@ -68,7 +72,7 @@ pub struct Settings {
     pub token_failures: Rate,
     /// Unknown tokens and devices that the store is asked about, in all: another registrar may have just made them.
     pub unknown: Rate,
-    /// Calls of a device that write.
+    /// Calls of a device or director that write.
     pub writes: Rate,
     /// Introductions that a device causes; beyond these, peers find out by themselves who calls.
     pub introductions: Rate,
@@ -107,9 +111,9 @@ pub struct Api {
     introductions: Mutex<RateLimit<Uuid>>,
 }
 
-/// A device that calls, from its certificate.
+/// A device or director that calls, from its certificate.
 #[derive(Clone, Debug)]
-struct DeviceCaller {
+struct Member {
     network: Label,
     uid: Uuid,
 }
@@ -144,6 +148,14 @@ impl Api {
                     .max_decoding_message_size(limit),
             )
             .add_service(
+                DirectorServiceServer::new(directors::Directors(self.clone()))
+                    .max_decoding_message_size(limit),
+            )
+            .add_service(
+                DirectorAdminServer::new(admin_directors::Directors(self.clone()))
+                    .max_decoding_message_size(limit),
+            )
+            .add_service(
                 NetworkServiceServer::new(admin_networks::Networks(self.clone()))
                     .max_decoding_message_size(limit),
             )
@@ -175,7 +187,7 @@ impl Api {
         let Some(SpiffeId { trust_domain, party }) = &caller.identity else {
             return Err(Status::unauthenticated(
                 "this call needs a client certificate of this deployment; devices get theirs with muster-agent join, \
-                 operators with muster-registrar init or credential",
+                 directors with muster-director join, operators with muster-registrar init or credential",
             ));
         };
         if *trust_domain != self.settings.trust_domain {
@@ -207,19 +219,29 @@ impl Api {
     }
 
     /// Lets devices through, and says which one it is.
-    fn device<T>(&self, request: &Request<T>) -> Result<DeviceCaller, Status> {
+    fn device<T>(&self, request: &Request<T>) -> Result<Member, Status> {
         let party = self.party(request)?;
         let refused =
             || Status::permission_denied(format!("only devices may call this, and this is {party}"));
         let Party::Device { network, uid } = party else { return Err(refused()) };
         let uid = Uuid::try_parse(uid.as_str()).map_err(|_| refused())?;
-        Ok(DeviceCaller { network: network.clone(), uid })
+        Ok(Member { network: network.clone(), uid })
+    }
+
+    /// Lets directors through, and says which one it is.
+    fn director<T>(&self, request: &Request<T>) -> Result<Member, Status> {
+        let party = self.party(request)?;
+        let refused =
+            || Status::permission_denied(format!("only directors may call this, and this is {party}"));
+        let Party::Director { network, uid } = party else { return Err(refused()) };
+        let uid = Uuid::try_parse(uid.as_str()).map_err(|_| refused())?;
+        Ok(Member { network: network.clone(), uid })
     }
 }
 
 impl Api {
     /// Refuses a device that is gone or revoked. One that another registrar has just let in is waited for.
-    async fn check_device(&self, caller: &DeviceCaller) -> Result<(), Status> {
+    async fn check_device(&self, caller: &Member) -> Result<(), Status> {
         let find = || register::find(&self.registry.read(), caller.network.as_str(), caller.uid).map(|_| ());
         match find() {
             Err(DeviceError::Gone) => {
@@ -241,7 +263,7 @@ impl Api {
     }
 
     /// Lets a device through that is known and does not write too often.
-    async fn check_writer(&self, caller: &DeviceCaller) -> Result<(), Status> {
+    async fn check_writer(&self, caller: &Member) -> Result<(), Status> {
         if !lock(&self.writes).take(caller.uid, Instant::now()) {
             return Err(Status::resource_exhausted("this device calls too often; wait a few seconds"));
         }

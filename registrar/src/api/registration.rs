@@ -18,7 +18,7 @@ use muster_proto::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Api, DeviceCaller,
+    Api, Member,
     enrollment::Issued,
     lock,
     status::{Refusal as _, status},
@@ -26,9 +26,10 @@ use super::{
 use crate::{
     csr,
     registry::{
-        device::{ENDPOINTS_MAX, VERSION_MAX, public_key},
+        device::{ENDPOINTS_MAX, Outside, VERSION_MAX, public_key},
         field::{self, FieldError},
         plan::register::{self, DeviceError},
+        token::Joiner,
         view::{self, By},
     },
     session,
@@ -52,12 +53,14 @@ impl RegistrationService for Registration {
     ) -> Result<Response<RegisterResponse>, Status> {
         let caller = self.0.device(&request)?;
         self.0.check_writer(&caller).await?;
-        let DeviceCaller { network, uid } = caller;
+        let Member { network, uid } = caller;
         let network = network.as_str();
         let request = request.into_inner();
         let key = public_key("public_key", &request.public_key).map_err(status)?;
         let endpoints = field::endpoints("private_endpoints", &request.private_endpoints, ENDPOINTS_MAX)
             .map_err(status)?;
+        let outside = request.reachability.as_ref().map(|told| Outside::check("reachability", told));
+        let outside = outside.transpose().map_err(status)?;
         if request.agent_version.len() > VERSION_MAX {
             let reason = format!("is longer than {VERSION_MAX} bytes");
             return Err(FieldError::new("agent_version", reason).status());
@@ -69,6 +72,7 @@ impl RegistrationService for Registration {
                 let registration = register::Registration {
                     key,
                     endpoints: &endpoints,
+                    outside: outside.as_ref(),
                     aes_256_gcm: request
                         .transport_ciphers()
                         .any(|cipher| cipher == TransportCipher::Aes256Gcm),
@@ -90,7 +94,7 @@ impl RegistrationService for Registration {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         let caller = self.0.device(&request)?;
         self.0.check_writer(&caller).await?;
-        let DeviceCaller { network, uid } = caller;
+        let Member { network, uid } = caller;
         let key = csr::check(&request.get_ref().certificate_request).map_err(status)?;
         let now = Timestamp::now();
         let expiry = Timestamp::from_epoch(std::time::Duration::from_secs(
@@ -101,7 +105,7 @@ impl RegistrationService for Registration {
             .commit(|index, _| register::renew(index, network.as_str(), uid, expiry))
             .await
             .map_err(status)?;
-        let Issued { chain, roots } = self.0.issue(&key, network, uid, now)?;
+        let Issued { chain, roots } = self.0.issue(&key, Joiner::Device, network, uid, now)?;
         Ok(Response::new(RenewResponse { certificate_chain: chain, roots }))
     }
 
@@ -111,7 +115,7 @@ impl RegistrationService for Registration {
     ) -> Result<Response<DeregisterResponse>, Status> {
         let caller = self.0.device(&request)?;
         self.0.check_writer(&caller).await?;
-        let DeviceCaller { network, uid } = caller;
+        let Member { network, uid } = caller;
         let now = Timestamp::now();
         self.0
             .registry
@@ -125,7 +129,7 @@ impl RegistrationService for Registration {
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
         let caller = self.0.device(&request)?;
         self.0.check_device(&caller).await?;
-        let DeviceCaller { network, uid } = caller;
+        let Member { network, uid } = caller;
         let asked = request.into_inner().by;
         let key;
         let by = match &asked {
@@ -202,7 +206,7 @@ impl RegistrationService for Registration {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = self.0.device(&request)?;
         self.0.check_device(&caller).await?;
-        let DeviceCaller { network, uid } = caller;
+        let Member { network, uid } = caller;
         let network =
             register::find(&self.0.registry.read(), network.as_str(), uid).map_err(status)?.network.clone();
         let stream = session::run(self.0.hub.clone(), network, uid, request.into_inner());

@@ -10,7 +10,7 @@ use crate::{
         CommitError,
         field::FieldError,
         history::TooOld,
-        plan::{AdminError, enroll::EnrollError, register::DeviceError},
+        plan::{AdminError, director::DirectorError, enroll::EnrollError, register::DeviceError},
     },
     store::StoreError,
     token::TokenSyntaxError,
@@ -69,13 +69,22 @@ impl Refusal for DeviceError {
     }
 }
 
+impl Refusal for DirectorError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Gone | Self::Revoked => Code::PermissionDenied,
+            Self::Field(_) => Code::InvalidArgument,
+        }
+    }
+}
+
 impl Refusal for EnrollError {
     fn code(&self) -> Code {
         match self {
             Self::Token(_) => Code::Unauthenticated,
             Self::Name(_) => Code::InvalidArgument,
             Self::NameTaken { .. } | Self::Namespace { .. } => Code::AlreadyExists,
-            Self::Revoked(_) => Code::PermissionDenied,
+            Self::Revoked { .. } => Code::PermissionDenied,
             Self::Locked(_) => Code::Unavailable,
         }
     }

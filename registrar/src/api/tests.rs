@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod ciphers;
+mod directors;
 mod services;
 
 const TRUST_DOMAIN: &str = "muster.test";

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use muster_common::time::Timestamp;
 
 use super::{
-    device::Device, namespace::Namespace, network::Network, service::Service, services::Effects,
-    slice::Slice, state::NetworkState, token::Token,
+    device::Device, director::Director, namespace::Namespace, network::Network, service::Service,
+    services::Effects, slice::Slice, state::NetworkState, token::Token,
 };
 use crate::store::Revision;
 
@@ -27,6 +27,13 @@ pub enum Change {
         old: Option<Arc<Device>>,
         /// As it is.
         new: Option<Arc<Device>>,
+    },
+    /// A director.
+    Director {
+        /// As it was.
+        old: Option<Arc<Director>>,
+        /// As it is.
+        new: Option<Arc<Director>>,
     },
     /// A token.
     Token {

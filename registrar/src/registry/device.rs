@@ -7,7 +7,10 @@ use std::{
 };
 
 use muster_common::{labels::Labels, name::Label, time::Timestamp};
-use muster_proto::admin::{self, TransportCipher};
+use muster_proto::{
+    admin::{self, TransportCipher},
+    registration,
+};
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -16,6 +19,8 @@ use crate::store::Revision;
 
 /// The most private endpoints of a device.
 pub const ENDPOINTS_MAX: usize = 16;
+/// The most reflexive endpoints of a device.
+pub const REFLEXIVE_MAX: usize = 4;
 /// The longest agent version, in bytes.
 pub const VERSION_MAX: usize = 64;
 /// The namespace of devices for which none is named.
@@ -51,8 +56,8 @@ pub struct Device {
     pub key: Option<PublicKey>,
     /// Private addresses with port, best first.
     pub endpoints: Box<[SocketAddr]>,
-    /// As a director sees it.
-    pub reflexive: Option<Box<SocketAddr>>,
+    /// How it is reached from outside; `None` while nothing is known.
+    pub outside: Option<Box<Outside>>,
     /// Whether it can receive packets in AES-256-GCM, too.
     pub aes_256_gcm: bool,
     /// Version of its agent.
@@ -63,6 +68,45 @@ pub struct Device {
     pub certificate_expiry: Option<Timestamp>,
     /// Revision of its last change.
     pub revision: Revision,
+}
+
+/// How a device is reached from outside its own networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// As directors see it, and what its gateway maps to it, best first.
+    pub reflexive: Box<[SocketAddr]>,
+    /// Uid of the director that it is reached through, as it says itself. There need not be such a director any more.
+    pub home: Option<Uuid>,
+    /// The same of the one to use when that is gone.
+    pub second: Option<Uuid>,
+}
+
+impl Outside {
+    /// As a device tells it.
+    ///
+    /// # Errors
+    /// The field that cannot be used.
+    pub(crate) fn check(path: &str, told: &registration::Reachability) -> Result<Self, FieldError> {
+        let endpoints = format!("{path}.reflexive_endpoints");
+        Ok(Self {
+            reflexive: field::endpoints(&endpoints, &told.reflexive_endpoints, REFLEXIVE_MAX)?,
+            home: director(&format!("{path}.home_director_uid"), &told.home_director_uid)?,
+            second: director(&format!("{path}.second_director_uid"), &told.second_director_uid)?,
+        })
+    }
+
+    /// `None` if there is nothing in it.
+    pub(crate) fn known(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
+}
+
+/// Reads the uid of a director; empty for none.
+fn director(path: &str, text: &str) -> Result<Option<Uuid>, FieldError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Uuid::try_parse(text).map(Some).map_err(|_| FieldError::new(path, "is not a director's uid"))
 }
 
 /// What few devices have.
@@ -90,6 +134,21 @@ impl Device {
         self.ipv4.map(IpAddr::from).into_iter().chain(self.ipv6.map(IpAddr::from))
     }
 
+    /// As it is seen from outside, best first.
+    pub fn reflexive(&self) -> &[SocketAddr] {
+        self.outside.as_deref().map_or(&[], |outside| &outside.reflexive)
+    }
+
+    /// Uid of its home director.
+    pub fn home(&self) -> Option<Uuid> {
+        self.outside.as_deref()?.home
+    }
+
+    /// Uid of its second director.
+    pub fn second(&self) -> Option<Uuid> {
+        self.outside.as_deref()?.second
+    }
+
     /// Sets labels and annotations.
     pub fn set_meta(&mut self, labels: Labels, annotations: BTreeMap<String, String>) {
         let empty = labels.is_empty() && annotations.is_empty();
@@ -106,7 +165,7 @@ impl Device {
         self.aes_256_gcm.then_some(TransportCipher::Aes256Gcm.into()).into_iter().collect()
     }
 
-    /// As the admin API shows it.
+    /// As the admin API shows it, but with the uids of its directors in the place of their names.
     pub fn to_proto(&self, online: bool) -> admin::Device {
         let mut device = self.to_stored();
         if let Some(meta) = &mut device.metadata {
@@ -155,12 +214,15 @@ impl Device {
                 virtual_ipv4: ipv4,
                 virtual_ipv6: ipv6,
                 private_endpoints: self.endpoints.iter().map(field::to_endpoint).collect(),
-                reflexive_endpoint: self.reflexive.as_deref().map(field::to_endpoint),
+                reflexive_endpoint: self.reflexive().first().map(field::to_endpoint),
                 public_key: self.key.map(|key| key.to_vec()).unwrap_or_default(),
                 agent_version: self.agent_version.to_string(),
                 online: false,
                 certificate_expiry: self.certificate_expiry.map(field::to_timestamp),
                 transport_ciphers: self.transport_ciphers(),
+                reflexive_endpoints: self.reflexive().iter().map(field::to_endpoint).collect(),
+                home_director: text(self.home().map(|uid| uid.to_string())),
+                second_director: text(self.second().map(|uid| uid.to_string())),
             }),
         }
     }
@@ -184,7 +246,16 @@ impl Device {
             0 => None,
             _ => Some(public_key("status.public_key", &status.public_key)?),
         };
-        let reflexive = status.reflexive_endpoint.as_ref();
+        // Registrars have written the first one alone before.
+        let reflexive = match &*status.reflexive_endpoints {
+            [] => status.reflexive_endpoint.as_slice(),
+            all => all,
+        };
+        let outside = Outside {
+            reflexive: field::endpoints("status.reflexive_endpoints", reflexive, REFLEXIVE_MAX)?,
+            home: director("status.home_director", &status.home_director)?,
+            second: director("status.second_director", &status.second_director)?,
+        };
         let mut device = Self {
             uid,
             network: network.clone(),
@@ -202,9 +273,7 @@ impl Device {
                 &status.private_endpoints,
                 ENDPOINTS_MAX,
             )?,
-            reflexive: reflexive
-                .map(|endpoint| field::endpoint("status.reflexive_endpoint", endpoint).map(Box::new))
-                .transpose()?,
+            outside: outside.known(),
             aes_256_gcm: status.transport_ciphers().any(|cipher| cipher == TransportCipher::Aes256Gcm),
             agent_version: intern(&status.agent_version),
             created: meta.creation_timestamp.as_ref().map(field::timestamp).unwrap_or_default(),
@@ -250,7 +319,11 @@ mod tests {
             revoked: true,
             key: Some([3; 32]),
             endpoints: [("192.0.2.1".parse::<IpAddr>().unwrap(), 51820).into()].into(),
-            reflexive: Some(Box::new("[2001:db8::1]:7".parse().unwrap())),
+            outside: Some(Box::new(Outside {
+                reflexive: ["[2001:db8::1]:7".parse().unwrap(), "192.0.2.7:7".parse().unwrap()].into(),
+                home: Some(Uuid::from_u128(8)),
+                second: None,
+            })),
             aes_256_gcm: true,
             agent_version: "0.1.0".into(),
             created: field::timestamp(&pbjson_types::Timestamp { seconds: 5, nanos: 0 }),

@@ -42,6 +42,17 @@ impl Index {
                 new.map(|state| &state.services),
                 &mut changes,
             );
+            for director in old.iter().flat_map(|state| state.directors.iter()) {
+                let now = new.and_then(|state| state.directors.by_uid(director.uid));
+                if now.is_none_or(|now| now.revision != director.revision) {
+                    changes.push(Change::Director { old: Some(director.clone()), new: now.cloned() });
+                }
+            }
+            for director in new.iter().flat_map(|state| state.directors.iter()) {
+                if old.is_none_or(|state| state.directors.by_uid(director.uid).is_none()) {
+                    changes.push(Change::Director { old: None, new: Some(director.clone()) });
+                }
+            }
             for token in old.iter().flat_map(|state| state.tokens.values()) {
                 let now = new.and_then(|state| state.tokens.get(&token.name));
                 if now.is_none_or(|now| now.revision != token.revision) {

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{
     device::{DEFAULT_NAMESPACE, Device},
+    director::{self, Director},
     field::FieldError,
     keys::{self, Key},
     named::{self, Keyed as _},
@@ -88,6 +89,11 @@ impl Index {
     /// A device, by network and uid.
     pub fn device(&self, network: &str, uid: Uuid) -> Option<&Arc<Device>> {
         self.networks.get(network)?.devices.by_uid(uid)
+    }
+
+    /// A director, by network and uid.
+    pub fn director(&self, network: &str, uid: Uuid) -> Option<&Arc<Director>> {
+        self.networks.get(network)?.directors.by_uid(uid)
     }
 
     /// What the store says of itself; `None` before `muster-registrar init`.
@@ -184,6 +190,15 @@ impl Index {
                 let stored = StoredAddress::decode(&*kv.value).map_err(decode)?;
                 state.set_address(owner, address, &stored, kv.mod_revision);
             }
+            Key::Director { network, uid } => {
+                let state = self.networks.get_mut(network).ok_or_else(orphan)?;
+                let new = Arc::new(Director::decode(&kv.value, &state.network.name, uid, kv.mod_revision)?);
+                let old = state.directors.insert(&new);
+                if old.as_ref().is_none_or(|old| director::is_told_differently(old, &new)) {
+                    state.touch(now);
+                }
+                changes.push(Change::Director { old, new: Some(new) });
+            }
             Key::Token { network, name } => {
                 let state = self.networks.get_mut(network).ok_or_else(orphan)?;
                 let new = Arc::new(Token::decode(&kv.value, &state.network.name, kv.mod_revision)?);
@@ -228,7 +243,7 @@ impl Index {
                     Change::EndpointSlice { old, new: Some(new) }
                 });
             }
-            Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::Root(_) => {}
+            Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_) => {}
         }
         Ok(())
     }
@@ -301,6 +316,8 @@ impl Index {
                 );
                 let gone = |device: &Arc<Device>| Change::Device { old: Some(device.clone()), new: None };
                 changes.extend(state.devices.after("").map(gone));
+                let gone = |old: &Arc<Director>| Change::Director { old: Some(old.clone()), new: None };
+                changes.extend(state.directors.iter().map(gone));
                 changes.extend(
                     state.tokens.into_values().map(|token| Change::Token { old: Some(token), new: None }),
                 );
@@ -311,6 +328,13 @@ impl Index {
                 if let Some(old) = state.remove_device(uid) {
                     state.touch(now);
                     changes.push(Change::Device { old: Some(old), new: None });
+                }
+            }
+            Some(Key::Director { network, uid }) => {
+                let Some(state) = self.networks.get_mut(network) else { return };
+                if let Some(old) = state.directors.remove(uid) {
+                    state.touch(now);
+                    changes.push(Change::Director { old: Some(old), new: None });
                 }
             }
             Some(Key::Address { network, owner, address }) => {
@@ -352,7 +376,10 @@ impl Index {
                 let Some(state) = self.networks.get_mut(network) else { return };
                 applied.remove_slice(state, &named::key(namespace, name), now);
             }
-            Some(Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::Root(_)) | None => {}
+            Some(
+                Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_),
+            )
+            | None => {}
         }
     }
 
@@ -375,8 +402,8 @@ fn check_namespace(state: &NetworkState, namespace: &str) -> Result<(), FieldErr
 }
 
 fn is_served_differently(old: &Device, new: &Device) -> bool {
-    (&old.name, old.ipv4, old.ipv6, old.is_reachable(), &old.endpoints)
-        != (&new.name, new.ipv4, new.ipv6, new.is_reachable(), &new.endpoints)
+    (&old.name, old.ipv4, old.ipv6, old.is_reachable(), &old.endpoints, old.home())
+        != (&new.name, new.ipv4, new.ipv6, new.is_reachable(), &new.endpoints, new.home())
 }
 
 fn intern(interned: &mut HashSet<Arc<str>>, text: &str) -> Arc<str> {

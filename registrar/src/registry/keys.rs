@@ -11,6 +11,8 @@
 //! | `device-names/<network>/<name>` | `storage.Claim`: keeps names unique |
 //! | `device-keys/<network>/<hex>` | `storage.Claim`: keeps WireGuard keys unique |
 //! | `addresses/<network>/<device or service>/<4 or 6><hex>` | `storage.StoredAddress` |
+//! | `directors/<network>/<uid>` | `admin.Director` |
+//! | `director-names/<network>/<name>` | `storage.Claim`: keeps names unique |
 //! | `tokens/<network>/<name>` | `storage.StoredToken` |
 //! | `namespaces/<network>/<name>` | `admin.Namespace` |
 //! | `services/<network>/<namespace>/<name>` | `admin.Service` |
@@ -57,6 +59,8 @@ pub enum Key<'a> {
     DeviceName { network: &'a str, name: &'a str },
     DeviceKey { network: &'a str, key: [u8; 32] },
     Address { network: &'a str, owner: Owner, address: IpAddr },
+    Director { network: &'a str, uid: Uuid },
+    DirectorName { network: &'a str, name: &'a str },
     Token { network: &'a str, name: &'a str },
     Namespace { network: &'a str, name: &'a str },
     Service { network: &'a str, namespace: &'a str, name: &'a str },
@@ -66,13 +70,14 @@ pub enum Key<'a> {
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
 /// transactions, and need not be loaded.
-pub fn loaded() -> [KeyRange; 9] {
+pub fn loaded() -> [KeyRange; 10] {
     [
         "meta/",
         "networks/",
         "network-locks/",
         "addresses/",
         "devices/",
+        "directors/",
         "tokens/",
         "namespaces/",
         "services/",
@@ -131,6 +136,17 @@ pub fn addresses(network: &str) -> KeyRange {
     KeyRange::prefix(join("addresses", &[network, ""]))
 }
 
+/// `directors/<network>/<uid>`
+pub fn director(network: &str, uid: Uuid) -> Bytes {
+    let mut buffer = Uuid::encode_buffer();
+    join("directors", &[network, uid.hyphenated().encode_lower(&mut buffer)])
+}
+
+/// `director-names/<network>/<name>`
+pub fn director_name(network: &str, name: &str) -> Bytes {
+    join("director-names", &[network, name])
+}
+
 /// `tokens/<network>/<name>`
 pub fn token(network: &str, name: &str) -> Bytes {
     join("tokens", &[network, name])
@@ -182,6 +198,8 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
             },
             address: parse_address(part()?)?,
         },
+        "directors" => Key::Director { network: part()?, uid: Uuid::try_parse(part()?).ok()? },
+        "director-names" => Key::DirectorName { network: part()?, name: part()? },
         "tokens" => Key::Token { network: part()?, name: part()? },
         "namespaces" => Key::Namespace { network: part()?, name: part()? },
         "services" => Key::Service { network: part()?, namespace: part()?, name: part()? },
@@ -259,6 +277,8 @@ mod tests {
                 address("n", Owner::Device, v6),
                 Key::Address { network: "n", owner: Owner::Device, address: v6 },
             ),
+            (director("n", uid), Key::Director { network: "n", uid }),
+            (director_name("n", "a"), Key::DirectorName { network: "n", name: "a" }),
             (token("n", "t"), Key::Token { network: "n", name: "t" }),
             (namespace("n", "s"), Key::Namespace { network: "n", name: "s" }),
             (service("n", "s", "web"), Key::Service { network: "n", namespace: "s", name: "web" }),
@@ -281,7 +301,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_key_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), text in "(devices|addresses|device-keys|tokens|services|endpoint-slices|namespaces|roots)(/[a-f0-9é]{0,5}){0,4}") {
+        fn no_key_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), text in "(devices|directors|addresses|device-keys|tokens|services|endpoint-slices|namespaces|roots)(/[a-f0-9é]{0,5}){0,4}") {
             let _ = parse(&bytes);
             let _ = parse(text.as_bytes());
         }

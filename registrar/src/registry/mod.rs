@@ -7,6 +7,7 @@ pub mod change;
 pub mod device;
 pub mod devices;
 mod differences;
+pub mod director;
 pub mod field;
 pub mod history;
 pub mod index;
@@ -26,6 +27,7 @@ pub mod token;
 pub mod view;
 
 pub use device::Device;
+pub use director::Director;
 pub use index::{Applied, Change, Index};
 pub use namespace::Namespace;
 pub use network::Network;

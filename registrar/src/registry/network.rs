@@ -214,6 +214,7 @@ mod tests {
                     name: "d".into(),
                     address: "192.0.2.1".into(),
                     port: 70_000,
+                    ..Default::default()
                 }];
             }),
             ("spec.record_ttl", |s| {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     device::Device,
     devices::Devices,
+    director::Directors,
     field,
     keys::Owner,
     network::Network,
@@ -27,6 +28,8 @@ pub struct NetworkState {
     pub network: Arc<Network>,
     /// Its devices.
     pub devices: Devices,
+    /// Its directors.
+    pub directors: Directors,
     /// Its tokens, by name.
     pub tokens: BTreeMap<Box<str>, Arc<Token>>,
     /// Its namespaces, Services and EndpointSlices.
@@ -49,6 +52,7 @@ impl NetworkState {
         let mut state = Self {
             network,
             devices: Devices::default(),
+            directors: Directors::default(),
             tokens: BTreeMap::new(),
             services: Services::default(),
             serial: unix(now),

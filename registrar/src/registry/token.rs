@@ -9,6 +9,40 @@ use prost::Message as _;
 use super::field::{self, FieldError};
 use crate::store::Revision;
 
+/// Whom a token lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joiner {
+    /// Devices.
+    Device,
+    /// Directors.
+    Director,
+}
+
+impl Joiner {
+    /// `device`, `director`: as operators write it, and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Director => "director",
+        }
+    }
+
+    /// As it is in `spec`, where nothing means devices.
+    ///
+    /// # Errors
+    /// If it is neither of the two.
+    pub(super) fn of(spec: &admin::TokenSpec) -> Result<Self, FieldError> {
+        match &*spec.party {
+            "" | "device" => Ok(Self::Device),
+            "director" => Ok(Self::Director),
+            other => {
+                let reason = format!("{:?} is neither \"device\" nor \"director\"", field::short(other));
+                Err(FieldError::new("spec.party", reason))
+            }
+        }
+    }
+}
+
 /// A join token. A value is never changed: a change makes a new one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
@@ -16,6 +50,8 @@ pub struct Token {
     pub network: Arc<str>,
     /// Its name.
     pub name: Box<str>,
+    /// Whom it lets in.
+    pub joiner: Joiner,
     /// The message, as it is stored.
     pub stored: StoredToken,
     /// Revision of its last change.
@@ -61,6 +97,8 @@ impl Token {
         if stored.secret_hash.len() != 32 {
             return Err(FieldError::new("secret_hash", "is not a SHA-256 hash"));
         }
-        Ok(Self { network: network.clone(), name: name.as_str().into(), stored, revision })
+        let spec = stored.token.as_ref().and_then(|token| token.spec.as_ref());
+        let joiner = spec.map_or(Ok(Joiner::Device), Joiner::of)?;
+        Ok(Self { network: network.clone(), name: name.as_str().into(), joiner, stored, revision })
     }
 }

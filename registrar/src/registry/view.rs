@@ -1,13 +1,18 @@
 //! What a device may see: other devices as peers, itself as configuration. All that is told to devices, by gRPC and
 //! by DNS alike, comes through here, so that policy is asked each time.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
+use muster_common::frame::Handle;
 use muster_proto::{admin::DirectorAddress, registration};
 use uuid::Uuid;
 
 use super::{
     device::{Device, PublicKey},
+    director::{Director, TOLD_MAX},
     field,
     index::{Index, NetworkState},
     service::Service,
@@ -82,11 +87,16 @@ impl NetworkState {
                 .filter(|endpoint| !self.network.pools.iter().any(|(_, net)| net.contains(&endpoint.ip())))
                 .map(field::to_endpoint)
                 .collect(),
-            reflexive_endpoint: device.reflexive.as_deref().map(field::to_endpoint),
-            home_director: self
-                .directors()
-                .first()
-                .map(|address| registration::HomeDirector { address: Some(address.clone()), handle: 0 }),
+            reflexive_endpoint: device.reflexive().first().map(field::to_endpoint),
+            reflexive_endpoints: device.reflexive().iter().map(field::to_endpoint).collect(),
+            home_director: match self.home(device) {
+                Some(home) => attached(device, home),
+                None => self
+                    .static_directors()
+                    .first()
+                    .map(|address| registration::HomeDirector { address: Some(address.clone()), handle: 0 }),
+            },
+            second_director: self.second(device).and_then(|second| attached(device, second)),
             policy: Some(registration::PairPolicy { allowed: true }),
             revision,
             transport_ciphers: device.transport_ciphers(),
@@ -105,14 +115,54 @@ impl NetworkState {
             virtual_ipv4: text(device.ipv4.map(IpAddr::from)),
             virtual_ipv6: text(device.ipv6.map(IpAddr::from)),
             routes: self.network.pools.iter().map(|(_, net)| net.to_string()).collect(),
-            directors: self.directors().to_vec(),
+            directors: self.told_directors(),
             registrars: advertised.registrars.clone(),
             dns_servers: advertised.dns_servers.clone(),
         }
     }
 
-    fn directors(&self) -> &[DirectorAddress] {
-        self.network.stored.spec.as_ref().map_or(&[], |spec| &spec.directors)
+    /// The director that `device` is reached through, if devices are told of it.
+    fn home(&self, device: &Device) -> Option<&Director> {
+        self.told_director(device.home()?)
+    }
+
+    /// The director that `device` is reached through when its home director is gone.
+    fn second(&self, device: &Device) -> Option<&Director> {
+        let second = self.told_director(device.second()?)?;
+        (Some(second.uid) != device.home()).then_some(second)
+    }
+
+    fn told_director(&self, uid: Uuid) -> Option<&Director> {
+        self.directors.by_uid(uid).map(|director| &**director).filter(|director| director.is_told())
+    }
+
+    /// Where DNS says that the director of `device` is: its home director, or while no director has registered, the
+    /// first that the operator has named.
+    pub fn director_addresses(&self, device: &Device) -> Vec<SocketAddr> {
+        match self.home(device) {
+            Some(home) => home.endpoints.to_vec(),
+            None if self.directors.have_registered() => Vec::new(),
+            None => self.network.directors.first().copied().into_iter().collect(),
+        }
+    }
+
+    /// The directors that devices are told of: those that have registered, the ones to be left last; while there are
+    /// none, those that the operator has named.
+    fn told_directors(&self) -> Vec<DirectorAddress> {
+        if !self.directors.have_registered() {
+            return self.static_directors().to_vec();
+        }
+        let told = self.directors.iter().filter(|director| director.is_told());
+        let (leave, stay): (Vec<_>, Vec<_>) = told.partition(|director| director.is_draining());
+        stay.into_iter().chain(leave).filter_map(|director| director.address()).take(TOLD_MAX).collect()
+    }
+
+    /// The directors that the operator has named, unless others have registered.
+    fn static_directors(&self) -> &[DirectorAddress] {
+        match &self.network.stored.spec {
+            Some(spec) if !self.directors.have_registered() => &spec.directors,
+            _ => &[],
+        }
     }
 }
 
@@ -123,6 +173,12 @@ impl Index {
         let (viewer, target) = (state.devices.by_uid(viewer)?, state.devices.by_uid(uid)?);
         state.sees(viewer, target).then(|| state.peer(target, self.revision()))
     }
+}
+
+/// `device` as it is known to `director`, which it is attached to.
+fn attached(device: &Device, director: &Director) -> Option<registration::HomeDirector> {
+    let Handle(handle) = Handle::of_device(device.uid.as_bytes());
+    Some(registration::HomeDirector { address: Some(director.address()?), handle })
 }
 
 /// A Service as devices are told of it.
@@ -139,7 +195,7 @@ pub fn is_seen_differently(old: &Device, new: &Device) -> bool {
     fn seen(device: &Device) -> impl PartialEq + '_ {
         (
             (&device.name, device.key, device.ipv4, device.ipv6, device.revoked),
-            (&device.endpoints, &device.reflexive, device.aes_256_gcm),
+            (&device.endpoints, &device.outside, device.aes_256_gcm),
             (&device.namespace, device.labels()),
         )
     }

@@ -1,6 +1,7 @@
 //! The sessions that are open: who is online, who holds whom, and what has to be told to whom. A change costs as much
 //! as the device has holders, and no session ever waits for another.
 
+mod directors;
 pub mod mailbox;
 mod stream;
 
@@ -22,11 +23,13 @@ use uuid::Uuid;
 
 use self::mailbox::{End, Item, Mailbox};
 use crate::registry::{
-    Applied, Change, Device, Registry,
+    Applied, Change, Device, Director, Registry,
+    director::is_told_differently,
     index::ServiceName,
     view::{Advertised, is_configured_differently, is_seen_differently},
 };
 
+pub use self::directors::{DEVICES_MAX, run_director};
 pub use self::mailbox::{HELD_MAX, SERVICES_MAX};
 pub use self::stream::run;
 
@@ -37,10 +40,12 @@ pub struct Hub {
     advertised: Advertised,
     roots: watch::Receiver<Vec<CertificateDer<'static>>>,
     open: Mutex<Open>,
+    directors: Mutex<directors::Open>,
     next_id: AtomicU64,
     draining: AtomicBool,
     closing: CancellationToken,
     sessions: Gauge,
+    director_sessions: Gauge,
     introductions: Counter,
     ended: Counter,
 }
@@ -114,10 +119,12 @@ impl Hub {
             advertised,
             roots,
             open: Mutex::default(),
+            directors: Mutex::default(),
             next_id: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             closing: CancellationToken::new(),
             sessions: Gauge::default(),
+            director_sessions: Gauge::default(),
             introductions: Counter::default(),
             ended: Counter::default(),
         });
@@ -144,6 +151,8 @@ impl Hub {
     pub fn register_metrics(&self, metrics: &Metrics) {
         metrics.register(|registry| {
             registry.register("sessions", "Open sessions of agents", self.sessions.clone());
+            let help = "Open sessions of directors";
+            registry.register("director_sessions", help, self.director_sessions.clone());
             registry.register("introductions", "Introductions made", self.introductions.clone());
             registry.register("sessions_ended", "Sessions ended by the registrar", self.ended.clone());
         });
@@ -154,23 +163,24 @@ impl Hub {
         lock(&self.open).by_device.contains_key(&device)
     }
 
-    /// How many sessions are open.
+    /// How many sessions of devices are open.
     pub fn len(&self) -> usize {
         lock(&self.open).sessions.len()
     }
 
     /// Whether no session is open.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len() == 0 && lock(&self.directors).is_empty()
     }
 
-    /// Asks all agents to go to another registrar, each at a random moment within `within`, and lets no new session
+    /// Asks all agents and directors to go to another registrar, each at a random moment within `within`, and lets no new session
     /// open.
     pub fn drain(&self, within: Duration) {
         self.draining.store(true, Ordering::Release);
         for session in lock(&self.open).sessions.values() {
             session.post(|mailbox| mailbox.drain(within));
         }
+        lock(&self.directors).drain(within);
     }
 
     /// Ends all sessions and watches.
@@ -180,6 +190,8 @@ impl Hub {
         let mut open = lock(&self.open);
         let ids: Vec<u64> = open.sessions.keys().copied().collect();
         ids.into_iter().for_each(|id| open.end(id, End::Shutdown));
+        drop(open);
+        lock(&self.directors).shutdown();
     }
 
     /// Cancelled by [`Self::shutdown`].
@@ -299,14 +311,18 @@ impl Hub {
             match change {
                 Change::Device { old, new } => {
                     open.device_changed(old.as_deref(), new.as_deref(), applied.revision);
+                    if let Some(device) = refused(old.as_deref(), new.as_deref()) {
+                        lock(&self.directors).refuse(&device.network, device.uid);
+                    }
                 }
                 Change::Network { old, new } => {
                     let Some(network) = new.as_ref().or(old.as_ref()) else { continue };
-                    for session in open.sessions.values().filter(|s| s.network == network.name) {
-                        session.post(|mailbox| {
-                            mailbox.config();
-                            mailbox.all_peers();
-                        });
+                    open.tell_all(&network.name);
+                }
+                Change::Director { old, new } => {
+                    lock(&self.directors).changed(old.as_deref(), new.as_deref());
+                    if let Some(director) = told_differently(old.as_deref(), new.as_deref()) {
+                        open.tell_all(&director.network);
                     }
                 }
                 Change::Token { .. }
@@ -321,7 +337,32 @@ impl Hub {
     }
 }
 
+/// The device of a change, if nobody must relay for it from then on.
+fn refused<'a>(old: Option<&'a Device>, new: Option<&'a Device>) -> Option<&'a Device> {
+    new.or(old).filter(|_| new.is_none_or(|new| new.revoked))
+}
+
+/// The director of a change, if devices have to be told.
+fn told_differently<'a>(old: Option<&'a Director>, new: Option<&'a Director>) -> Option<&'a Director> {
+    let differs = match (old, new) {
+        (Some(old), Some(new)) => is_told_differently(old, new),
+        // One that has just joined is not told of before it registers.
+        (one, other) => one.or(other).is_some_and(|director| !director.endpoints.is_empty()),
+    };
+    new.or(old).filter(|_| differs)
+}
+
 impl Open {
+    /// The configuration of all devices of a network has changed, and so may have what they are told of others.
+    fn tell_all(&self, network: &str) {
+        for session in self.sessions.values().filter(|session| *session.network == *network) {
+            session.post(|mailbox| {
+                mailbox.config();
+                mailbox.all_peers();
+            });
+        }
+    }
+
     /// Ends a session. What it held is forgotten at once: a client that does not read cannot keep it.
     fn end(&mut self, id: u64, reason: End) {
         let Some(session) = self.sessions.get(&id).cloned() else { return };

@@ -21,15 +21,16 @@ use super::{
 use crate::{
     registry::{
         CommitError,
-        device::ENDPOINTS_MAX,
-        field, named,
+        device::{ENDPOINTS_MAX, Outside},
+        field::{self, FieldError},
+        named,
         plan::register::{self, DeviceError},
     },
     store::Revision,
 };
 
 /// How long an agent may take to say hello.
-const HELLO: Duration = Duration::from_secs(10);
+pub(super) const HELLO: Duration = Duration::from_secs(10);
 /// The most revisions that are looked through for changes of held Services.
 const HISTORY_MAX: usize = 1024;
 /// Between writes of one session's endpoints; what changes meanwhile is written once.
@@ -56,7 +57,7 @@ where
         roots,
         registered: None,
         writing: None,
-        endpoints: None,
+        ways: None,
         ended: false,
     };
     stream::unfold(running, |mut running| async move {
@@ -69,7 +70,15 @@ where
     })
 }
 
-type Written = (Box<[SocketAddr]>, Result<(), CommitError<DeviceError>>);
+type Written = (Ways, Result<(), CommitError<DeviceError>>);
+
+/// How the device is reached, as it has told.
+#[derive(Clone, Debug)]
+struct Ways {
+    endpoints: Box<[SocketAddr]>,
+    /// `None` leaves what is known.
+    outside: Option<Outside>,
+}
 
 struct Running<S> {
     hub: Arc<Hub>,
@@ -79,10 +88,10 @@ struct Running<S> {
     roots: watch::Receiver<Vec<CertificateDer<'static>>>,
     /// Once the agent has said hello.
     registered: Option<Registered>,
-    /// Endpoints that are being written.
+    /// Ways that are being written.
     writing: Option<BoxFuture<'static, Written>>,
-    /// Endpoints that are to be written next, and how long to wait before.
-    endpoints: Option<(Box<[SocketAddr]>, Duration)>,
+    /// Ways that are to be written next, and how long to wait before.
+    ways: Option<(Ways, Duration)>,
     ended: bool,
 }
 
@@ -104,9 +113,9 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                 }
             }
             if self.writing.is_none()
-                && let Some((endpoints, delay)) = self.endpoints.take()
+                && let Some((ways, delay)) = self.ways.take()
             {
-                self.writing = Some(self.write(endpoints, delay));
+                self.writing = Some(self.write(ways, delay));
             }
             let writing = self.writing.as_mut();
             tokio::select! {
@@ -166,7 +175,8 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             register::find(&index, &self.network, self.device).map_err(|e| refused(&e))?;
             let state = index.network(&self.network);
             let is_new = |uid: &Uuid| {
-                let state = state.filter(|state| state.network.revision <= revision);
+                let state =
+                    state.filter(|state| state.network.revision.max(state.directors.revision) <= revision);
                 state.and_then(|state| state.devices.by_uid(*uid)).is_none_or(|peer| peer.revision > revision)
                     || index.peer(&self.network, self.device, *uid).is_none()
             };
@@ -253,10 +263,18 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
         match request.message {
             Some(session_request::Message::EndpointsChanged(changed)) => {
                 let path = "endpoints_changed.private_endpoints";
-                let endpoints = field::endpoints(path, &changed.private_endpoints, ENDPOINTS_MAX)
-                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                let invalid = |error: FieldError| Status::invalid_argument(error.to_string());
+                let endpoints = field::endpoints(path, &changed.private_endpoints, ENDPOINTS_MAX);
+                let path = "endpoints_changed.reachability";
+                let outside = changed.reachability.as_ref().map(|told| Outside::check(path, told));
+                let (endpoints, mut outside) =
+                    (endpoints.map_err(invalid)?, outside.transpose().map_err(invalid)?);
                 let delay = if self.writing.is_some() { WRITE_INTERVAL } else { Duration::ZERO };
-                self.endpoints = Some((endpoints, delay));
+                // What was told before and is not written yet counts, too.
+                if let Some((waiting, _)) = self.ways.take() {
+                    outside = outside.or(waiting.outside);
+                }
+                self.ways = Some((Ways { endpoints, outside }, delay));
             }
             Some(session_request::Message::HeldPeers(held)) => {
                 let removed = uids("held_peers.removed_uids", &held.removed_uids)?;
@@ -284,7 +302,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
         Ok(())
     }
 
-    fn write(&self, endpoints: Box<[SocketAddr]>, delay: Duration) -> BoxFuture<'static, Written> {
+    fn write(&self, ways: Ways, delay: Duration) -> BoxFuture<'static, Written> {
         let (hub, network, device) = (self.hub.clone(), self.network.clone(), self.device);
         async move {
             if !delay.is_zero() {
@@ -292,20 +310,24 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             }
             let result = hub
                 .registry
-                .commit(|index, _| register::endpoints(index, &network, device, &endpoints))
+                .commit(|index, _| {
+                    register::endpoints(index, &network, device, &ways.endpoints, ways.outside.as_ref())
+                })
                 .await;
-            (endpoints, result)
+            (ways, result)
         }
         .boxed()
     }
 
-    fn written(&mut self, (endpoints, result): Written) -> Result<(), Status> {
+    fn written(&mut self, (ways, result): Written) -> Result<(), Status> {
         match result {
             Ok(()) => Ok(()),
             Err(CommitError::Refused(error)) => Err(refused(&error)),
             Err(error) => {
                 tracing::warn!(device = %self.device, %error, "cannot write a device's endpoints; trying again");
-                self.endpoints.get_or_insert((endpoints, WRITE_RETRY)).1 = WRITE_RETRY;
+                let (next, delay) = self.ways.get_or_insert((ways.clone(), WRITE_RETRY));
+                next.outside = next.outside.take().or(ways.outside);
+                *delay = WRITE_RETRY;
                 Ok(())
             }
         }

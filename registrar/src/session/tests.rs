@@ -125,8 +125,9 @@ impl Fixture {
 
     async fn set_endpoints(&self, uid: Uuid, port: u16) {
         let endpoints: [SocketAddr; 1] = [([192, 0, 2, 77], port).into()];
-        let write =
-            |index: &mut crate::registry::Index, _| plan::register::endpoints(index, "n", uid, &endpoints);
+        let write = |index: &mut crate::registry::Index, _| {
+            plan::register::endpoints(index, "n", uid, &endpoints, None)
+        };
         self.registry.commit(write).await.unwrap();
     }
 
@@ -231,6 +232,7 @@ async fn holders_learn_which_ciphers_a_device_has_from_now_on() {
         let registration = Registration {
             key: device.key.unwrap(),
             endpoints: &device.endpoints,
+            outside: None,
             aes_256_gcm: aes,
             agent_version: &device.agent_version,
             attempt: 0,
@@ -373,13 +375,12 @@ async fn configuration_and_roots_are_sent_again_when_they_change() {
     assert_eq!(roots.roots, [vec![1], vec![2]]);
     // Other directors are other ways to every peer.
     let mut network = registrar.registry.read().network("n").unwrap().network.stored.clone();
-    network.spec.as_mut().unwrap().directors =
-        vec![muster_proto::admin::DirectorAddress {
-            name: "d".into(),
-            address: "192.0.2.9".into(),
-            port: 5,
-            ..Default::default()
-        }];
+    network.spec.as_mut().unwrap().directors = vec![muster_proto::admin::DirectorAddress {
+        name: "d".into(),
+        address: "192.0.2.9".into(),
+        port: 5,
+        ..Default::default()
+    }];
     let mask = mask(&["spec.directors"]);
     registrar
         .registry
@@ -440,6 +441,7 @@ async fn nothing_is_missed_while_everything_changes() {
                 let registration = Registration {
                     key,
                     endpoints: &endpoints,
+                    outside: None,
                     aes_256_gcm: n % 3 == 0,
                     agent_version: "2",
                     attempt: 0,

@@ -10,6 +10,7 @@ use muster_proto::registration::{
 use muster_registrar::{
     registry::{
         Applied, Change, Device,
+        device::Outside,
         plan::register,
         view::{is_configured_differently, is_seen_differently},
     },
@@ -22,7 +23,7 @@ use super::{CATCH_UP, Origin, Registrar};
 use crate::sim::{
     Checked, Violation,
     links::Node,
-    requests::{NETWORK, Refusal, Reply, Request, address},
+    requests::{NETWORK, Refusal, Reply, Request, address, outside},
     world::{Down, Event, Up, World},
 };
 
@@ -33,7 +34,7 @@ pub(in crate::sim) struct Session {
     pub(super) mailbox: Mailbox,
     pub(super) greeting: Option<SessionHello>,
     writing: bool,
-    endpoints: Option<Vec<SocketAddr>>,
+    endpoints: Option<(Vec<SocketAddr>, Option<Outside>)>,
     /// When it was greeted.
     pub(in crate::sim) since: Option<Duration>,
 }
@@ -46,7 +47,8 @@ impl Registrar {
                 Change::Device { old, new } => {
                     self.device_changed(old.as_deref(), new.as_deref(), applied.revision);
                 }
-                Change::Network { .. } => {
+                // There are no directors in the simulation yet.
+                Change::Network { .. } | Change::Director { .. } => {
                     for session in self.sessions.values_mut().filter(|s| s.greeting.is_none()) {
                         session.mailbox.config();
                         session.mailbox.all_peers();
@@ -153,7 +155,10 @@ impl World {
         let Some(session) = self.registrars[r].sessions.get_mut(&connection) else { return Ok(()) };
         match message.message {
             Some(session_request::Message::EndpointsChanged(changed)) => {
-                session.endpoints = Some(changed.private_endpoints.iter().filter_map(address).collect());
+                let endpoints = changed.private_endpoints.iter().filter_map(address).collect();
+                let waiting = session.endpoints.take().and_then(|(_, outside)| outside);
+                let outside = changed.reachability.as_ref().map(outside).or(waiting);
+                session.endpoints = Some((endpoints, outside));
                 self.write_endpoints(r, connection)?;
             }
             Some(session_request::Message::HeldPeers(held)) => {
@@ -212,7 +217,8 @@ impl World {
         let index = &registrar.index;
         let state = index.network(NETWORK);
         let is_new = |peer: &Uuid| {
-            let state = state.filter(|state| state.network.revision <= revision);
+            let state =
+                state.filter(|state| state.network.revision.max(state.directors.revision) <= revision);
             state.and_then(|state| state.devices.by_uid(*peer)).is_none_or(|peer| peer.revision > revision)
                 || index.peer(NETWORK, uid, *peer).is_none()
         };
@@ -234,8 +240,9 @@ impl World {
         let (uid, endpoints) = (session.uid, session.endpoints.take());
         session.writing = endpoints.is_some();
         match endpoints {
-            Some(endpoints) => {
-                self.start(r, Origin::Session(connection), Request::Endpoints { uid, endpoints })
+            Some((endpoints, outside)) => {
+                let request = Request::Endpoints { uid, endpoints, outside };
+                self.start(r, Origin::Session(connection), request)
             }
             None => Ok(()),
         }
@@ -251,8 +258,9 @@ impl World {
         let Some(session) = self.registrars[r].sessions.get_mut(&connection) else { return Ok(()) };
         session.writing = false;
         match (result, request) {
-            (Err(Refusal::Unavailable(_)), Request::Endpoints { endpoints, .. }) => {
-                session.endpoints.get_or_insert_with(|| endpoints.clone());
+            (Err(Refusal::Unavailable(_)), Request::Endpoints { endpoints, outside, .. }) => {
+                let next = session.endpoints.get_or_insert_with(|| (endpoints.clone(), None));
+                next.1 = next.1.take().or_else(|| outside.clone());
             }
             (Err(refusal), _) => {
                 self.registrars[r].close(connection);

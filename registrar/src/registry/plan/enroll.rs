@@ -1,4 +1,4 @@
-//! Enroll: a token becomes a device.
+//! Enroll: a token becomes a device or a director.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,17 +7,18 @@ use muster_common::{
     time::Timestamp,
     tls::SpkiHash,
 };
-use muster_proto::storage::Claim;
+use muster_proto::{admin::TokenSpec, storage::Claim};
 use prost::Message as _;
 use uuid::Uuid;
 
-use super::{Outcome, Plan, change_device, when_open};
+use super::{Outcome, Plan, change_device, director, when_open};
 use crate::{
     registry::{
         device::{DEFAULT_NAMESPACE, Device},
+        director::Director,
         index::{Index, NetworkState},
         keys,
-        token::Token,
+        token::{Joiner, Token},
     },
     store::{Condition, Txn},
     token::{Admission, JoinToken, TokenError, check},
@@ -30,11 +31,11 @@ pub struct Enrollment<'a> {
     pub token: &'a JoinToken,
     /// SHA-256 of the SPKI of the key that is to be certified.
     pub key: &'a SpkiHash,
-    /// The name that the device asks for.
+    /// The name that the device or director asks for.
     pub name: &'a str,
-    /// The uid of the device, if it becomes a new one: random, and the same each time that the request is planned.
+    /// The uid, if it becomes a new one: random, and the same each time that the request is planned.
     pub uid: Uuid,
-    /// When the device's certificate is going to expire.
+    /// When the certificate is going to expire.
     pub certificate_expiry: Timestamp,
     /// The time.
     pub now: Timestamp,
@@ -42,9 +43,11 @@ pub struct Enrollment<'a> {
     pub claim: Option<&'a Claim>,
 }
 
-/// A device that has joined.
+/// A device or director that has joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrolled {
+    /// What it is.
+    pub joiner: Joiner,
     /// Its network.
     pub network: Arc<str>,
     /// Its uid.
@@ -62,12 +65,14 @@ pub enum EnrollError {
     /// The name is none.
     #[error("name: {0}")]
     Name(#[from] NameError),
-    /// Another device has the name.
+    /// Another device, or director, has the name.
     #[error(
-        "a device called {name:?} exists already; choose another name (muster-agent join --name NAME), or ask the \
-         operator to delete that device"
+        "a {} called {name:?} exists already; choose another name (muster-{} join --name NAME), or ask the operator \
+         to delete that {}", .joiner.as_str(), program(*.joiner), .joiner.as_str()
     )]
     NameTaken {
+        /// Who asks for it.
+        joiner: Joiner,
         /// The network that the token is for.
         network: Arc<str>,
         /// The name.
@@ -86,14 +91,27 @@ pub enum EnrollError {
         /// Namespace of the token.
         found: String,
     },
-    /// The device has been revoked.
+    /// The device, or director, has been revoked.
     #[error(
-        "the device {0:?} has been revoked; ask the operator to delete it, then join again with a new token"
+        "the {} {name:?} has been revoked; ask the operator to delete it, then join again with a new token",
+        .joiner.as_str()
     )]
-    Revoked(String),
+    Revoked {
+        /// What it is.
+        joiner: Joiner,
+        /// Its name.
+        name: String,
+    },
     /// Nothing can be added to the network just now.
     #[error("the network {0:?} is being deleted or its pools are being changed; try again in a moment")]
     Locked(String),
+}
+
+fn program(joiner: Joiner) -> &'static str {
+    match joiner {
+        Joiner::Device => "agent",
+        Joiner::Director => "director",
+    }
 }
 
 /// Plans a request to join.
@@ -102,37 +120,76 @@ pub enum EnrollError {
 /// See [`EnrollError`].
 pub fn plan(index: &Index, request: &Enrollment<'_>) -> Result<Outcome<Enrolled>, EnrollError> {
     let (state, token, admission) = admit(index, request)?;
-    let network = &state.network.name;
-    let name = request.name.parse::<Label>().and_then(Label::for_device)?;
-    let taken = || EnrollError::NameTaken { network: network.clone(), name: name.to_string() };
-    let done = |uid| Ok(Outcome::Done(Enrolled { network: network.clone(), uid, counts_for: None }));
-    let found = state.devices.by_name(name.as_str());
+    let (network, joiner) = (&state.network.name, token.joiner);
+    let name = request.name.parse::<Label>()?;
+    // Names of devices are names in DNS.
+    let name = if joiner == Joiner::Device { name.for_device()? } else { name };
+    let revoked = || EnrollError::Revoked { joiner, name: name.to_string() };
+    let taken = || EnrollError::NameTaken { joiner, network: network.clone(), name: name.to_string() };
+    let done = |uid| Ok(Outcome::Done(Enrolled { joiner, network: network.clone(), uid, counts_for: None }));
 
     if let Admission::Again { device_uid } = admission {
-        let device = Uuid::try_parse(&device_uid).ok().and_then(|uid| state.devices.by_uid(uid));
-        return match device {
-            Some(device) if device.revoked => Err(EnrollError::Revoked(name.to_string())),
-            Some(device) if *device.name == *name.as_str() => done(device.uid),
+        let owner = Uuid::try_parse(&device_uid).ok().and_then(|uid| Owner::by_uid(state, joiner, uid));
+        return match owner {
+            Some(owner) if owner.revoked => Err(revoked()),
+            Some(owner) if *owner.name == *name.as_str() => done(owner.uid),
             _ => Err(TokenError::Used.into()),
         };
     }
-    let device = match found {
-        Some(device) if device.uid == request.uid => return done(device.uid),
-        Some(device) if device.revoked => return Err(EnrollError::Revoked(name.to_string())),
-        Some(device) if device.certificate_expiry.is_none() => Some(device),
-        Some(device) => {
+    match Owner::by_name(state, joiner, name.as_str()) {
+        Some(owner) if owner.uid == request.uid => return done(owner.uid),
+        Some(owner) if owner.revoked => return Err(revoked()),
+        Some(owner) if owner.has_joined => {
             let claim = request.claim.ok_or_else(taken)?;
-            let repeated = claim.owner_uid == device.uid.to_string()
+            let repeated = claim.owner_uid == owner.uid.to_string()
                 && claim.key_hash == request.key.as_bytes().as_slice()
                 && claim.token == *token.name;
-            return if repeated { done(device.uid) } else { Err(taken()) };
+            return if repeated { done(owner.uid) } else { Err(taken()) };
         }
-        None => None,
-    };
+        _ => {}
+    }
     if index.lock_revision(network).is_some() {
         return Err(EnrollError::Locked(network.to_string()));
     }
-    join(state, token, request, &name, device.map(|device| &**device)).map(Outcome::Write)
+    join(state, token, request, &name).map(Outcome::Write)
+}
+
+/// Who has a name among those that a token lets in.
+struct Owner<'a> {
+    uid: Uuid,
+    name: &'a str,
+    revoked: bool,
+    has_joined: bool,
+}
+
+impl<'a> Owner<'a> {
+    fn by_uid(state: &'a NetworkState, joiner: Joiner, uid: Uuid) -> Option<Self> {
+        match joiner {
+            Joiner::Device => state.devices.by_uid(uid).map(|device| device.into()),
+            Joiner::Director => state.directors.by_uid(uid).map(|director| director.into()),
+        }
+    }
+
+    fn by_name(state: &'a NetworkState, joiner: Joiner, name: &str) -> Option<Self> {
+        match joiner {
+            Joiner::Device => state.devices.by_name(name).map(|device| device.into()),
+            Joiner::Director => state.directors.by_name(name).map(|director| director.into()),
+        }
+    }
+}
+
+impl<'a> From<&'a Arc<Device>> for Owner<'a> {
+    fn from(device: &'a Arc<Device>) -> Self {
+        let (name, has_joined) = (&*device.name, device.certificate_expiry.is_some());
+        Self { uid: device.uid, name, revoked: device.revoked, has_joined }
+    }
+}
+
+impl<'a> From<&'a Arc<Director>> for Owner<'a> {
+    fn from(director: &'a Arc<Director>) -> Self {
+        let (name, revoked) = (&*director.name, director.is_revoked());
+        Self { uid: director.uid, name, revoked, has_joined: true }
+    }
 }
 
 /// Checks a token before anything that costs more: whether its secret is right and it is in force. It may turn out
@@ -169,45 +226,24 @@ fn admit<'a>(
     Err(TokenError::Unknown)
 }
 
-/// The transaction by which a new device, or one that an operator has prepared, joins.
+/// The transaction by which a new device or director joins, or a device that an operator has prepared.
 fn join(
     state: &NetworkState,
     token: &Token,
     request: &Enrollment<'_>,
     name: &Label,
-    prepared: Option<&Device>,
 ) -> Result<Plan<Enrolled>, EnrollError> {
     let network = &state.network.name;
     let spec = token.spec().cloned().unwrap_or_default();
-    let namespace = if spec.device_namespace.is_empty() { DEFAULT_NAMESPACE } else { &spec.device_namespace };
-    let name_key = keys::device_name(network, name.as_str());
-    let (txn, uid) = match prepared {
-        Some(old) if *old.namespace != *namespace => {
-            return Err(EnrollError::Namespace {
-                name: name.to_string(),
-                wanted: old.namespace.to_string(),
-                found: namespace.to_owned(),
-            });
+    let (txn, uid, name_key) = match token.joiner {
+        Joiner::Device => {
+            let (txn, uid) = join_device(state, spec.clone(), request, name)?;
+            (txn, uid, keys::device_name(network, name.as_str()))
         }
-        Some(old) => {
-            let mut device = old.clone();
-            let meta = device.meta.take().unwrap_or_default();
-            let mut labels = meta.labels;
-            labels.extend(spec.device_labels);
-            device.set_meta(labels, meta.annotations);
-            device.certificate_expiry = Some(request.certificate_expiry);
-            (change_device(old, &device), old.uid)
-        }
-        None => {
-            let mut device = new_device(state, request.uid, name, namespace, request.now);
-            device.set_meta(spec.device_labels, BTreeMap::new());
-            device.certificate_expiry = Some(request.certificate_expiry);
-            let key = keys::device(network, device.uid);
-            let txn = when_open(Txn::new(), network)
-                .when(Condition::Absent(key.clone()))
-                .when(Condition::Absent(name_key.clone()))
-                .put(key, device.encode());
-            (txn, device.uid)
+        Joiner::Director => {
+            let (expiry, now) = (request.certificate_expiry, request.now);
+            let txn = director::join(state, request.uid, name, expiry, now);
+            (txn, request.uid, keys::director_name(network, name.as_str()))
         }
     };
     let claim = Claim {
@@ -227,7 +263,46 @@ fn join(
         txn = txn.put(token_key, stored.encode_to_vec());
     }
     let counts_for = spec.reusable.then(|| token.name.clone());
-    Ok(Plan::new(txn, Enrolled { network: network.clone(), uid, counts_for }))
+    let (joiner, network) = (token.joiner, network.clone());
+    Ok(Plan::new(txn, Enrolled { joiner, network, uid, counts_for }))
+}
+
+/// The part of it that makes the device, or changes the one that was prepared.
+fn join_device(
+    state: &NetworkState,
+    spec: TokenSpec,
+    request: &Enrollment<'_>,
+    name: &Label,
+) -> Result<(Txn, Uuid), EnrollError> {
+    let network = &state.network.name;
+    let namespace = if spec.device_namespace.is_empty() { DEFAULT_NAMESPACE } else { &spec.device_namespace };
+    match state.devices.by_name(name.as_str()) {
+        Some(old) if *old.namespace != *namespace => Err(EnrollError::Namespace {
+            name: name.to_string(),
+            wanted: old.namespace.to_string(),
+            found: namespace.to_owned(),
+        }),
+        Some(old) => {
+            let mut device = (**old).clone();
+            let meta = device.meta.take().unwrap_or_default();
+            let mut labels = meta.labels;
+            labels.extend(spec.device_labels);
+            device.set_meta(labels, meta.annotations);
+            device.certificate_expiry = Some(request.certificate_expiry);
+            Ok((change_device(old, &device), old.uid))
+        }
+        None => {
+            let mut device = new_device(state, request.uid, name, namespace, request.now);
+            device.set_meta(spec.device_labels, BTreeMap::new());
+            device.certificate_expiry = Some(request.certificate_expiry);
+            let key = keys::device(network, device.uid);
+            let txn = when_open(Txn::new(), network)
+                .when(Condition::Absent(key.clone()))
+                .when(Condition::Absent(keys::device_name(network, name.as_str())))
+                .put(key, device.encode());
+            Ok((txn, device.uid))
+        }
+    }
 }
 
 /// A device without anything but a name.
@@ -251,7 +326,7 @@ pub(super) fn new_device(
         revoked: false,
         key: None,
         endpoints: Box::default(),
-        reflexive: None,
+        outside: None,
         aes_256_gcm: false,
         agent_version: "".into(),
         created: now,

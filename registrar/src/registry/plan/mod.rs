@@ -2,13 +2,14 @@
 //! each transaction make it safe against every other one, whichever registrar plans it: what the index did not show
 //! yet makes the store refuse the transaction, and the request is planned again.
 //!
-//! - A device changes only at the revision that was seen. So whoever changes or deletes it knows its name, key and
+//! - A device, or director, changes only at the revision that was seen. So whoever changes or deletes it knows its name, key and
 //!   addresses.
 //! - A name, a key or an address is taken by creating its key, which two cannot do.
 //! - Nothing is added to a namespace that has changed since it was seen: it may be on its way out.
 //! - Nothing is added to a network that is locked; it is locked while it is deleted or its pools are changed.
 
 pub mod device;
+pub mod director;
 pub mod enroll;
 pub mod namespace;
 pub mod network;

@@ -9,7 +9,7 @@ use super::{Held, Outcome, Plan, change_device, claim, remove_device, take_addre
 use crate::{
     allocation::{AllocationError, PoolKind},
     registry::{
-        device::{Device, PublicKey},
+        device::{Device, Outside, PublicKey},
         index::Index,
         keys::{self, Owner},
     },
@@ -23,6 +23,8 @@ pub struct Registration<'a> {
     pub key: PublicKey,
     /// Private addresses with port, best first.
     pub endpoints: &'a [SocketAddr],
+    /// How it is reached from outside; `None` leaves what is known.
+    pub outside: Option<&'a Outside>,
     /// Whether it can receive packets in AES-256-GCM, too.
     pub aes_256_gcm: bool,
     /// Version of its agent.
@@ -82,6 +84,9 @@ pub fn register(
     if *old.endpoints != *request.endpoints {
         new.endpoints = request.endpoints.into();
     }
+    if let Some(outside) = request.outside {
+        new.outside = outside.clone().known();
+    }
     if *old.agent_version != *request.agent_version {
         new.agent_version = request.agent_version.into();
     }
@@ -125,7 +130,7 @@ pub fn register(
     Ok(Outcome::Write(Plan { txn, reservations, reply: () }))
 }
 
-/// Plans new endpoints.
+/// Plans new endpoints, and new ways from outside; `None` leaves what is known of these.
 ///
 /// # Errors
 /// [`DeviceError::Gone`] and [`DeviceError::Revoked`].
@@ -134,12 +139,14 @@ pub fn endpoints(
     network: &str,
     uid: Uuid,
     endpoints: &[SocketAddr],
+    outside: Option<&Outside>,
 ) -> Result<Outcome<()>, DeviceError> {
     let old = find(index, network, uid)?;
-    if *old.endpoints == *endpoints {
+    let outside = outside.map_or_else(|| old.outside.clone(), |outside| outside.clone().known());
+    if *old.endpoints == *endpoints && old.outside == outside {
         return Ok(Outcome::Done(()));
     }
-    let new = Device { endpoints: endpoints.into(), ..(**old).clone() };
+    let new = Device { endpoints: endpoints.into(), outside, ..(**old).clone() };
     Ok(Outcome::Write(Plan::new(change_device(old, &new), ())))
 }
 

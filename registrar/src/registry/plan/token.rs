@@ -14,7 +14,7 @@ use crate::{
         field::{self, FieldError},
         index::Index,
         keys,
-        token::Token,
+        token::{Joiner, Token},
     },
     store::{Condition, Revision, Txn},
     token::{DEFAULT_TTL, JoinToken},
@@ -45,12 +45,27 @@ pub fn create(
         None => spec.expires_at = Some(field::to_timestamp(now + DEFAULT_TTL)),
         Some(at) => check_expiry(at, now)?,
     }
-    if spec.device_namespace.is_empty() {
-        DEFAULT_NAMESPACE.clone_into(&mut spec.device_namespace);
+    match Joiner::of(&spec)? {
+        Joiner::Device => {
+            spec.party.clear();
+            if spec.device_namespace.is_empty() {
+                DEFAULT_NAMESPACE.clone_into(&mut spec.device_namespace);
+            }
+            spec.device_namespace =
+                field::parse::<Label>("spec.device_namespace", &spec.device_namespace)?.to_string();
+            field::labels("spec.device_labels", &spec.device_labels)?;
+        }
+        Joiner::Director => {
+            let of_devices = [
+                ("spec.device_namespace", spec.device_namespace.is_empty()),
+                ("spec.device_labels", spec.device_labels.is_empty()),
+            ];
+            if let Some((path, _)) = of_devices.into_iter().find(|(_, empty)| !empty) {
+                let reason = "is for devices, and the token is for directors; leave it empty";
+                return Err(FieldError::new(path, reason).into());
+            }
+        }
     }
-    spec.device_namespace =
-        field::parse::<Label>("spec.device_namespace", &spec.device_namespace)?.to_string();
-    field::labels("spec.device_labels", &spec.device_labels)?;
     let uid_text = uid.to_string();
     if let Some(found) = state.tokens.get(name) {
         let ours = found.stored.token.as_ref().and_then(|token| token.metadata.as_ref());
@@ -119,6 +134,7 @@ pub fn update(
         let same_labels = spec.device_labels.is_empty() || spec.device_labels == found.device_labels;
         for (path, same) in [
             ("spec.reusable", spec.reusable == found.reusable),
+            ("spec.party", spec.party.is_empty() || Joiner::of(&spec)? == old.joiner),
             ("spec.device_namespace", same_namespace),
             ("spec.device_labels", same_labels),
         ] {

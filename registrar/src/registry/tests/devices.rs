@@ -1,7 +1,7 @@
 //! Joining, registering, leaving: what each plan does and refuses.
 
 use super::*;
-use crate::{allocation::AllocationError, store::Condition, token::TokenError};
+use crate::{allocation::AllocationError, registry::token::Joiner, store::Condition, token::TokenError};
 
 fn namespaced(namespace: &str) -> proto::TokenSpec {
     proto::TokenSpec {
@@ -47,7 +47,7 @@ fn enroll_repeated_with_token_and_key_is_answered_as_before() {
     world.revoke(0, "a", true).unwrap();
     assert_eq!(
         world.enroll(0, &reusable, "a", &key_hash("a")).unwrap_err(),
-        EnrollError::Revoked("a".into())
+        EnrollError::Revoked { joiner: Joiner::Device, name: "a".into() }
     );
 }
 
@@ -172,7 +172,7 @@ fn devices_that_are_gone_or_revoked_are_refused() {
         assert_eq!(world.register(0, uid, 5), Err(error.clone()));
         let index = &world.indexes[0];
         let of = |result: Result<Outcome<()>, DeviceError>| result.map(|_| ()).unwrap_err();
-        assert_eq!(of(plan::register::endpoints(index, "n", uid, &[])), error);
+        assert_eq!(of(plan::register::endpoints(index, "n", uid, &[], None)), error);
         assert_eq!(of(plan::register::renew(index, "n", uid, now)), error);
         assert_eq!(of(plan::register::deregister(index, "n", uid, now)), error);
     }
@@ -231,6 +231,7 @@ fn plans_stay_within_the_limits_of_a_transaction() {
     let request = Registration {
         key: [1; 32],
         endpoints: &endpoints,
+        outside: None,
         aes_256_gcm: true,
         agent_version: "1",
         attempt: 0,

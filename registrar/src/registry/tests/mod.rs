@@ -2,6 +2,7 @@
 
 mod admin;
 mod devices;
+mod directors;
 mod namespaces;
 mod random;
 mod services;
@@ -15,12 +16,16 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use super::{
-    Device, Index, keys,
+    Device, Index,
+    device::Outside,
+    keys,
     plan::{
         self, AdminError, Outcome,
+        director::DirectorError,
         enroll::{EnrollError, Enrolled, Enrollment},
         register::{DeviceError, Registration},
     },
+    token::Joiner,
 };
 use crate::{
     store::{KeyRange, TxnOutcome, memory::MemoryStore},
@@ -203,8 +208,12 @@ impl World {
                 )
             });
             match enrolled {
-                Err(EnrollError::NameTaken { network, name }) if claim.is_none() => {
-                    let range = KeyRange::key(keys::device_name(&network, &name));
+                Err(EnrollError::NameTaken { joiner, network, name }) if claim.is_none() => {
+                    let key = match joiner {
+                        Joiner::Device => keys::device_name(&network, &name),
+                        Joiner::Director => keys::director_name(&network, &name),
+                    };
+                    let range = KeyRange::key(key);
                     let kvs = self.store.range_sync(&range, None, 1).unwrap().kvs;
                     claim =
                         Some(kvs.first().map(|kv| Claim::decode(&*kv.value).unwrap()).unwrap_or_default());
@@ -226,6 +235,7 @@ impl World {
             let registration = Registration {
                 key: [key; 32],
                 endpoints: &endpoints,
+                outside: None,
                 aes_256_gcm: has_aes(key),
                 agent_version: "1",
                 attempt,
@@ -233,6 +243,59 @@ impl World {
             };
             plan::register::register(index, "n", uid, &registration)
         })
+    }
+
+    /// A token with which any number of directors join.
+    pub(crate) fn director_token(&mut self) -> JoinToken {
+        let spec = proto::TokenSpec { reusable: true, party: "director".into(), ..Default::default() };
+        self.create_token("directors", spec)
+    }
+
+    /// A director that has registered at `192.0.2.<number>`.
+    pub(crate) fn director(&mut self, token: &JoinToken, name: &str, number: u8) -> Uuid {
+        let uid = self.join(token, name);
+        self.register_director(0, uid, number).unwrap();
+        uid
+    }
+
+    pub(crate) fn register_director(
+        &mut self,
+        registrar: usize,
+        uid: Uuid,
+        number: u8,
+    ) -> Result<(), DirectorError> {
+        let endpoints = [([192, 0, 2, number], 7501).into()];
+        self.commit(registrar, |index, _| {
+            let registration = plan::director::Registration {
+                region: "eu",
+                endpoints: &endpoints,
+                tcp_ports: &[443],
+                version: "1",
+            };
+            plan::director::register(index, "n", uid, &registration)
+        })
+    }
+
+    /// Changes a director as an operator does.
+    pub(crate) fn update_director(
+        &mut self,
+        registrar: usize,
+        name: &str,
+        spec: proto::DirectorSpec,
+    ) -> Result<Uuid, AdminError> {
+        let wanted = proto::Director { metadata: Some(meta("n", name)), spec: Some(spec), status: None };
+        let mask = mask(&["spec.revoked", "spec.drained"]);
+        self.commit(registrar, |index, _| plan::director::update(index, &wanted, Some(&mask)))
+    }
+
+    pub(crate) fn delete_director(&mut self, registrar: usize, name: &str) -> Result<(), AdminError> {
+        self.commit(registrar, |index, _| plan::director::delete(index, "n", name, 0))
+    }
+
+    /// A device tells how it is reached from outside.
+    pub(crate) fn set_outside(&mut self, uid: Uuid, outside: &Outside) -> Result<(), DeviceError> {
+        let endpoints = [([192, 0, 2, 1], 1001).into()];
+        self.commit(0, |index, _| plan::register::endpoints(index, "n", uid, &endpoints, Some(outside)))
     }
 
     pub(crate) fn device(&self, registrar: usize, uid: Uuid) -> Option<&Device> {

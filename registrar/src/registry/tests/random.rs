@@ -11,7 +11,7 @@ use muster_proto::storage::StoredAddress;
 use proptest::prelude::*;
 
 use super::*;
-use crate::registry::keys::Key;
+use crate::registry::{Director, keys::Key};
 
 const QUARANTINE: u64 = 24 * 3600;
 const DEVICE_POOL: &str = "10.0.0.0/29";
@@ -32,6 +32,10 @@ enum Step {
     CreateService { registrar: usize, name: usize, address: u8 },
     SetServiceType { registrar: usize, name: usize, external: bool },
     DeleteService { registrar: usize, name: usize },
+    EnrollDirector { registrar: usize, name: usize },
+    RegisterDirector { registrar: usize, name: usize, number: u8 },
+    DrainDirector { registrar: usize, name: usize, revoked: bool, drained: bool },
+    DeleteDirector { registrar: usize, name: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -53,6 +57,13 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (registrar.clone(), 0..4_usize, any::<bool>())
             .prop_map(|(registrar, name, external)| Step::SetServiceType { registrar, name, external }),
         2 => (registrar.clone(), 0..4_usize).prop_map(|(registrar, name)| Step::DeleteService { registrar, name }),
+        3 => (registrar.clone(), 0..3_usize).prop_map(|(registrar, name)| Step::EnrollDirector { registrar, name }),
+        3 => (registrar.clone(), 0..3_usize, 1..4_u8)
+            .prop_map(|(registrar, name, number)| Step::RegisterDirector { registrar, name, number }),
+        1 => (registrar.clone(), 0..3_usize, any::<bool>(), any::<bool>()).prop_map(
+            |(registrar, name, revoked, drained)| Step::DrainDirector { registrar, name, revoked, drained }
+        ),
+        2 => (registrar.clone(), 0..3_usize).prop_map(|(registrar, name)| Step::DeleteDirector { registrar, name }),
         2 => (1..30_u64).prop_map(|hours| Step::Wait { hours }),
     ]
 }
@@ -66,6 +77,15 @@ struct Known {
     revoked: bool,
 }
 
+#[derive(Clone, Debug, Default, PartialEq)]
+struct KnownDirector {
+    name: String,
+    /// Last octet of its address.
+    number: Option<u8>,
+    revoked: bool,
+    drained: bool,
+}
+
 /// What must be true, as the replies tell it.
 #[derive(Default)]
 struct Model {
@@ -73,11 +93,16 @@ struct Model {
     /// ClusterIPs of Services by name.
     services: BTreeMap<String, Vec<IpAddr>>,
     released: BTreeMap<IpAddr, Timestamp>,
+    directors: BTreeMap<Uuid, KnownDirector>,
 }
 
 impl Model {
     fn by_name(&self, name: &str) -> Option<Uuid> {
         self.devices.iter().find(|(_, known)| known.name == name).map(|(uid, _)| *uid)
+    }
+
+    fn director(&self, name: &str) -> Option<Uuid> {
+        self.directors.iter().find(|(_, known)| known.name == name).map(|(uid, _)| *uid)
     }
 
     fn remove(&mut self, uid: Uuid, now: Timestamp) {
@@ -138,7 +163,9 @@ fn run(steps: &[Step]) {
         expires_at: Some(pbjson_types::Timestamp { seconds: 2_000_000_000, nanos: 0 }),
         ..Default::default()
     };
-    let token = world.create_token("t", spec);
+    let token = world.create_token("t", spec.clone());
+    let director_spec = proto::TokenSpec { party: "director".into(), ..spec.clone() };
+    let director_token = world.create_token("directors", director_spec);
     world.catch_up(1);
     let mut model = Model::default();
     let names = ["a", "b", "c", "d", "e", "f"];
@@ -253,6 +280,43 @@ fn run(steps: &[Step]) {
                 }
                 Err(_) => assert!(!model.services.contains_key(names[name])),
             },
+            Step::EnrollDirector { registrar, name } => {
+                let known = model.director(names[name]);
+                let key = key_hash(&number.to_string());
+                match world.enroll(registrar, &director_token, names[name], &key) {
+                    Ok(enrolled) => {
+                        assert_eq!(known, None, "two directors of one name");
+                        let director = KnownDirector { name: names[name].to_owned(), ..Default::default() };
+                        model.directors.insert(enrolled.uid, director);
+                    }
+                    Err(_) => assert!(known.is_some(), "refused a free name"),
+                }
+            }
+            Step::RegisterDirector { registrar, name, number } => {
+                let Some(uid) = model.director(names[name]) else { continue };
+                let known = model.directors.get_mut(&uid).unwrap();
+                match world.register_director(registrar, uid, number) {
+                    Ok(()) => {
+                        assert!(!known.revoked, "a revoked director has registered");
+                        known.number = Some(number);
+                    }
+                    Err(error) => assert!(known.revoked, "{error}"),
+                }
+            }
+            Step::DrainDirector { registrar, name, revoked, drained } => {
+                let spec = proto::DirectorSpec { revoked, drained };
+                match world.update_director(registrar, names[name], spec) {
+                    Ok(uid) => {
+                        let known = model.directors.get_mut(&uid).unwrap();
+                        (known.revoked, known.drained) = (revoked, drained);
+                    }
+                    Err(_) => assert!(model.director(names[name]).is_none()),
+                }
+            }
+            Step::DeleteDirector { registrar, name } => match world.delete_director(registrar, names[name]) {
+                Ok(()) => drop(model.directors.remove(&model.director(names[name]).unwrap())),
+                Err(_) => assert!(model.director(names[name]).is_none()),
+            },
             Step::Wait { hours } => world.now = world.now + Duration::from_secs(hours * 3600),
         }
         check(&world, &model);
@@ -262,6 +326,7 @@ fn run(steps: &[Step]) {
 /// The store says the same as the model, and nothing has two owners.
 fn check(world: &World, model: &Model) {
     let mut stored = BTreeMap::new();
+    let (mut directors, mut director_names) = (BTreeMap::new(), BTreeMap::new());
     let (mut services, mut service_addresses) = (BTreeMap::new(), Vec::new());
     let (mut names, mut keys_seen, mut owned) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for kv in world.store.range_sync(&KeyRange::all(), None, usize::MAX).unwrap().kvs {
@@ -286,6 +351,23 @@ fn check(world: &World, model: &Model) {
                 let claim = Claim::decode(&*kv.value).unwrap();
                 keys_seen.insert(key[0], claim.owner_uid.parse::<Uuid>().unwrap());
             }
+            Key::Director { uid, .. } => {
+                let director = Director::decode(&kv.value, &"n".into(), uid, 1).unwrap();
+                let known = KnownDirector {
+                    name: director.name.to_string(),
+                    number: director.endpoints.first().map(|endpoint| match endpoint.ip() {
+                        IpAddr::V4(v4) => v4.octets()[3],
+                        IpAddr::V6(_) => 0,
+                    }),
+                    revoked: director.is_revoked(),
+                    drained: director.is_drained(),
+                };
+                directors.insert(uid, known);
+            }
+            Key::DirectorName { name, .. } => {
+                let claim = Claim::decode(&*kv.value).unwrap();
+                director_names.insert(name.to_owned(), claim.owner_uid.parse::<Uuid>().unwrap());
+            }
             Key::Service { name, .. } => {
                 let service = crate::registry::Service::decode(&kv.value, &"n".into(), 1).unwrap();
                 let uid: Uuid = service.uid().parse().unwrap();
@@ -304,6 +386,9 @@ fn check(world: &World, model: &Model) {
     }
     assert_eq!(stored, model.devices);
     assert_eq!(services, model.services);
+    assert_eq!(directors, model.directors);
+    let claimed: BTreeMap<_, _> = directors.iter().map(|(uid, known)| (known.name.clone(), *uid)).collect();
+    assert_eq!((claimed.len(), &claimed), (directors.len(), &director_names));
     let claimed: BTreeMap<_, _> = stored.iter().map(|(uid, known)| (known.name.clone(), *uid)).collect();
     assert_eq!((claimed.len(), &claimed), (stored.len(), &names));
     let with_key: BTreeMap<_, _> =

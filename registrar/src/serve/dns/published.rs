@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use self::publisher::Publisher;
 use crate::{
-    registry::{Applied, Change, Registry, change::ServiceName},
+    registry::{Applied, Change, Registry, change::ServiceName, director::is_told_differently},
     zone::Zones,
 };
 
@@ -94,6 +94,14 @@ fn note(dirty: &mut BTreeSet<Dirty>, change: &Change) {
                 let network = device.network.clone();
                 dirty.insert(Dirty::Device { network, name: device.name.clone() });
                 dirty.insert(Dirty::Member { network: device.network.clone(), uid: device.uid });
+            }
+        }
+        Change::Director { old, new } => {
+            let same = matches!((old, new), (Some(old), Some(new)) if !is_told_differently(old, new));
+            if !same {
+                // Any device's name may tell of it.
+                let director = new.as_ref().or(old.as_ref());
+                dirty.extend(director.map(|director| Dirty::Network(director.network.clone())));
             }
         }
         Change::Namespace { old, new } => {

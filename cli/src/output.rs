@@ -164,8 +164,8 @@ old        Revoked   <none>         <unknown>
         assert_eq!(
             style.table(&devices()[..1], true, NOW),
             "\
-NAMESPACE   NAME         STATUS   VIRTUAL-IPV4   AGE   VIRTUAL-IPV6   PRIVATE                              REFLEXIVE   VERSION   LABELS
-default     device/web   Online   100.64.1.0     5m    fd00::100      192.168.1.10:51820,[fe80::1]:51820   <none>      0.1.0     role=web,tier=a
+NAMESPACE   NAME         STATUS   VIRTUAL-IPV4   AGE   VIRTUAL-IPV6   PRIVATE                              REFLEXIVE   HOME     VERSION   LABELS
+default     device/web   Online   100.64.1.0     5m    fd00::100      192.168.1.10:51820,[fe80::1]:51820   <none>      <none>   0.1.0     role=web,tier=a
 "
         );
         assert_eq!(Style { event: true, ..style }.titles::<Device>()[0], "EVENT");

@@ -110,6 +110,33 @@ async fn devices_are_made_listed_labelled_and_deleted() {
 }
 
 #[tokio::test]
+async fn directors_are_shown_drained_and_revoked() {
+    let operator = Operator::new().await;
+    operator
+        .prints(
+            "get directors",
+            "NAME   STATUS    REGION   ENDPOINT             ATTACHED    AGE\n\
+             d1     Ready     eu       [2001:db8::1]:7501   12          <unknown>\n\
+             d2     Offline   eu       [2001:db8::1]:7501   <unknown>   <unknown>\n",
+        )
+        .await;
+    operator.prints("drain director d1", "director/d1 drained\n").await;
+    assert!(operator.fake.director("d1").unwrap().drained);
+    operator.prints("undrain dir/d1 -o name", "director/d1\n").await;
+    assert!(!operator.fake.director("d1").unwrap().drained);
+    operator.prints("revoke director d2", "director/d2 revoked\n").await;
+    assert!(operator.fake.director("d2").unwrap().revoked);
+    operator.prints("delete director d2", "director \"d2\" deleted\n").await;
+    assert!(operator.fake.director("d2").is_none());
+    let described = operator.run("describe director d1").await.out;
+    assert!(described.contains("Attached devices"), "{described}");
+    operator.fails("get director none", "directors \"none\" not found").await;
+    for line in ["drain device a", "drain directors", "create token --director -n prod"] {
+        assert_eq!(operator.run(line).await.code, 2, "{line}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_missing_is_told_and_the_rest_is_done() {
     let operator = with_devices(&["a", "b"]).await;
     let ran = operator.run("get device a none b -o name").await;

@@ -47,7 +47,8 @@ pub enum CreateWhat {
 Examples:
   muster create token                              one host may join, within 24 hours
   muster create token web --reusable --ttl 7d      any number of hosts may join, for a week
-  muster create token -n prod -l role=web          devices that join get namespace and label")]
+  muster create token -n prod -l role=web          devices that join get namespace and label
+  muster create token --director                   one director may join")]
     Token(CreateToken),
     /// Create a network
     #[command(visible_aliases = ["networks", "net"])]
@@ -227,6 +228,9 @@ pub struct CreateToken {
     /// Let any number of devices join, not just one
     #[arg(long)]
     pub reusable: bool,
+    /// Let directors join, not devices
+    #[arg(long, conflicts_with = "labels")]
+    pub director: bool,
     /// For how long devices may join with it [default: 24h]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub ttl: Option<Duration>,

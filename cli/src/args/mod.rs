@@ -86,8 +86,19 @@ Examples:
 Example:
   muster annotate device web owner='the web team'")]
     Annotate(Change),
-    /// Refuse devices or tokens from now on, keeping their record
+    /// Refuse devices, directors or tokens from now on, keeping their record
     Revoke(Revoke),
+    /// Have devices leave directors
+    #[command(
+        after_help = "Devices that have another director leave a drained one, and no new ones come. Nothing is lost on the way.
+
+Example:
+  muster drain director d1"
+    )]
+    Drain(Drain),
+    /// Have devices come back to directors
+    #[command(after_help = "Example:\n  muster undrain director d1")]
+    Undrain(Drain),
     /// Show changes to resources as they happen
     Watch(Watch),
     /// Show the version of this command and the registrar's health
@@ -188,7 +199,7 @@ const TARGETS: &str = "TYPE [NAME…] | TYPE/NAME…";
 /// `muster get`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Resource types: networks (net), devices (dev), tokens, namespaces (ns), services (svc), endpointslices.
+    after_help = "Resource types: networks (net), devices (dev), directors (dir), tokens, namespaces (ns), services (svc), endpointslices.
 
 Examples:
   muster get devices
@@ -196,6 +207,7 @@ Examples:
   muster get device web -o yaml
   muster get device/web token/k3v9 -o json
   muster get devices,tokens -A
+  muster get directors
   muster get svc -n prod -o wide
   muster get endpointslices -l kubernetes.io/service-name=my-cs
   muster get devices -w"
@@ -281,13 +293,16 @@ pub struct Apply {
 
 /// `muster delete`
 #[derive(Debug, Args)]
-#[command(after_help = "Deleting a device revokes its certificate, and releases its name and addresses.
+#[command(
+    after_help = "Deleting a device revokes its certificate, and releases its name and addresses; deleting a director
+revokes its certificate, and releases its name.
 
 Examples:
   muster delete device web
   muster delete tokens --all
   muster delete devices -l role=old
-  muster delete -f device.yaml")]
+  muster delete -f device.yaml"
+)]
 pub struct Delete {
     /// What to delete
     #[arg(required_unless_present = "filename", conflicts_with = "filename", value_name = TARGETS)]
@@ -332,14 +347,27 @@ pub struct Change {
 /// `muster revoke`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A revoked device is refused by the registrar and unknown to other devices, and keeps its name.
+    after_help = "A revoked device is refused by the registrar and unknown to other devices, and keeps its name. A revoked director is
+refused likewise, and devices leave it.
 
 Examples:
   muster revoke device web
+  muster revoke director d1
   muster revoke token k3v9"
 )]
 pub struct Revoke {
     /// What to revoke
+    #[arg(required = true, value_name = "TYPE NAME… | TYPE/NAME…")]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub printing: Printing,
+}
+
+/// `muster drain`, `muster undrain`
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// Which directors
     #[arg(required = true, value_name = "TYPE NAME… | TYPE/NAME…")]
     pub targets: Vec<String>,
     #[command(flatten)]
@@ -404,6 +432,10 @@ mod tests {
             "label devices web role=db old- --overwrite",
             "annotate device/web a=b",
             "revoke token x",
+            "create token --director",
+            "create token d1 --director --reusable --ttl 1h",
+            "drain director d1 -o name",
+            "undrain dir/d1",
             "version --client -o json",
             "completion bash",
             "man --dir x",
@@ -444,6 +476,8 @@ mod tests {
             "delete device web -f x",
             "delete devices -l a=b --all",
             "revoke",
+            "drain",
+            "create token --director -l a=b",
             "completion tcsh",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

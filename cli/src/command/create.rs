@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     manifest,
     output::{print_change, print_document},
-    resource::{Resource, Secret},
+    resource::{Resource, Secret, is_for_directors},
 };
 
 pub(super) async fn run(ctx: &mut Context<'_>, args: Create) -> Result {
@@ -127,13 +127,21 @@ pub(super) fn created<R: Resource>(
 }
 
 async fn token(ctx: &mut Context<'_>, args: CreateToken) -> Result {
+    if args.director && ctx.global.namespace.is_some() {
+        return Err(Error::Usage("a director is in no namespace; leave out --namespace".into()));
+    }
     let mut token = token_object(&args, &ctx.namespace(), ctx.now)?;
     let client = ctx.client().await?;
     token.metadata_mut().network = client.network().to_owned();
     let (token, secret) = client.create(token).await?;
     if let (None, Some(secret)) = (args.printing.output, &secret) {
         let spec = token.spec.clone().unwrap_or_default();
-        let who = if spec.reusable { "any number of devices" } else { "one device" };
+        let who = match (is_for_directors(&spec), spec.reusable) {
+            (false, true) => "any number of devices",
+            (false, false) => "one device",
+            (true, true) => "any number of directors",
+            (true, false) => "one director",
+        };
         let until = moment(timestamp(spec.expires_at.as_ref()), ctx.now);
         // The command alone goes to standard output, for scripts.
         writeln!(ctx.err, "{} created: lets {who} join until {until}", token.qualified_name())?;
@@ -152,8 +160,9 @@ fn token_object(args: &CreateToken, namespace: &str, now: Timestamp) -> Result<T
         spec: Some(TokenSpec {
             reusable: args.reusable,
             expires_at,
-            device_namespace: namespace.to_owned(),
+            device_namespace: if args.director { String::new() } else { namespace.to_owned() },
             device_labels: parse_labels(&args.labels.labels)?,
+            party: if args.director { "director".to_owned() } else { String::new() },
             ..TokenSpec::default()
         }),
         status: None,
@@ -253,6 +262,10 @@ mod tests {
         assert_eq!(spec.expires_at.unwrap().seconds, 3700);
         assert_eq!(spec.device_namespace, "prod");
         assert_eq!(spec.device_labels.len(), 2);
+        let CreateWhat::Token(args) = parse("muster create token --director") else { unreachable!() };
+        let token = token_object(&args, "default", Timestamp::from_epoch(Duration::ZERO)).unwrap();
+        let spec = token.spec.unwrap();
+        assert_eq!((&*spec.party, &*spec.device_namespace), ("director", ""));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod change;
 mod create;
 mod delete;
 mod describe;
+mod drain;
 mod get;
 mod revoke;
 mod service;
@@ -66,6 +67,8 @@ pub async fn run(
         Command::Label(args) => change::run(ctx, args, false).await?,
         Command::Annotate(args) => change::run(ctx, args, true).await?,
         Command::Revoke(args) => revoke::run(ctx, args).await?,
+        Command::Drain(args) => drain::run(ctx, args, true).await?,
+        Command::Undrain(args) => drain::run(ctx, args, false).await?,
         Command::Version(args) => version::run(ctx, args).await?,
         Command::Completion { shell } => generate::completion(Cli::command(), shell, ctx.out)?,
         Command::Man { dir } => generate::man_pages(Cli::command(), &dir)?,

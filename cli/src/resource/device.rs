@@ -38,6 +38,7 @@ impl Resource for Device {
         Column::wide("VIRTUAL-IPV6"),
         Column::wide("PRIVATE"),
         Column::wide("REFLEXIVE"),
+        Column::wide("HOME"),
         Column::wide("VERSION"),
     ];
 
@@ -56,7 +57,8 @@ impl Resource for Device {
             or_none(&status.virtual_ipv4),
             or_none(&status.virtual_ipv6),
             list(status.private_endpoints.iter().map(endpoint)),
-            list(status.reflexive_endpoint.iter().map(endpoint)),
+            list(reflexive(&status).iter().map(endpoint)),
+            or_none(&status.home_director),
             or_none(&status.agent_version),
         ]
     }
@@ -67,7 +69,9 @@ impl Resource for Device {
         description.value("Virtual IPv4", &status.virtual_ipv4);
         description.value("Virtual IPv6", &status.virtual_ipv6);
         description.values("Private endpoints", status.private_endpoints.iter().map(endpoint));
-        description.values("Reflexive endpoint", status.reflexive_endpoint.iter().map(endpoint));
+        description.values("Reflexive endpoints", reflexive(&status).iter().map(endpoint));
+        description.value("Home director", &status.home_director);
+        description.value("Second director", &status.second_director);
         description.value("Public key", STANDARD.encode(&status.public_key));
         let ciphers = status.transport_ciphers().filter_map(cipher).map(str::to_owned);
         description.values("Further ciphers", ciphers);
@@ -153,6 +157,14 @@ fn status_word(device: &Device, status: &DeviceStatus) -> String {
     }
 }
 
+/// As directors see it; registrars before they had a list told the first one.
+fn reflexive(status: &DeviceStatus) -> &[Endpoint] {
+    match &*status.reflexive_endpoints {
+        [] => status.reflexive_endpoint.as_slice(),
+        all => all,
+    }
+}
+
 /// As `muster-agent status` writes it.
 const fn cipher(cipher: TransportCipher) -> Option<&'static str> {
     match cipher {
@@ -161,7 +173,8 @@ const fn cipher(cipher: TransportCipher) -> Option<&'static str> {
     }
 }
 
-fn endpoint(endpoint: &Endpoint) -> String {
+/// `address:port`.
+pub(super) fn endpoint(endpoint: &Endpoint) -> String {
     socket_address(&endpoint.address, endpoint.port)
 }
 

@@ -2,6 +2,7 @@
 //! module per kind; everything else in this crate is written once, over [`Resource`].
 
 mod device;
+mod director;
 mod endpoint_slice;
 mod namespace;
 mod network;
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tonic::{Status, transport::Channel};
 
 pub use token::Secret;
+pub(crate) use token::is_for_directors;
 
 use crate::{describe::Description, table::Column};
 
@@ -33,6 +35,10 @@ macro_rules! with_resource {
             }
             $crate::resource::Kind::Device => {
                 type $R = muster_proto::admin::Device;
+                $body
+            }
+            $crate::resource::Kind::Director => {
+                type $R = muster_proto::admin::Director;
                 $body
             }
             $crate::resource::Kind::Token => {
@@ -62,6 +68,8 @@ pub enum Kind {
     Network,
     /// A registered host.
     Device,
+    /// A relay for devices that no direct path leads to.
+    Director,
     /// A join token.
     Token,
     /// A namespace of a network.
@@ -95,15 +103,22 @@ pub struct Names {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Network, Self::Device, Self::Token, Self::Namespace, Self::Service, Self::EndpointSlice];
+    pub const ALL: [Self; 7] = [
+        Self::Network,
+        Self::Device,
+        Self::Director,
+        Self::Token,
+        Self::Namespace,
+        Self::Service,
+        Self::EndpointSlice,
+    ];
 
     /// Order in which kinds are created: networks first, then namespaces, as the others live in them.
     pub const fn rank(self) -> u8 {
         match self {
             Self::Network => 0,
             Self::Namespace => 1,
-            Self::Device | Self::Token | Self::Service => 2,
+            Self::Device | Self::Director | Self::Token | Self::Service => 2,
             Self::EndpointSlice => 3,
         }
     }
@@ -113,6 +128,7 @@ impl Kind {
         match self {
             Self::Network => &network::NAMES,
             Self::Device => &device::NAMES,
+            Self::Director => &director::NAMES,
             Self::Token => &token::NAMES,
             Self::Namespace => &namespace::NAMES,
             Self::Service => &service::NAMES,
@@ -245,6 +261,12 @@ pub trait Resource: Clone + Default + PartialEq + Serialize + DeserializeOwned +
         false
     }
 
+    /// Marks it as one to be left, or not any more; false if this kind cannot be.
+    fn drain(&mut self, drained: bool) -> bool {
+        let _ = drained;
+        false
+    }
+
     /// Paths of fields that stay as they were first set.
     const FIXED: &'static [&'static str] = &[];
     /// Whether the registrar can check a change without making it.
@@ -302,7 +324,7 @@ mod tests {
         let error = "pod".parse::<Kind>().unwrap_err();
         assert_eq!(
             error,
-            "there is no resource type \"pod\"; there are networks (net), devices (dev), tokens, namespaces (ns), services (svc), endpointslices"
+            "there is no resource type \"pod\"; there are networks (net), devices (dev), directors (dir), tokens, namespaces (ns), services (svc), endpointslices"
         );
     }
 }

@@ -32,7 +32,7 @@ pub(super) const NAMES: Names = Names {
 /// What is told of a new token, once.
 #[derive(Clone, Debug)]
 pub struct Secret {
-    /// As `muster-agent join --token` takes it.
+    /// As `muster-agent join --token`, or `muster-director join --token`, takes it.
     pub token: String,
     /// The whole command that joins a host.
     pub join_command: String,
@@ -45,6 +45,7 @@ impl Resource for Token {
         Column::new("REUSABLE"),
         Column::new("USES"),
         Column::new("EXPIRES"),
+        Column::wide("FOR"),
         Column::wide("DEVICE-NAMESPACE"),
         Column::wide("DEVICE-LABELS"),
     ];
@@ -69,6 +70,7 @@ impl Resource for Token {
             spec.reusable.to_string(),
             status.uses.to_string(),
             expires,
+            party(&spec).into(),
             namespace(&spec),
             labels(&spec.device_labels),
         ]
@@ -80,8 +82,11 @@ impl Resource for Token {
         description.value("Reusable", spec.reusable.to_string());
         description.value("Uses", status.uses.to_string());
         description.value("Expires", moment(timestamp(spec.expires_at.as_ref()), now));
-        description.value("Device namespace", namespace(&spec));
-        description.values("Device labels", spec.device_labels.iter().map(|(k, v)| format!("{k}={v}")));
+        description.value("For", party(&spec));
+        if party(&spec) == DEVICES {
+            description.value("Device namespace", namespace(&spec));
+            description.values("Device labels", spec.device_labels.iter().map(|(k, v)| format!("{k}={v}")));
+        }
     }
 
     fn check_spec(value: &Value) -> Result<(), serde_json::Error> {
@@ -140,6 +145,21 @@ impl Resource for Token {
     }
 }
 
+const DEVICES: &str = "devices";
+
+/// Whom it lets in.
+fn party(spec: &TokenSpec) -> &'static str {
+    if is_for_directors(spec) { "directors" } else { DEVICES }
+}
+
+/// Whether it lets directors in, and no devices.
+pub(crate) fn is_for_directors(spec: &TokenSpec) -> bool {
+    spec.party == "director"
+}
+
 fn namespace(spec: &TokenSpec) -> String {
+    if is_for_directors(spec) {
+        return or_none("");
+    }
     if spec.device_namespace.is_empty() { "default".into() } else { spec.device_namespace.clone() }
 }

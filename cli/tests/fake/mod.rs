@@ -1,6 +1,7 @@
 //! A registrar's admin API in memory: devices in full, tokens as far as creating them. Pages are short, so that
 //! every list takes several.
 
+mod directors;
 mod kubernetes;
 
 use std::{
@@ -26,6 +27,7 @@ const PAGE: usize = 2;
 #[derive(Default)]
 struct State {
     devices: BTreeMap<String, Device>,
+    directors: Vec<Director>,
     revision: u64,
     /// Updates to answer with a conflict first.
     conflicts: u32,
@@ -43,10 +45,12 @@ impl Fake {
     /// Starts a server on loopback; returns it with a client of it.
     pub(crate) async fn start() -> (Self, Client) {
         let fake = Self { state: Arc::default(), events: broadcast::channel(64).0 };
+        fake.state.lock().unwrap().directors = directors::initial();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = tonic::transport::Server::builder()
             .add_service(DeviceServiceServer::new(fake.clone()))
+            .add_service(director_service_server::DirectorServiceServer::new(fake.clone()))
             .add_service(TokenServiceServer::new(fake.clone()))
             .add_service(namespace_service_server::NamespaceServiceServer::new(fake.clone()))
             .add_service(service_service_server::ServiceServiceServer::new(fake.clone()))
@@ -76,6 +80,14 @@ impl Fake {
     /// A device as it is now.
     pub(crate) fn device(&self, name: &str) -> Option<Device> {
         self.state.lock().unwrap().devices.get(name).cloned()
+    }
+
+    /// What operators want of a director.
+    pub(crate) fn director(&self, name: &str) -> Option<DirectorSpec> {
+        let state = self.state.lock().unwrap();
+        let found =
+            state.directors.iter().find(|one| one.metadata.as_ref().is_some_and(|meta| meta.name == name));
+        found.and_then(|director| director.spec)
     }
 
     /// Whether somebody watches.

@@ -5,10 +5,10 @@ use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt as _};
 use muster_common::time::{Instant, Timestamp};
 use muster_proto::{
-    admin::{Endpoint, TransportCipher},
+    admin::{self, Endpoint, TransportCipher},
     registration::{
-        EndpointsChanged, HeldPeers, HeldServices, ServiceChanged, SessionHello, SessionRequest,
-        SessionResponse, session_request, session_response::Message,
+        EndpointsChanged, HeldPeers, HeldServices, Reachability, ServiceChanged, SessionHello,
+        SessionRequest, SessionResponse, session_request, session_response::Message,
     },
 };
 use rustls::pki_types::CertificateDer;
@@ -250,6 +250,98 @@ async fn holders_learn_which_ciphers_a_device_has_from_now_on() {
         assert!(matches!(a.next().await, Message::Bookmark(_)));
     }
     assert!(a.is_quiet().await);
+}
+
+/// A registrar with devices `a` and `b`, and the director `d1`.
+async fn fixture_with_director() -> (Fixture, Vec<Uuid>, Uuid) {
+    let mut world = World::with_network(1, "10.0.0.0/16");
+    let (devices, directors) = (world.reusable_token(), world.director_token());
+    let uids: Vec<Uuid> = ["a", "b"].iter().map(|name| world.join(&devices, name)).collect();
+    for (uid, key) in uids.iter().zip(1..) {
+        world.register(0, *uid, key).unwrap();
+    }
+    let director = world.director(&directors, "d1", 1);
+    (registrar(world.store).await, uids, director)
+}
+
+fn reachability(home: &str) -> session_request::Message {
+    session_request::Message::EndpointsChanged(EndpointsChanged {
+        private_endpoints: vec![Endpoint { address: "192.0.2.1".into(), port: 1002 }],
+        reachability: Some(Reachability {
+            reflexive_endpoints: vec![Endpoint { address: "198.51.100.7".into(), port: 7 }],
+            home_director_uid: home.into(),
+            second_director_uid: String::new(),
+        }),
+    })
+}
+
+fn home(message: Message) -> Option<String> {
+    let Message::PeerChanged(changed) = message else { panic!("expected PeerChanged, not {message:?}") };
+    changed.peer.unwrap().home_director.map(|home| home.address.unwrap().name)
+}
+
+#[tokio::test]
+async fn holders_learn_where_a_device_is_attached() {
+    let (registrar, uids, director) = fixture_with_director().await;
+    let (mut a, _) = registrar.opened(uids[0], &[uids[1]]).await;
+    let (mut b, _) = registrar.opened(uids[1], &[]).await;
+    b.send(reachability(&director.to_string()));
+    assert!(b.is_quiet().await);
+    assert_eq!(home(a.next().await).as_deref(), Some("d1"));
+    assert!(matches!(a.next().await, Message::Bookmark(_)));
+    // The same again is nothing new, nor is what does not speak of it.
+    let revision = registrar.registry.read().revision();
+    b.send(reachability(&director.to_string()));
+    assert!(b.is_quiet().await);
+    assert_eq!(registrar.registry.read().revision(), revision);
+    b.send(session_request::Message::EndpointsChanged(EndpointsChanged::default()));
+    assert!(b.is_quiet().await);
+    assert_eq!(home(a.next().await).as_deref(), Some("d1"));
+    assert!(matches!(a.next().await, Message::Bookmark(_)));
+    b.send(reachability("d1"));
+    assert_eq!(b.end().await.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn devices_learn_of_directors_and_what_becomes_of_them() {
+    let (registrar, uids, director) = fixture_with_director().await;
+    let (mut b, _) = registrar.opened(uids[1], &[]).await;
+    b.send(reachability(&director.to_string()));
+    assert!(b.is_quiet().await);
+    let (mut a, revision) = registrar.opened(uids[0], &[uids[1]]).await;
+    let set = async |revoked, drained| {
+        let wanted = admin::Director {
+            metadata: Some(meta("n", "d1")),
+            spec: Some(admin::DirectorSpec { revoked, drained }),
+            status: None,
+        };
+        let write = |index: &mut Index, _| plan::director::update(index, &wanted, None);
+        registrar.registry.commit(write).await.unwrap();
+    };
+    let directors = |message: Message| {
+        let Message::Config(config) = message else { panic!("expected a configuration, not {message:?}") };
+        config.directors
+    };
+    set(false, true).await;
+    assert!(directors(a.next().await)[0].draining);
+    assert_eq!(home(a.next().await).as_deref(), Some("d1"));
+    set(true, false).await;
+    assert!(directors(a.next().await).is_empty());
+    assert_eq!(home(a.next().await), None);
+    assert!(a.is_quiet().await);
+    // Of a new certificate nobody is told. A director that was, and comes back, finds whom it concerns.
+    set(false, false).await;
+    assert_eq!(directors(a.next().await).len(), 1);
+    assert_eq!(home(a.next().await).as_deref(), Some("d1"));
+    let renew = |index: &mut Index, _| plan::director::renew(index, "n", director, Timestamp::now());
+    registrar.registry.commit(renew).await.unwrap();
+    assert!(a.is_quiet().await);
+    drop(a);
+    // What has changed while a session was away is told at its beginning.
+    let mut again = registrar.open(uids[0], revision, &[uids[1]]);
+    assert_eq!(directors(again.next().await).len(), 1);
+    assert_eq!(home(again.next().await).as_deref(), Some("d1"));
+    assert!(matches!(again.next().await, Message::Bookmark(_)));
 }
 
 #[tokio::test]

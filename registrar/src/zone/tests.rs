@@ -5,6 +5,7 @@ use muster_proto::admin as proto;
 
 use super::*;
 use crate::registry::{
+    device::Outside,
     plan,
     tests::{World, network, service, service_network, slice},
 };
@@ -122,6 +123,74 @@ async fn the_serial_moves_when_a_record_does() {
     let batch = crate::store::WatchBatch { revision: 1001, events: vec![crate::store::Event::Put(kv)] };
     index.apply(&batch, earlier);
     assert_eq!(index.network("n").unwrap().serial, 4_000_000_000, "it never goes back");
+}
+
+/// The director that DNS tells is the one that the device is attached to.
+#[tokio::test]
+async fn a_device_has_its_home_director() {
+    let mut world = World::new(1);
+    let mut spec = network("n", "n.example", "10.0.0.0/24");
+    spec.spec.as_mut().unwrap().directors = vec![proto::DirectorAddress {
+        name: "static".into(),
+        address: "192.0.2.99".into(),
+        port: 9,
+        ..Default::default()
+    }];
+    world.create_network(&spec).unwrap();
+    let (devices, directors) = (world.reusable_token(), world.director_token());
+    let uid = world.join(&devices, "a");
+    world.register(0, uid, 1).unwrap();
+    let registry = Registry::load(Arc::new(world.store.clone())).await.unwrap();
+    let zones = Zones::new(registry.clone(), Readiness::default(), Vec::new());
+    let director = async || {
+        registry.refresh().await.unwrap();
+        let zone = zones.zone("n.example").unwrap();
+        let device = zones.device(&zone, &Viewer::Open, "a").unwrap();
+        device.director.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(director().await, ["192.0.2.99:9"]);
+    let (one, two) = (world.director(&directors, "d1", 1), world.director(&directors, "d2", 2));
+    assert!(director().await.is_empty(), "it is attached nowhere");
+    for (home, address) in [(one, "192.0.2.1:7501"), (two, "192.0.2.2:7501")] {
+        world.set_outside(uid, &Outside { home: Some(home), ..Outside::default() }).unwrap();
+        assert_eq!(director().await, [address]);
+    }
+    world.register_director(0, two, 3).unwrap();
+    assert_eq!(director().await, ["192.0.2.3:7501"]);
+    world.delete_director(0, "d2").unwrap();
+    assert!(director().await.is_empty());
+}
+
+#[tokio::test]
+async fn the_serial_moves_when_a_director_does() {
+    let mut world = World::with_network(1, "10.0.0.0/24");
+    let (devices, directors) = (world.reusable_token(), world.director_token());
+    let uid = world.join(&devices, "a");
+    world.register(0, uid, 1).unwrap();
+    let director = world.director(&directors, "d1", 1);
+    let mut index = world.indexes[0].clone();
+    let (mut seconds, mut revision) = (3_000_000_000, index.revision());
+    let mut serial_after = |world: &mut World| {
+        let changes = world.store.changes_sync(&crate::store::KeyRange::all(), revision + 1).unwrap();
+        seconds += 1;
+        for batch in &changes.batches {
+            index.apply(
+                batch,
+                muster_common::time::Timestamp::from_epoch(std::time::Duration::from_secs(seconds)),
+            );
+        }
+        revision = index.revision();
+        (u64::from(index.network("n").unwrap().serial) == seconds, changes.batches.len())
+    };
+    world.set_outside(uid, &Outside { home: Some(director), ..Outside::default() }).unwrap();
+    assert_eq!(serial_after(&mut world), (true, 1));
+    world.register_director(0, director, 2).unwrap();
+    assert_eq!(serial_after(&mut world), (true, 1));
+    let expiry = world.now;
+    world.commit(0, |index, _| plan::director::renew(index, "n", director, expiry)).unwrap();
+    assert_eq!(serial_after(&mut world), (false, 1), "no record has changed");
+    world.delete_director(0, "d1").unwrap();
+    assert_eq!(serial_after(&mut world), (true, 1));
 }
 
 fn in_namespace(mut service: proto::Service, namespace: &str) -> proto::Service {

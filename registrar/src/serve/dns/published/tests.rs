@@ -8,11 +8,13 @@ use muster_dns::{
     engine::QueryContext,
     options::{Fallthrough, Options},
 };
+use muster_proto::admin::DirectorSpec;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
 use super::*;
 use crate::{
     registry::{
+        device::Outside,
         plan,
         tests::{World, mask, network, service, service_network, slice},
     },
@@ -26,6 +28,7 @@ struct Site {
     published: Published,
     publisher: Publisher,
     token: JoinToken,
+    directors: JoinToken,
     uids: Vec<Uuid>,
     keys: u8,
 }
@@ -33,14 +36,14 @@ struct Site {
 impl Site {
     async fn new(options: Options) -> Self {
         let mut world = World::with_services(1);
-        let token = world.reusable_token();
+        let (token, directors) = (world.reusable_token(), world.director_token());
         let registry = Registry::load(Arc::new(world.store.clone())).await.unwrap();
         let loaded = Readiness::default();
         loaded.set(true);
         let zones = Zones::new(registry.clone(), loaded, vec!["192.0.2.53".parse().unwrap()]);
         let engine = Arc::new(Engine::with_options(zones, options));
         let (published, publisher) = Published::new(&registry, engine.clone());
-        Self { world, registry, engine, published, publisher, token, uids: Vec::new(), keys: 0 }
+        Self { world, registry, engine, published, publisher, token, directors, uids: Vec::new(), keys: 0 }
     }
 
     /// Has the registry see what the world did, and everything encoded.
@@ -115,7 +118,7 @@ async fn change(site: &mut Site, random: &mut SmallRng) {
     let (pick, namespace) = (random.random_range(0..3_u8), ["default", "a"][random.random_range(0..2)]);
     let world = &mut site.world;
     let now = world.now;
-    match random.random_range(0..11_u8) {
+    match random.random_range(0..14_u8) {
         0 => {
             let name = format!("d{pick}");
             if world.indexes[0].network("n").unwrap().devices.by_name(&name).is_none() && site.keys < 200 {
@@ -165,6 +168,29 @@ async fn change(site: &mut Site, random: &mut SmallRng) {
                 Some(pbjson_types::Duration { seconds: random.random_range(1..60), nanos: 0 });
             let mask = mask(&["spec.record_ttl"]);
             drop(world.commit(0, |index, _| plan::network::update(index, &changed, Some(&mask), None)));
+        }
+        10 => {
+            let (token, name) = (site.directors.clone(), format!("m{pick}"));
+            let found =
+                world.indexes[0].network("n").unwrap().directors.by_name(&name).map(|found| found.uid);
+            let uid = found.unwrap_or_else(|| world.join(&token, &name));
+            drop(world.register_director(0, uid, random.random_range(1..5)));
+        }
+        11 => {
+            let name = format!("m{pick}");
+            if random.random() {
+                drop(world.delete_director(0, &name));
+            } else {
+                let spec = DirectorSpec { revoked: random.random(), drained: random.random() };
+                drop(world.update_director(0, &name, spec));
+            }
+        }
+        12 => {
+            let state = world.indexes[0].network("n").unwrap();
+            let home = state.directors.iter().nth(usize::from(pick)).map(|director| director.uid);
+            if let Some(uid) = state.devices.by_name("d1").map(|device| device.uid) {
+                drop(world.set_outside(uid, &Outside { home, ..Outside::default() }));
+            }
         }
         _ => {
             if world.indexes[0].network("o").is_none() {

@@ -1,4 +1,14 @@
 //! The director: relays sealed messages between the devices of one network, for as long as they have no direct path.
 #![forbid(unsafe_code)]
 
+mod attach;
+pub mod config;
+mod hub;
+pub mod identity;
+pub mod join;
+pub mod metrics;
+pub mod registrar;
 pub mod relay;
+pub mod running;
+mod stream;
+pub mod udp;

@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+mod batch;
 mod forward;
 mod hello;
 mod rate;
@@ -32,6 +33,9 @@ pub const GRACE: Duration = Duration::from_secs(10);
 pub const SILENCE: Duration = Duration::from_secs(60);
 /// Shortest frame: a header and WireGuard's shortest message. Nothing shorter is passed on, or answered.
 pub const SHORTEST: usize = muster_common::frame::HEADER + 32;
+
+/// How often a device may attach: so many times at once, and then once a second.
+pub const ATTACHES: u64 = 20;
 
 /// How much one director takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,9 @@ pub enum AttachError {
     /// A device whose uid begins alike is attached.
     #[error("another device with the same handle is attached; attach to another director")]
     HandleTaken,
+    /// The device has attached many times in a short while.
+    #[error("this device has attached many times in a short while; wait a few seconds")]
+    TooOften,
 }
 
 /// What an attached device has to know.
@@ -158,6 +165,9 @@ impl Relay {
         let handle = Handle::of_device(device.as_bytes());
         let of_device = match self.devices.get(&handle) {
             Some(known) if known.uid != device => return Err(AttachError::HandleTaken),
+            Some(known) if !Rate::new(1, ATTACHES).admits(1, &known.attaches, now) => {
+                return Err(AttachError::TooOften);
+            }
             Some(known) => known.sessions,
             None if self.devices.len() >= self.limits.devices => return Err(AttachError::Full),
             None => [0; SESSIONS_PER_DEVICE],
@@ -261,6 +271,11 @@ impl Relay {
             }
             self.choose(handle);
         }
+    }
+
+    /// How many devices are attached.
+    pub fn device_count(&self) -> usize {
+        self.devices.len()
     }
 
     /// The devices attached, in order.

@@ -116,11 +116,13 @@ pub(super) struct Device {
     /// Where frames to it go.
     pub(super) current: u32,
     pub(super) sessions: [u32; SESSIONS_PER_DEVICE],
+    /// Of attachments.
+    pub(super) attaches: AtomicU64,
 }
 
 impl Device {
     pub(super) fn new(uid: Uuid) -> Self {
-        Self { uid, current: 0, sessions: [0; SESSIONS_PER_DEVICE] }
+        Self { uid, current: 0, sessions: [0; SESSIONS_PER_DEVICE], attaches: AtomicU64::new(0) }
     }
 
     pub(super) fn is_empty(&self) -> bool {

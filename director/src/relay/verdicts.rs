@@ -150,19 +150,33 @@ pub struct Verdicts {
     pub hellos: Vec<Greeting>,
     /// To be sent as they are.
     pub notices: Vec<(SocketAddr, [u8; NOTICE])>,
+    /// To be sent back by the stream that the frames came from.
+    pub told: Vec<[u8; NOTICE]>,
     /// What came to nothing.
     pub drops: Drops,
     pub(super) unbound: (Rate, AtomicU64),
 }
 
 impl Verdicts {
-    /// None yet. Strangers and unbound addresses are told so `unbound_per_second` times.
+    /// None yet, but room for all of a batch of received messages. Strangers and unbound addresses are told so
+    /// `unbound_per_second` times.
     pub fn new(unbound_per_second: u32) -> Self {
-        let per_second = u64::from(unbound_per_second).max(1);
         Self {
             forwards: Vec::with_capacity(ROOM),
             hellos: Vec::with_capacity(ROOM),
             notices: Vec::with_capacity(ROOM),
+            ..Self::of_stream(unbound_per_second)
+        }
+    }
+
+    /// None yet, and no room, for what comes by streams.
+    pub fn of_stream(unbound_per_second: u32) -> Self {
+        let per_second = u64::from(unbound_per_second).max(1);
+        Self {
+            forwards: Vec::new(),
+            hellos: Vec::new(),
+            notices: Vec::new(),
+            told: Vec::new(),
             drops: Drops::default(),
             unbound: (Rate::new(per_second, per_second), AtomicU64::new(0)),
         }
@@ -173,6 +187,7 @@ impl Verdicts {
         self.forwards.clear();
         self.hellos.clear();
         self.notices.clear();
+        self.told.clear();
         self.drops = Drops::default();
     }
 

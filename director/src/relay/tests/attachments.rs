@@ -140,6 +140,18 @@ fn a_device_has_four_sessions_at_most() {
 }
 
 #[test]
+fn a_device_does_not_attach_without_end() {
+    let mut bench = Bench::new(Limits::default());
+    let passed =
+        |bench: &mut Bench| (0..50).filter(|_| bench.try_attach(1, "192.0.2.1").is_ok()).count() as u64;
+    assert_eq!(passed(&mut bench), ATTACHES + 1);
+    assert_eq!(bench.try_attach(1, "192.0.2.1").err(), Some(AttachError::TooOften));
+    bench.attach(2, "192.0.2.1");
+    bench.pass(2);
+    assert_eq!(passed(&mut bench), 2);
+}
+
+#[test]
 fn who_detaches_is_forgotten() {
     let mut bench = Bench::new(Limits::default());
     for device in 1..100 {

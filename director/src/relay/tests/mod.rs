@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod attachments;
+mod batches;
 mod flood;
 mod frames;
 mod hellos;

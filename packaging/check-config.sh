@@ -27,3 +27,4 @@ check() {
 
 check muster-registrar registrar serve
 check muster-agent agent run
+check muster-director director run

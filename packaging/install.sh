@@ -17,7 +17,7 @@ bin=$PREFIX/bin
 share=$DESTDIR$PREFIX/share
 lib=$DESTDIR$PREFIX/lib
 
-for program in muster muster-registrar muster-agent; do
+for program in muster muster-registrar muster-agent muster-director; do
     if [ ! -x "$BUILD_DIR/$program" ]; then
         echo "$BUILD_DIR/$program is missing; build it first: cargo build --release --workspace" >&2
         exit 1
@@ -33,7 +33,7 @@ for program in muster muster-registrar muster-agent; do
     fi
 done
 
-for unit in muster-registrar muster-agent; do
+for unit in muster-registrar muster-agent muster-director; do
     install -d "$lib/systemd/system"
     sed -e "s|@BINDIR@|$bin|" "packaging/systemd/$unit.service" >"$lib/systemd/system/$unit.service"
     chmod 644 "$lib/systemd/system/$unit.service"
@@ -42,7 +42,7 @@ install -D -m 644 packaging/systemd/sysusers.conf "$lib/sysusers.d/muster.conf"
 install -D -m 644 packaging/systemd/tmpfiles.conf "$lib/tmpfiles.d/muster.conf"
 install -d -m 755 "$DESTDIR$SYSCONFDIR/muster" "$DESTDIR/var/lib/muster"
 
-for config in registrar agent; do
+for config in registrar agent director; do
     # The explained defaults, for comparison; and as configuration, unless there is one.
     install -D -m 644 "packaging/config/$config.toml" "$share/doc/muster/$config.toml"
     target=$DESTDIR$SYSCONFDIR/muster/$config.toml
@@ -64,4 +64,6 @@ Installed. To start a network:  muster-registrar init --domain net.example   (pr
                                 systemctl enable --now muster-registrar
 On hosts that join:             muster-agent join …                          (as printed)
                                 systemctl enable --now muster-agent
+On a host that relays:          muster create token --director               (prints how it joins)
+                                systemctl enable --now muster-director
 NEXT

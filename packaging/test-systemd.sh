@@ -61,7 +61,7 @@ UNIT
     rm -rf "$root"
 }
 
-for program in muster muster-registrar muster-agent; do
+for program in muster muster-registrar muster-agent muster-director; do
     [ -x "$BUILD_DIR/$program" ] || { say "$BUILD_DIR/$program is missing; build it first" >&2; exit 1; }
 done
 [ -f "$image" ] && [ -f "$work/initrd" ] && [ -f "$work/vmlinuz" ] || make_image
@@ -79,7 +79,7 @@ trap 'exit 130' INT TERM HUP PIPE
 
 mkdir -p "$run/payload/target/release"
 cp -a packaging "$run/payload/"
-for program in muster muster-registrar muster-agent; do
+for program in muster muster-registrar muster-agent muster-director; do
     # Debugging information would only take time to copy.
     strip -o "$run/payload/target/release/$program" "$BUILD_DIR/$program"
 done

@@ -51,6 +51,8 @@ enum End {
     Revoked,
     /// It has opened another one.
     Replaced,
+    /// A device that it refuses is welcome again. Directors forget whom they refuse when a session begins.
+    Forgiven,
     /// It does not read what it is told.
     Behind,
     /// The registrar stops.
@@ -155,6 +157,13 @@ impl Open {
     pub(super) fn refuse(&self, network: &str, device: Uuid) {
         for session in self.sessions.values().filter(|session| *session.network == *network) {
             session.post(|mailbox| mailbox.refuse([device]));
+        }
+    }
+
+    /// Has all directors of a network forget whom they refuse: a device has been revoked by mistake.
+    pub(super) fn forgive(&self, network: &str) {
+        for session in self.sessions.values().filter(|session| *session.network == *network) {
+            session.post(|mailbox| mailbox.end(End::Forgiven));
         }
     }
 
@@ -513,6 +522,7 @@ fn ended(reason: End) -> Status {
         End::Gone => refused(&DirectorError::Gone),
         End::Revoked => refused(&DirectorError::Revoked),
         End::Replaced => Status::aborted("another session of this director has taken the place of this one"),
+        End::Forgiven => Status::aborted("a device is not revoked any more; forget who is, and begin again"),
         End::Behind => Status::resource_exhausted("the director does not read what it is told; begin again"),
         End::Shutdown => Status::unavailable("this registrar is shutting down; go to another one"),
     }

@@ -314,6 +314,12 @@ impl Hub {
                     if let Some(device) = refused(old.as_deref(), new.as_deref()) {
                         lock(&self.directors).refuse(&device.network, device.uid);
                     }
+                    if let (Some(old), Some(new)) = (old, new)
+                        && old.revoked
+                        && !new.revoked
+                    {
+                        lock(&self.directors).forgive(&new.network);
+                    }
                 }
                 Change::Network { old, new } => {
                     let Some(network) = new.as_ref().or(old.as_ref()) else { continue };

@@ -161,6 +161,18 @@ async fn whoever_is_revoked_or_deleted_is_refused_at_once_and_everywhere() {
 }
 
 #[tokio::test]
+async fn directors_begin_again_when_a_device_is_not_revoked_any_more() {
+    let registrar = fixture().await;
+    let mut session = registrar.opened(registrar.directors[0], &[]).await;
+    registrar.revoke("a", true).await;
+    assert_eq!(session.refused().await, [registrar.devices[0]]);
+    registrar.revoke("a", false).await;
+    assert_eq!(session.end().await.code(), Code::Aborted);
+    let mut again = registrar.opened(registrar.directors[0], &registrar.devices).await;
+    assert!(again.is_quiet().await);
+}
+
+#[tokio::test]
 async fn a_device_that_attaches_is_looked_up() {
     let registrar = fixture().await;
     let mut session = registrar.opened(registrar.directors[0], &[]).await;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+pub mod commands;
 pub mod config;
 mod hub;
 pub mod identity;
@@ -9,6 +10,7 @@ pub mod join;
 pub mod metrics;
 pub mod registrar;
 pub mod relay;
+pub mod run;
 pub mod running;
 mod stream;
 pub mod udp;

@@ -134,6 +134,11 @@ impl Hub {
         self.changed();
     }
 
+    /// Forgets whom it refuses.
+    pub(crate) fn forgive(&self) {
+        self.write().forgive();
+    }
+
     /// Nobody attaches any more, and who is attached is asked to leave within that time.
     pub(crate) fn drain(&self, within: Duration) {
         self.write().drain();

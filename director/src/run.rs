@@ -64,6 +64,10 @@ impl Relaying for Hub {
     fn refuse(&self, devices: &[Uuid]) {
         Self::refuse(self, devices);
     }
+
+    fn forgive(&self) {
+        Self::forgive(self);
+    }
 }
 
 /// Runs the director until it is told to stop.
@@ -317,5 +321,53 @@ mod tests {
             version: VERSION.into(),
         };
         assert_eq!(request, expected);
+    }
+
+    const OPERATING: &str = include_str!("../../docs/operating.md");
+
+    #[test]
+    fn every_metric_is_documented() {
+        let registries = telemetry::Metrics::with_prefix("muster_director");
+        let _ = registrar::Metrics::register(&registries);
+        registries.register(|registry| AcceptMetrics::default().register(registry));
+        let metrics = crate::metrics::Metrics::register(&registries);
+        let hub = Arc::new(Hub::new(crate::relay::Relay::new([1; 32], Limits::default()), metrics));
+        registries.register(|registry| {
+            registry.register_collector(Box::new(crate::metrics::Attachments(hub)));
+        });
+        let chapter = OPERATING
+            .split("\nDirector, each with the prefix")
+            .nth(1)
+            .unwrap()
+            .split("\n## ")
+            .next()
+            .unwrap();
+        let text = registries.encode();
+        let names: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE muster_director_")?.split_once(' '))
+            .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+            .collect();
+        assert!(names.len() > 15, "{names:?}");
+        for name in &names {
+            assert!(chapter.contains(&format!("`{name}")), "{name}");
+        }
+        for reason in crate::relay::Dropped::ALL {
+            assert!(chapter.contains(&format!("`{}`", reason.as_str())), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let chapter =
+            OPERATING.split("\n| director | default |").nth(1).unwrap().split("\n###").next().unwrap();
+        let mut section = String::new();
+        for line in muster_common::config::print(&Config::default()).lines() {
+            if let Some(name) = line.strip_prefix('[') {
+                section = format!("{}.", name.trim_end_matches(']'));
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                assert!(chapter.contains(&format!("`{section}{key}`")), "{section}{key}");
+            }
+        }
     }
 }

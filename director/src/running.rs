@@ -145,6 +145,11 @@ impl Running {
         }
     }
 
+    /// Forgets whom the registrar did not want: it is asked anew about each device that attaches.
+    pub fn forgive(&self) {
+        self.service.hub.forgive();
+    }
+
     /// Changes whenever devices have come or gone; [`Self::devices`] tells which are there.
     pub fn attached(&self) -> watch::Receiver<u64> {
         self.service.hub.changes()

@@ -100,6 +100,8 @@ impl<R: Relaying> Client<R> {
         let opening =
             async { client.session(ReceiverStream::new(messages)).await.map_err(|status| failure(&status)) };
         let mut stream = answer(timeout(CALL_TIMEOUT, opening).await)?.into_inner();
+        // A device may have been let in again meanwhile. Whoever attaches and may not is named as soon as it is told.
+        self.relaying.forgive();
         self.metrics.connected.set(1);
         tracing::info!(registrar, devices = told.len(), "connected");
         for message in hello {

@@ -50,6 +50,8 @@ pub trait Relaying: Send + Sync + 'static {
     fn relayed(&self) -> (u64, u64);
     /// Detaches these devices at once, and does not let them attach again.
     fn refuse(&self, devices: &[Uuid]);
+    /// Lets those attach again that were refused: the registrar says anew whom it does not want.
+    fn forgive(&self);
 }
 
 /// What is told of the connection to registrars.

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -209,6 +212,8 @@ struct Devices {
     attached: Mutex<Vec<Uuid>>,
     changes: watch::Sender<u64>,
     refused: mpsc::Sender<Vec<Uuid>>,
+    /// How often all were forgiven.
+    forgiven: AtomicU32,
 }
 
 impl Devices {
@@ -231,6 +236,9 @@ impl Relaying for Devices {
     fn refuse(&self, devices: &[Uuid]) {
         self.refused.try_send(devices.to_vec()).unwrap();
     }
+    fn forgive(&self) {
+        self.forgiven.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// A client at work.
@@ -249,8 +257,12 @@ fn run(identity: Identity, attached: &[u128]) -> Running {
     let state = State::new(directory.path());
     state.set_identity(&identity).unwrap();
     let (refused_tx, refused) = mpsc::channel(8);
-    let devices =
-        Arc::new(Devices { attached: Mutex::default(), changes: watch::channel(0).0, refused: refused_tx });
+    let devices = Arc::new(Devices {
+        attached: Mutex::default(),
+        changes: watch::channel(0).0,
+        refused: refused_tx,
+        forgiven: AtomicU32::new(0),
+    });
     devices.set(attached);
     let (draining, drained) = watch::channel(false);
     let metrics = Metrics::default();
@@ -306,6 +318,7 @@ async fn the_registrar_hears_who_is_attached_and_says_who_is_refused() {
     let device_uids = [octets(&[3]), vec![vec![1, 2]]].concat();
     registrar.say(session_response::Message::DevicesRefused(DevicesRefused { device_uids })).await;
     assert_eq!(within(running.refused.recv()).await.unwrap(), [Uuid::from_u128(3)]);
+    assert_eq!(running.devices.forgiven.load(Ordering::Relaxed), 1, "at the beginning of the session");
     assert_eq!(running.metrics.connected.get(), 1);
 
     running.draining.send(true).unwrap();

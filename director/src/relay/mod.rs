@@ -216,6 +216,11 @@ impl Relay {
         }
     }
 
+    /// Whoever was refused may attach again, until that is said anew.
+    pub fn forgive(&mut self) {
+        self.refused.clear();
+    }
+
     /// Sessions that have ended since this was last asked, otherwise than by [`Self::detach`]: their streams are to
     /// be closed.
     pub fn take_ended(&mut self) -> Vec<u32> {

@@ -38,6 +38,11 @@ impl Refused {
         self.order.push_back((now + PERIOD, device));
     }
 
+    pub(super) fn clear(&mut self) {
+        self.until.clear();
+        self.order.clear();
+    }
+
     pub(super) fn len(&self) -> usize {
         self.until.len()
     }

@@ -79,6 +79,9 @@ fn refused_at_once_and_from_then_on() {
     assert_eq!(bench.try_attach(1, "192.0.2.1").err(), Some(AttachError::Refused));
     bench.pass(24 * 3600);
     bench.attach(1, "192.0.2.1");
+    bench.relay.refuse(a.uid, bench.now);
+    bench.relay.forgive();
+    bench.attach(1, "192.0.2.1");
 }
 
 #[test]

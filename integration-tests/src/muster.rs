@@ -1,4 +1,4 @@
-//! Muster's own binaries on hosts of a lab: a registrar, agents, the operator's command, each with its
+//! Muster's own binaries on hosts of a lab: a registrar, directors, agents, the operator's command, each with its
 //! configuration and state in the host's directory.
 
 use std::{
@@ -42,15 +42,16 @@ pub struct Registrar {
     process: Option<Process>,
 }
 
-/// What an agent needs to join, read from the command that the registrar or `muster` printed.
+/// What an agent or a director needs to join, read from the command that the registrar or `muster` printed.
 #[derive(Clone, Debug)]
 pub struct JoinCommand(pub Vec<String>);
 
 impl JoinCommand {
-    /// The arguments of the `muster-agent join …` line in `text`.
+    /// The arguments of the `muster-agent join …` or `muster-director join …` line in `text`.
     pub fn find(text: &str) -> Result<Self> {
+        let programs = ["muster-agent join ", "muster-director join "];
         text.lines()
-            .find_map(|line| line.trim().split_once("muster-agent join "))
+            .find_map(|line| programs.iter().find_map(|program| line.trim().split_once(program)))
             .map(|(_, arguments)| Self(arguments.split_whitespace().map(str::to_owned).collect()))
             .ok_or_else(|| LabError::Command {
                 command: "reading the join command".into(),
@@ -294,6 +295,25 @@ impl Agent {
         stop(self.process.take())
     }
 
+    /// How datagrams to the peer called `name` leave at present, and by way of which director, if any:
+    /// `("relay", "relay-1")`, `("direct", "")`, or `("none", "")` if there is no such peer.
+    pub fn path_to(&self, name: &str) -> Result<(String, String)> {
+        let text = self.ask(&["status", "-o", "json"])?;
+        let status: serde_json::Value = serde_json::from_str(&text).map_err(|e| LabError::Command {
+            command: "status -o json".into(),
+            reason: format!("{e}: {text}"),
+        })?;
+        let peers = status.get("peers").and_then(serde_json::Value::as_array);
+        let field = |peer: &serde_json::Value, field: &str| {
+            peer.get(field).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+        };
+        let peer = peers.and_then(|peers| peers.iter().find(|peer| field(peer, "name") == name));
+        Ok(peer.map_or_else(
+            || ("none".to_owned(), String::new()),
+            |peer| (field(peer, "path"), field(peer, "director")),
+        ))
+    }
+
     /// The host that the agent is on.
     pub fn host(&self) -> &Host {
         &self.host
@@ -307,6 +327,130 @@ impl Agent {
     /// Its state directory.
     pub fn state(&self) -> PathBuf {
         self.directory.join("state")
+    }
+}
+
+/// A director with its files, running or not.
+pub struct Director {
+    host: Host,
+    directory: PathBuf,
+    process: Option<Process>,
+}
+
+impl Director {
+    /// UDP and TCP port of a director that is configured as usual.
+    pub const PORT: u16 = 7501;
+
+    /// A director that has yet to join, with `more` appended to its configuration file.
+    pub fn new(host: &Host, more: &str) -> Result<Self> {
+        let directory = host.directory().join("director");
+        create(&directory)?;
+        let director = Self { host: host.clone(), directory, process: None };
+        write(
+            &director.config(),
+            &format!("state_dir = \"{}/state\"\n{more}\n", director.directory.display()),
+        )?;
+        Ok(director)
+    }
+
+    /// Makes `host` a director of the registrar's network, called as the host, and waits until it relays.
+    pub fn serve(host: &Host, registrar: &Registrar, more: &str) -> Result<Self> {
+        let mut director = Self::new(host, more)?;
+        director.join(&registrar.new_join_command(&["--director"])?, host.name())?;
+        director.run()?;
+        Ok(director)
+    }
+
+    /// Runs `muster-director join` to its end, whatever that is.
+    pub fn try_join(&self, join: &JoinCommand, name: &str) -> Result<Output> {
+        process::run(self.join_command(join, name)?)
+    }
+
+    /// Runs `muster-director join`.
+    pub fn join(&self, join: &JoinCommand, name: &str) -> Result<String> {
+        process::check(self.join_command(join, name)?)
+    }
+
+    fn join_command(&self, join: &JoinCommand, name: &str) -> Result<Command> {
+        let mut command = self.host.command(binary("muster-director")?);
+        command.arg("join").args(&join.0).args(["--name", name, "--config"]).arg(self.config());
+        Ok(command)
+    }
+
+    /// Starts `muster-director run` and waits until it relays.
+    pub fn run(&mut self) -> Result {
+        self.start()?;
+        self.wait_ready()
+    }
+
+    /// Starts `muster-director run` without waiting.
+    pub fn start(&mut self) -> Result {
+        let mut command = self.host.command(binary("muster-director")?);
+        command.arg("run").arg("--config").arg(self.config());
+        self.process = Some(self.host.spawn("muster-director", command)?);
+        Ok(())
+    }
+
+    /// Waits until `/readyz` says so.
+    pub fn wait_ready(&mut self) -> Result {
+        let (host, process) = (self.host.clone(), &mut self.process);
+        wait_for("the director to be ready", READY, || {
+            if !process.as_mut().is_some_and(Process::is_running) {
+                return Err("it is not running".into());
+            }
+            host.sh("curl -sf http://127.0.0.1:7582/readyz").map(drop).map_err(|e| e.to_string())
+        })
+    }
+
+    /// The sum of its metrics whose name and labels begin with `muster_director_` and `name`.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let text = self.host.sh("curl -sf http://127.0.0.1:7582/metrics")?;
+        let wanted = format!("muster_director_{name}");
+        let values = text.lines().filter(|line| line.starts_with(&wanted));
+        Ok(values.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    }
+
+    /// Waits until so many devices are attached, with an address or a stream that frames go to.
+    pub fn wait_attached(&self, devices: u64) -> Result {
+        wait_for("devices to be attached", READY, || {
+            let told = |name| self.metric(name).map_err(|e| e.to_string());
+            let (attached, reached) = (told("attached ")?, told("bound ")? + told("streams ")?);
+            if attached == devices && reached >= devices {
+                Ok(())
+            } else {
+                Err(format!("{attached} attached, {reached} reached"))
+            }
+        })
+    }
+
+    /// Its process, while it runs.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// SIGTERM, and does not wait for the end: devices are asked to leave.
+    pub fn drain(&self) -> Result {
+        self.process.as_ref().map_or(Ok(()), |process| process.signal(Signal::TERM))
+    }
+
+    /// SIGTERM, and waits for a clean exit.
+    pub fn stop(&mut self) -> Result {
+        stop(self.process.take())
+    }
+
+    /// The host that the director is on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.directory.join("director.toml")
     }
 }
 

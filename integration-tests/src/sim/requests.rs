@@ -127,10 +127,11 @@ impl Request {
                     message.private_endpoints.iter().filter_map(address).collect();
                 let key =
                     message.public_key.as_slice().try_into().map_err(|_| Refusal::Other("key".into()))?;
+                let outside = message.reachability.as_ref().map(outside);
                 let registration = Registration {
                     key,
                     endpoints: &endpoints,
-                    outside: message.reachability.as_ref().map(outside).as_ref(),
+                    outside: outside.as_ref(),
                     aes_256_gcm: message.transport_ciphers().any(|c| c == admin::TransportCipher::Aes256Gcm),
                     agent_version: &message.agent_version,
                     attempt,

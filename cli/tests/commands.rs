@@ -137,6 +137,26 @@ async fn directors_are_shown_drained_and_revoked() {
 }
 
 #[tokio::test]
+async fn a_manifest_changes_a_director_and_makes_none() {
+    let operator = Operator::new().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("director.yaml");
+    let write = |name: &str| {
+        let manifest = format!(
+            "apiVersion: muster/v1\nkind: Director\nmetadata: {{name: {name}}}\nspec: {{drained: true}}\n"
+        );
+        std::fs::write(&file, manifest).unwrap();
+    };
+    let line = format!("apply -f {}", file.display());
+    write("d1");
+    operator.prints(&line, "director/d1 configured\n").await;
+    operator.prints(&line, "director/d1 unchanged\n").await;
+    assert!(operator.fake.director("d1").unwrap().drained);
+    write("d9");
+    operator.fails(&line, "muster create token --director").await;
+}
+
+#[tokio::test]
 async fn what_is_missing_is_told_and_the_rest_is_done() {
     let operator = with_devices(&["a", "b"]).await;
     let ran = operator.run("get device a none b -o name").await;

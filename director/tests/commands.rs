@@ -1,4 +1,5 @@
 //! The command as a process: help, configuration, exit codes.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::process::{Command, Output};
 

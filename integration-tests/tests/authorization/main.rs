@@ -1,7 +1,8 @@
-//! Who may do what, over real mutual TLS against the real registrar: strangers, devices, operators, and those who
-//! pretend to be one of them.
+//! Who may do what, over real mutual TLS against the real registrar: strangers, devices, directors, operators, and
+//! those who pretend to be one of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod directors;
 mod load;
 mod site;
 

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     cipher::Cipher,
+    endpoint::{DirectorId, Handle},
     key::{PresharedKey, PrivateKey, PublicKey},
 };
 
@@ -39,6 +40,9 @@ pub struct PeerConfig {
     /// Where it may be reached, best first; may be empty if it will call. Initiations go to all; the first that
     /// answers becomes the endpoint.
     pub endpoints: Vec<SocketAddr>,
+    /// Directors through which it may be reached, its home first, and what it is called there. Without any it is treated
+    /// as any WireGuard peer is: nothing is probed, and it is where its last datagram came from.
+    pub relays: Vec<(DirectorId, Handle)>,
     /// Send something at least this often; `None` for no such need.
     pub persistent_keepalive: Option<Duration>,
     /// What the sessions that this side begins are sealed with. A peer that does not answer to [`Cipher::Aes256Gcm`] is
@@ -54,6 +58,7 @@ impl PeerConfig {
             preshared_key: None,
             virtual_addresses: Vec::new(),
             endpoints: Vec::new(),
+            relays: Vec::new(),
             persistent_keepalive: None,
             cipher: Cipher::default(),
         }

@@ -1,10 +1,13 @@
 //! What the core tells its shell.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 pub use muster_common::datagram::Fragmentation;
 
-use crate::key::PublicKey;
+use crate::{
+    endpoint::{Endpoint, Hop},
+    key::PublicKey,
+};
 
 /// Something the control side should know or answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +22,7 @@ pub enum Event {
         /// Its key.
         public_key: PublicKey,
         /// Where it is reached.
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
     },
     /// The peer did not answer a handshake for `REKEY_ATTEMPT_TIME`. The next packet to it tries again.
     PeerDown(PublicKey),
@@ -30,7 +33,7 @@ pub enum Event {
         /// Its key.
         public_key: PublicKey,
         /// Where it is reached now.
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
     },
 }
 
@@ -49,6 +52,8 @@ pub enum Reason {
     WipeKeys,
     /// A probe of the path's MTU is due, or lost.
     PathMtu,
+    /// Paths are to be probed, or one is to be left.
+    Path,
     /// A peer may have become idle.
     Idle,
     /// A lookup or a negative answer expires.
@@ -58,11 +63,11 @@ pub enum Reason {
 /// A datagram to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where it goes.
-    pub destination: SocketAddr,
+    /// Where it leaves.
+    pub hop: Hop,
     /// What may become of it on the way.
     pub fragmentation: Fragmentation,
-    /// Its octets.
+    /// Its octets, with the header of the frame if it goes to a director.
     pub payload: Vec<u8>,
 }
 
@@ -78,7 +83,7 @@ pub enum Received<'a> {
     },
     /// An empty message.
     Keepalive,
-    /// The answer to a probe of the path, which was this device's own.
+    /// The answer to a probe of the path, which was this device's own, or a peer's probe, which has been answered.
     Probe,
     /// A handshake message or cookie that was used, or an initiation that waits for a lookup of its key.
     Handshake,

@@ -51,6 +51,8 @@ pub const OVERHEAD_V4: u16 = 20 + 8 + OVERHEAD as u16;
 pub const OVERHEAD_V6: u16 = 40 + 8 + OVERHEAD as u16;
 /// MTU that a path is assumed to have until it is probed: Ethernet's 1,500 less [`OVERHEAD_V6`].
 pub const ASSUMED_MTU: u16 = 1420;
+/// The same for a path through a director, whose frames take 16 octets, and which may use IPv6.
+pub const RELAY_ASSUMED_MTU: u16 = 1404;
 /// "Too big" errors a second for packets to one peer, and as many at once.
 pub const TOO_BIG_RATE: u32 = 8;
 

@@ -3,12 +3,13 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
 use muster_common::time::Instant;
 
 use crate::{
+    endpoint::Endpoint,
     key::PublicKey,
     limits::{
         ADDRESS_LOOKUPS, KEY_LOOKUP_RATE, KEY_LOOKUPS, LOOKUP_QUEUE, LOOKUP_QUEUE_OCTETS, LOOKUP_TIMEOUT,
@@ -162,7 +163,7 @@ impl AddressLookups {
 /// An initiation that waits for its key to become a peer's.
 pub(crate) struct WaitingInitiation {
     pub(crate) message: [u8; INITIATION_LEN],
-    pub(crate) source: SocketAddr,
+    pub(crate) source: Endpoint,
     received: Instant,
     asked: Instant,
 }
@@ -188,7 +189,7 @@ impl KeyLookups {
         &mut self,
         key: PublicKey,
         message: &[u8; INITIATION_LEN],
-        source: SocketAddr,
+        source: Endpoint,
         now: Instant,
     ) -> Result<bool, Dropped> {
         if self.negative.get(&key).is_some_and(|until| now < *until) {
@@ -220,6 +221,8 @@ impl KeyLookups {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use std::net::SocketAddr;
 
     use super::*;
 
@@ -275,7 +278,7 @@ mod tests {
         let now = Instant::default();
         let mut lookups = KeyLookups::new(now);
         let key = |n: u8| PublicKey::from_bytes([n; 32]);
-        let source = "192.0.2.1:1".parse().unwrap();
+        let source = "192.0.2.1:1".parse::<SocketAddr>().unwrap().into();
         let mut ask = |n: u8, now| lookups.initiation(key(n), &[n; INITIATION_LEN], source, now);
         assert_eq!(ask(0, now), Ok(true));
         assert_eq!(ask(0, now), Ok(false), "asked already");

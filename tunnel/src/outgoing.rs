@@ -1,9 +1,11 @@
 //! The batch that packets are sealed into: one buffer, datagrams back to back, so that a run of equal ones to one
 //! destination goes out in a single segmented send.
 
-use std::net::SocketAddr;
-
-use crate::{ecn::Ecn, event::Fragmentation};
+use crate::{
+    ecn::Ecn,
+    endpoint::{Hop, Route},
+    event::Fragmentation,
+};
 
 /// Most datagrams in a run: what Linux takes in one segmented send (`UDP_MAX_SEGMENTS` of kernels before 6.9).
 pub const RUN_DATAGRAMS: usize = 64;
@@ -11,11 +13,11 @@ pub const RUN_DATAGRAMS: usize = 64;
 /// loopback interface take a run whole.
 pub const RUN_OCTETS: usize = 65_472;
 
-/// Datagrams to one destination, all but the last of equal length and the last not longer.
+/// Datagrams to one peer, all but the last of equal length and the last not longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run<'a> {
-    /// Where they go.
-    pub destination: SocketAddr,
+    /// Where they leave. If that is a director's, each begins with the header of its frame.
+    pub hop: Hop,
     /// What their IP headers say of congestion.
     pub ecn: Ecn,
     /// What may become of them on the way.
@@ -36,7 +38,7 @@ impl<'a> Run<'a> {
 /// A run as a place in the buffer.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    destination: SocketAddr,
+    route: Route,
     ecn: Ecn,
     fragmentation: Fragmentation,
     datagram_len: usize,
@@ -88,7 +90,7 @@ impl Outgoing {
     /// The runs, in order.
     pub fn runs(&self) -> impl ExactSizeIterator<Item = Run<'_>> {
         self.runs.iter().map(|place| Run {
-            destination: place.destination,
+            hop: place.route.hop,
             ecn: place.ecn,
             fragmentation: place.fragmentation,
             datagram_len: place.datagram_len,
@@ -96,24 +98,33 @@ impl Outgoing {
         })
     }
 
-    /// Appends a datagram of `len` octets that `write` fills in; nothing if it fails. What the slot holds before is
-    /// undefined.
+    /// Appends a datagram: what precedes messages on `route`, and one of `len` octets that `write` fills in; nothing if it
+    /// fails. What the slot holds before is undefined.
     pub(crate) fn append<E>(
         &mut self,
-        destination: SocketAddr,
+        route: &Route,
         (ecn, fragmentation): (Ecn, Fragmentation),
-        len: usize,
+        mut len: usize,
         write: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        let header_len = route.header_len();
+        len += header_len;
         let (start, end) = (self.octets, self.octets + len);
         if self.buffer.len() < end {
             self.buffer.resize(end.next_multiple_of(RUN_OCTETS + 1), 0);
         }
-        write(self.buffer.get_mut(start..end).unwrap_or_default())?;
+        let slot = self.buffer.get_mut(start..end).unwrap_or_default();
+        match (&route.frame, slot.split_at_mut_checked(header_len)) {
+            (Some(header), Some((place, message))) => {
+                place.copy_from_slice(header);
+                write(message)?;
+            }
+            _ => write(slot)?,
+        }
         self.octets = end;
         self.datagrams += 1;
         if let Some(last) = self.runs.last_mut()
-            && last.takes(destination, (ecn, fragmentation), len)
+            && last.takes(route, (ecn, fragmentation), len)
         {
             last.end = end;
             last.datagrams += 1;
@@ -122,7 +133,7 @@ impl Outgoing {
         }
         let is_closed = false;
         self.runs.push(Place {
-            destination,
+            route: *route,
             ecn,
             fragmentation,
             datagram_len: len,
@@ -136,10 +147,10 @@ impl Outgoing {
 }
 
 impl Place {
-    fn takes(&self, destination: SocketAddr, marks: (Ecn, Fragmentation), len: usize) -> bool {
+    fn takes(&self, route: &Route, marks: (Ecn, Fragmentation), len: usize) -> bool {
         !self.is_closed
             && len <= self.datagram_len
-            && self.destination == destination
+            && self.route == *route
             && (self.ecn, self.fragmentation) == marks
             && self.datagrams < RUN_DATAGRAMS
             && self.end - self.start + len <= RUN_OCTETS
@@ -148,11 +159,23 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
+    fn to(port: u16) -> Route {
+        Route { hop: Hop::Udp(SocketAddr::from(([192, 0, 2, 1], port))), frame: None }
+    }
+
+    fn port(hop: Hop) -> u16 {
+        match hop {
+            Hop::Udp(at) => at.port(),
+            Hop::Stream(_) => 0,
+        }
+    }
+
     fn append(out: &mut Outgoing, port: u16, ecn: Ecn, len: usize, octet: u8) {
-        let to = SocketAddr::from(([192, 0, 2, 1], port));
-        out.append(to, (ecn, Fragmentation::Known), len, |slot| {
+        out.append(&to(port), (ecn, Fragmentation::Known), len, |slot| {
             slot.fill(octet);
             Ok::<_, ()>(())
         })
@@ -161,7 +184,7 @@ mod tests {
 
     fn runs(out: &Outgoing) -> Vec<(u16, usize, Vec<usize>)> {
         let lens = |run: Run<'_>| run.datagrams().map(<[u8]>::len).collect();
-        out.runs().map(|run| (run.destination.port(), run.datagram_len, lens(run))).collect()
+        out.runs().map(|run| (port(run.hop), run.datagram_len, lens(run))).collect()
     }
 
     #[test]
@@ -204,11 +227,37 @@ mod tests {
     }
 
     #[test]
+    fn frames_of_one_header_are_one_run() {
+        let mut out = Outgoing::new();
+        let framed = |octet| Route { frame: Some([octet; 16]), ..to(1) };
+        let mut append = |route: Route, len| {
+            out.append(&route, (Ecn::NotEct, Fragmentation::Known), len, |slot| {
+                slot.fill(1);
+                Ok::<_, ()>(())
+            })
+            .unwrap();
+        };
+        for (octet, len) in [(8, 100), (8, 100), (9, 100), (9, 40)] {
+            append(framed(octet), len);
+        }
+        append(to(1), 56);
+        assert_eq!(runs(&out), [(1, 116, vec![116, 116]), (1, 116, vec![116, 56]), (1, 56, vec![56])]);
+        let second = out.runs().nth(1).unwrap();
+        let heads: Vec<_> =
+            second.datagrams().map(|datagram| (datagram[..16].to_vec(), datagram[16])).collect();
+        assert_eq!(heads, [(vec![9; 16], 1), (vec![9; 16], 1)]);
+        out.clear();
+        for _ in 0..50 {
+            out.append(&framed(3), (Ecn::NotEct, Fragmentation::Known), 1_436, |_| Ok::<_, ()>(())).unwrap();
+        }
+        assert!(out.runs().all(|run| run.octets.len() <= RUN_OCTETS));
+    }
+
+    #[test]
     fn a_failure_leaves_nothing_behind() {
         let mut out = Outgoing::new();
         append(&mut out, 1, Ecn::NotEct, 10, 1);
-        let to = SocketAddr::from(([192, 0, 2, 1], 1));
-        assert_eq!(out.append(to, (Ecn::NotEct, Fragmentation::Known), 10, |_| Err("no")), Err("no"));
+        assert_eq!(out.append(&to(1), (Ecn::NotEct, Fragmentation::Known), 10, |_| Err("no")), Err("no"));
         assert_eq!((runs(&out), out.len()), (vec![(1, 10, vec![10])], 1));
     }
 }

@@ -1,13 +1,11 @@
 //! Packets on their way out, between the tunnel's bookkeeping and the socket.
 
-use std::net::SocketAddr;
-
 use crate::{
-    cipher::TransportKey, ecn::Ecn, event::Fragmentation, limits::OVERHEAD, message::DataHeader,
-    offload::SuperPacket, outgoing::Outgoing, packet::padded_len, stats::Dropped,
+    cipher::TransportKey, ecn::Ecn, endpoint::Route, event::Fragmentation, limits::OVERHEAD,
+    message::DataHeader, offload::SuperPacket, outgoing::Outgoing, packet::padded_len, stats::Dropped,
 };
 
-/// How the segments of one packet are sealed: key, counters and destination, apart from the tunnel, so that this takes
+/// How the segments of one packet are sealed: key, counters and route, apart from the tunnel, so that this takes
 /// no lock. The tunnel has counted them as sent; one that is let go of without sealing was lost on the way.
 #[must_use = "the tunnel takes the packet for sent"]
 pub struct Sealing {
@@ -17,7 +15,7 @@ pub struct Sealing {
     /// Counter of the first segment; the others' follow.
     pub(crate) first_counter: u64,
     pub(crate) segments: usize,
-    pub(crate) destination: SocketAddr,
+    pub(crate) route: Route,
     pub(crate) marks: (Ecn, Fragmentation),
     /// Padding makes segments no longer than this.
     pub(crate) pad_to: usize,
@@ -26,11 +24,11 @@ pub struct Sealing {
 }
 
 impl Sealing {
-    /// Octets of all datagrams that `packet` becomes, which is cut already.
+    /// Octets of all messages that `packet` becomes, which is cut already.
     pub(crate) fn octets(&self, packet: &SuperPacket<'_>) -> usize {
-        let datagram = |index| padded_len(packet.segment_len(index), self.pad_to) + OVERHEAD;
+        let message = |index| padded_len(packet.segment_len(index), self.pad_to) + OVERHEAD;
         let last = self.segments - 1;
-        last * datagram(0) + datagram(last)
+        last * message(0) + message(last)
     }
 
     /// Seals the segments of `packet`, the one that this was made for, into `out`. Once: no counter may serve twice, not
@@ -48,7 +46,7 @@ impl Sealing {
         for (index, counter) in (0..self.segments).zip(self.first_counter..) {
             let len = packet.segment_len(index);
             let padded = padded_len(len, self.pad_to);
-            out.append(self.destination, self.marks, padded + OVERHEAD, |slot| {
+            out.append(&self.route, self.marks, padded + OVERHEAD, |slot| {
                 self.key.seal(DataHeader { receiver: self.receiver, counter }, slot, |inner| {
                     let (inner, padding) = inner.split_at_mut(len);
                     packet.write_segment(index, inner);

@@ -1,13 +1,14 @@
 //! What all peers of a tunnel share: identity, generator, clock of labels, session indices, and the queues to the
 //! shell.
 
-use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use rand::{Rng as _, RngExt as _, rngs::StdRng};
 use rustc_hash::FxHashMap;
 use zeroize::Zeroizing;
 
 use crate::{
+    endpoint::{Endpoint, Links},
     event::{Event, Fragmentation, Transmit},
     limits::{EVENT_QUEUE, PACKET_QUEUE, REKEY_JITTER, TRANSMIT_QUEUE},
     noise::{EphemeralSeed, Identity},
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) labels: LabelClock,
     /// MTU of the TUN device, in octets: what a path has to take at most.
     pub(crate) mtu: u16,
+    /// The ways to directors.
+    pub(crate) links: Links,
     /// Local session indices in use. They are random and ours, so nobody can make them collide.
     pub(crate) indices: FxHashMap<u32, PeerId>,
     pub(crate) transmits: VecDeque<Transmit>,
@@ -65,12 +68,16 @@ impl Shared {
 
     pub(crate) fn transmit(
         &mut self,
-        destination: SocketAddr,
+        endpoint: Endpoint,
         fragmentation: Fragmentation,
-        payload: Vec<u8>,
+        mut payload: Vec<u8>,
     ) {
+        let Some(route) = self.links.route(&endpoint) else { return self.drops.count(Dropped::NoDirector) };
+        if let Some(header) = route.frame {
+            payload.splice(..0, header);
+        }
         if self.transmits.len() < TRANSMIT_QUEUE {
-            self.transmits.push_back(Transmit { destination, fragmentation, payload });
+            self.transmits.push_back(Transmit { hop: route.hop, fragmentation, payload });
         } else {
             self.drops.count(Dropped::QueueFull);
         }

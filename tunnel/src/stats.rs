@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use muster_common::time::Instant;
 
-use crate::{cipher::Cipher, key::PublicKey};
+use crate::{cipher::Cipher, key::PublicKey, paths::PathSnapshot};
 
 macro_rules! dropped {
     ($($(#[$doc:meta])* $name:ident = $label:literal, $message:literal;)*) => {
@@ -61,6 +61,8 @@ dropped! {
     Unreachable = "unreachable", "no device has the destination's address";
     /// A router has marked the datagram for congestion, and the packet in it does not know of such marks (RFC 6040).
     Congestion = "congestion", "marked for congestion on the way, which the packet in it cannot carry";
+    /// The director on the way to the peer is not reached.
+    NoDirector = "no_director", "the director on the way to the peer is not reached";
     /// A queue is full.
     QueueFull = "queue_full", "a queue is full";
     /// The peer did not answer the handshake.
@@ -102,17 +104,19 @@ pub struct PeerSnapshot {
     pub public_key: PublicKey,
     /// Its virtual addresses.
     pub virtual_addresses: Vec<IpAddr>,
-    /// Where it is reached, if it was heard of.
+    /// The address at which it is reached, if it was heard of and is not reached through a director.
     pub endpoint: Option<SocketAddr>,
+    /// The way to it, if it was heard of.
+    pub path: Option<PathSnapshot>,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
     /// When the last packet with data was exchanged, in either direction.
     pub last_data: Option<Instant>,
-    /// Octets of authentic datagrams received.
+    /// Octets of authentic datagrams received, without headers of frames.
     pub received_bytes: u64,
     /// Authentic datagrams received.
     pub received_packets: u64,
-    /// Octets of datagrams sent, handshakes included.
+    /// Octets of datagrams sent, handshakes included and headers of frames not.
     pub sent_bytes: u64,
     /// Datagrams sent, handshakes included.
     pub sent_packets: u64,

@@ -122,7 +122,7 @@ impl Timers {
             Reason::PersistentKeepalive => self.passed(now),
             Reason::WipeKeys => self.wipe_keys = None,
             Reason::Idle => self.idle_reported = true,
-            Reason::PathMtu | Reason::Handshake | Reason::Lookup => {}
+            Reason::PathMtu | Reason::Path | Reason::Handshake | Reason::Lookup => {}
         }
         Some(reason)
     }

@@ -14,6 +14,7 @@ use std::{
 
 use ipnet::IpNet;
 use muster_common::time::Instant;
+use muster_tunnel::Endpoint;
 use rustix::{
     event::EventfdFlags,
     time::{TimerfdClockId, TimerfdFlags},
@@ -135,7 +136,7 @@ pub enum Event {
         /// Its key.
         public_key: PublicKey,
         /// Where it is reached.
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
     },
     /// A peer no longer answers.
     PeerDown(PublicKey),
@@ -146,7 +147,7 @@ pub enum Event {
         /// Its key.
         public_key: PublicKey,
         /// Where it is reached now.
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
     },
     /// The data plane has ended by itself, and why: the TUN device is gone. Always the last event.
     Failed(String),

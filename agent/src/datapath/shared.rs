@@ -158,12 +158,14 @@ impl Core {
     fn pass_on(&mut self, lane: &Lane, now: Instant) {
         let transmits: Vec<Transmit> = std::iter::from_fn(|| self.tunnel.poll_transmit()).collect();
         if !transmits.is_empty() {
-            let sent = lane.sockets.send_runs(transmits.iter().map(|transmit| Run {
-                destination: transmit.destination,
-                ecn: Ecn::NotEct,
-                fragmentation: transmit.fragmentation,
-                datagram_len: transmit.payload.len(),
-                octets: &transmit.payload,
+            let sent = lane.sockets.send_runs(transmits.iter().filter_map(|transmit| {
+                Some(Run {
+                    destination: transmit.hop.udp()?,
+                    ecn: Ecn::NotEct,
+                    fragmentation: transmit.fragmentation,
+                    datagram_len: transmit.payload.len(),
+                    octets: &transmit.payload,
+                })
             }));
             lane.counters.sent(&sent);
             self.paths_too_narrow(lane, &sent, now);

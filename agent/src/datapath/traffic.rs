@@ -120,12 +120,14 @@ impl Worker {
         if outgoing.is_empty() {
             return Ok(());
         }
-        let sent = lane.sockets.send_runs(outgoing.runs().map(|run| Run {
-            destination: run.destination,
-            ecn: run.ecn,
-            fragmentation: run.fragmentation,
-            datagram_len: run.datagram_len,
-            octets: run.octets,
+        let sent = lane.sockets.send_runs(outgoing.runs().filter_map(|run| {
+            Some(Run {
+                destination: run.hop.udp()?,
+                ecn: run.ecn,
+                fragmentation: run.fragmentation,
+                datagram_len: run.datagram_len,
+                octets: run.octets,
+            })
         }));
         outgoing.clear();
         lane.counters.sent(&sent);

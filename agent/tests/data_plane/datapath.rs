@@ -32,8 +32,8 @@ fn two_devices_reach_each_other_over_both_families() {
     let (mut a, mut b) = pair();
     introduce(&a, &b);
     a.namespace.run("ping -n -c 3 -i 0.2 -W 5 100.64.0.2");
-    assert_eq!(a.event(), Event::PeerUp { public_key: b.public_key, endpoint: b.endpoint(2) });
-    assert_eq!(b.event(), Event::PeerUp { public_key: a.public_key, endpoint: a.endpoint(1) });
+    assert_eq!(a.event(), Event::PeerUp { public_key: b.public_key, endpoint: b.endpoint(2).into() });
+    assert_eq!(b.event(), Event::PeerUp { public_key: a.public_key, endpoint: a.endpoint(1).into() });
     b.namespace.run("ping -n -c 3 -i 0.2 -W 5 fd00:1::1");
     // The largest packet that the interface takes, whole.
     a.namespace.run("ping -n -c 2 -i 0.2 -W 5 -M do -s 1392 100.64.0.2");
@@ -193,7 +193,7 @@ fn a_device_that_moves_is_followed() {
     a.namespace.ip("addr del 10.9.0.1/24 dev eth0");
     a.namespace.ip("addr add 10.9.0.3/24 dev eth0");
     a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
-    assert_eq!(b.event(), Event::EndpointChanged { public_key: a.public_key, endpoint: a.endpoint(3) });
+    assert_eq!(b.event(), Event::EndpointChanged { public_key: a.public_key, endpoint: a.endpoint(3).into() });
 }
 
 #[test]

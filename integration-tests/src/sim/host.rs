@@ -316,7 +316,8 @@ impl World {
         let sent = running.tunnel.handle_packet(packet, now, &mut running.out);
         let mut sealed: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
         for run in running.out.runs() {
-            sealed.extend(run.datagrams().map(|datagram| (run.destination, datagram.to_vec())));
+            let destination = run.hop.udp();
+            sealed.extend(run.datagrams().filter_map(|datagram| Some((destination?, datagram.to_vec()))));
         }
         tell(self, sent);
         // What the core has to send goes first.

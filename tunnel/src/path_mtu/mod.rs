@@ -153,6 +153,12 @@ impl PathMtu {
         self.ask(self.base, now);
     }
 
+    /// The peer is reached by another path, which is assumed to take `base`.
+    pub fn path_changed_to(&mut self, base: u16, now: Instant) {
+        self.base = base.clamp(MIN_PLPMTU, self.max);
+        self.path_changed(now);
+    }
+
     /// The kernel (`EMSGSIZE`) or a router said that the path takes inner packets of `mtu` octets at most. It is
     /// believed, and found out again after [`PMTU_RAISE_TIMER`].
     pub fn too_big(&mut self, mtu: u16, now: Instant) {

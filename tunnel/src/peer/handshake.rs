@@ -9,17 +9,17 @@
 //! message through the finished session. Nothing of this shows on the wire, and no handshake is waited for longer
 //! than a lost one.
 
-use std::net::SocketAddr;
-
 use muster_common::time::Instant;
 
 use super::Peer;
 use crate::{
     cipher::Cipher,
+    endpoint::Endpoint,
     event::{Event, Fragmentation},
     limits::{INITIATION_INTERVAL, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, SIMULTANEOUS},
     message::{CookieReply, INITIATION_LEN, Initiation, Response},
     noise::{ReceivedInitiation, SentInitiation},
+    paths::Heard,
     session::Session,
     shared::Shared,
     stats::Dropped,
@@ -53,14 +53,18 @@ impl Attempt {
 }
 
 impl Peer {
-    /// Candidates are news: they get the initiation that is under way, or a new one if there is a session.
-    pub(super) fn try_candidates(&mut self, news: &[SocketAddr], shared: &mut Shared, now: Instant) {
-        self.probes_candidates = true;
+    /// Candidates are news: they get the initiation that is under way, or a new one if there is a session. With a relay,
+    /// a session probes them instead.
+    pub(super) fn try_candidates(&mut self, news: &[Endpoint], shared: &mut Shared, now: Instant) {
+        let is_relayed = self.paths.is_relayed();
+        self.probes_candidates |= !is_relayed;
         match &mut self.attempt {
             Some(Attempt { pending: Some(pending), .. }) => {
                 let message = pending.message;
-                for destination in news {
-                    self.send_handshake(*destination, &message, shared, now);
+                for destination in
+                    news.iter().filter(|endpoint| shared.links.reach(endpoint)).copied().collect::<Vec<_>>()
+                {
+                    self.send_handshake(destination, &message, shared, now);
                 }
             }
             // There was nowhere to send to.
@@ -68,9 +72,14 @@ impl Peer {
                 *due = self.initiation_sent.map_or(now, |sent| now.max(sent + REKEY_TIMEOUT));
             }
             Some(_) => {}
-            None if self.is_up => self.start_handshake(shared, now),
+            None if self.is_up && !is_relayed => self.start_handshake(shared, now),
             None => {}
         }
+    }
+
+    /// Initiations that were sent of the handshake that is under way.
+    pub(super) fn tries(&self) -> usize {
+        self.attempt.as_ref().map_or(0, |attempt| attempt.tries)
     }
 
     /// Sends the initiation that is due, or gives up.
@@ -101,20 +110,6 @@ impl Peer {
         }
     }
 
-    /// Where to send an initiation: the endpoint, and all candidates while it is unknown or does not answer. The
-    /// order changes from try to try, because the peer answers the copy that comes first.
-    fn destinations(&self, tries: usize) -> Vec<SocketAddr> {
-        let mut all: Vec<_> = self.endpoint.into_iter().collect();
-        if all.is_empty() || tries > 0 || self.probes_candidates {
-            all.extend(self.candidates.iter().copied().filter(|c| Some(*c) != self.endpoint));
-        }
-        if !all.is_empty() {
-            let first = tries % all.len();
-            all.rotate_left(first);
-        }
-        all
-    }
-
     /// What the session of the next initiation is to be sealed with. A peer that has lost the instructions for AES, or
     /// the version that uses them, since the registrar last told of it is silent to such initiations; so after a few,
     /// every other one is WireGuard's own.
@@ -128,7 +123,11 @@ impl Peer {
         let Some(attempt) = &mut self.attempt else { return };
         attempt.due = now + REKEY_TIMEOUT + shared.jitter();
         let tries = attempt.tries;
-        let destinations = self.destinations(tries);
+        if tries > 0 {
+            self.paths.distress(now);
+        }
+        let (is_up, has_news) = (self.is_up, self.probes_candidates);
+        let destinations = self.paths.destinations(tries, is_up, has_news, &shared.links, now);
         if destinations.is_empty() {
             return;
         }
@@ -160,7 +159,7 @@ impl Peer {
 
     pub(super) fn send_handshake(
         &mut self,
-        destination: SocketAddr,
+        destination: Endpoint,
         message: &[u8],
         shared: &mut Shared,
         now: Instant,
@@ -197,7 +196,7 @@ impl Peer {
         &mut self,
         received: ReceivedInitiation,
         message: Initiation<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         shared: &mut Shared,
         now: Instant,
     ) -> Result<(), Dropped> {
@@ -229,7 +228,7 @@ impl Peer {
         shared.release(self.sessions.put_next(session));
         let mut response = Response::build(local_index, message.sender(), &noise);
         self.cookies.put_macs(&mut response, cipher, now);
-        self.received(message.0.len(), source, shared, now);
+        self.received(message.0.len(), source, Heard::Handshake, shared, now);
         self.timers.session_made(now);
         self.send_handshake(source, &response, shared, now);
         Ok(())
@@ -239,7 +238,7 @@ impl Peer {
     pub(crate) fn receive_response(
         &mut self,
         message: Response<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         shared: &mut Shared,
         now: Instant,
     ) -> Result<(), Dropped> {
@@ -259,9 +258,10 @@ impl Peer {
         self.probes_candidates = false;
         let ours_wins = shared.identity.public < self.public_key;
         shared.release(self.sessions.put_current(session, ours_wins));
-        self.received(message.0.len(), source, shared, now);
+        self.received(message.0.len(), source, Heard::Handshake, shared, now);
         self.session_made(shared, now);
         self.flush(shared, now, true);
+        self.probe_paths(shared, now);
         Ok(())
     }
 
@@ -273,7 +273,8 @@ impl Peer {
     pub(super) fn session_made(&mut self, shared: &mut Shared, now: Instant) {
         self.last_handshake = Some(now);
         self.timers.session_made(now);
-        if let Some(endpoint) = self.endpoint.filter(|_| !self.is_up) {
+        self.paths.session_made(now);
+        if let Some(endpoint) = self.paths.current().filter(|_| !self.is_up) {
             self.is_up = true;
             shared.event(Event::PeerUp { public_key: self.public_key, endpoint });
         }

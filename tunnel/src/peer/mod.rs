@@ -1,9 +1,6 @@
-//! One peer: its sessions, handshakes, timers, queue and endpoint.
+//! One peer: its sessions, handshakes, timers, queue and paths.
 
-use std::{
-    collections::VecDeque,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::VecDeque, net::IpAddr};
 
 use muster_common::time::Instant;
 
@@ -13,14 +10,16 @@ use crate::{
     config::PeerConfig,
     cookie::CookieJar,
     ecn::{self, Ecn},
+    endpoint::Endpoint,
     event::{Event, Fragmentation, Reason},
     key::{PresharedKey, PublicKey},
-    limits::{ASSUMED_MTU, MAX_CANDIDATES, OVERHEAD, PEER_QUEUE, TOO_BIG_RATE},
+    limits::{ASSUMED_MTU, OVERHEAD, PEER_QUEUE, TOO_BIG_RATE},
     message::DataHeader,
     offload::{SuperPacket, VirtioHeader},
     opening::Opening,
     packet::padded_len,
     path_mtu::PathMtu,
+    paths::{Heard, PathProbe, Paths},
     rate::TokenBucket,
     sealing::Sealing,
     sessions::Sessions,
@@ -30,6 +29,7 @@ use crate::{
     timers::Timers,
 };
 
+mod choice;
 mod handshake;
 mod path;
 
@@ -49,10 +49,9 @@ pub(crate) struct Peer {
     /// What to begin sessions with.
     cipher: Cipher,
     pub(crate) addresses: Vec<IpAddr>,
-    candidates: Vec<SocketAddr>,
     /// Candidates are news: try them even though there is an endpoint.
     probes_candidates: bool,
-    endpoint: Option<SocketAddr>,
+    paths: Paths,
     sessions: Sessions,
     attempt: Option<Attempt>,
     cookies: CookieJar,
@@ -75,20 +74,20 @@ pub(crate) struct Peer {
     pub(crate) scheduled: Option<Instant>,
 }
 
-fn usable(candidates: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let mut usable: Vec<SocketAddr> = Vec::new();
-    for at in candidates {
-        let ip = at.ip();
-        if at.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !usable.contains(&at) {
-            usable.push(at);
-        }
-    }
-    usable.truncate(MAX_CANDIDATES);
-    usable
+/// As the choice of paths calls them.
+fn relays(config: &PeerConfig) -> Vec<Endpoint> {
+    config
+        .relays
+        .iter()
+        .map(|(director, handle)| Endpoint::Relay { director: *director, handle: *handle })
+        .collect()
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, config: PeerConfig, mtu: u16, now: Instant) -> Self {
+    pub(crate) fn new(id: PeerId, config: PeerConfig, shared: &Shared, now: Instant) -> Self {
+        let mut paths = Paths::new(shared.identity.public > config.public_key, now);
+        paths.set(&config.endpoints, &relays(&config), &shared.links, now);
+        let mtu = shared.mtu;
         Self {
             id,
             cookies: CookieJar::new(&config.public_key),
@@ -96,9 +95,8 @@ impl Peer {
             psk: config.preshared_key.unwrap_or_default(),
             cipher: config.cipher,
             addresses: config.virtual_addresses,
-            candidates: usable(config.endpoints),
             probes_candidates: false,
-            endpoint: None,
+            paths,
             sessions: Sessions::default(),
             attempt: None,
             last_timestamp: None,
@@ -119,6 +117,7 @@ impl Peer {
 
     /// Takes new settings. The session goes on; candidates that are new are tried at once if there is one.
     pub(crate) fn update(&mut self, config: PeerConfig, shared: &mut Shared, now: Instant) {
+        let relays = relays(&config);
         self.addresses = config.virtual_addresses;
         if self.flow.is_some_and(|(_, destination)| !self.addresses.contains(&destination)) {
             self.flow = None;
@@ -131,12 +130,14 @@ impl Peer {
             self.psk = psk;
             self.drop_pending(shared);
         }
-        let candidates = usable(config.endpoints);
-        let news: Vec<_> = candidates.iter().copied().filter(|c| !self.candidates.contains(c)).collect();
-        self.candidates = candidates;
+        let (news, has_moved) = self.paths.set(&config.endpoints, &relays, &shared.links, now);
+        if has_moved {
+            self.path_changed(shared, now);
+        }
         if !news.is_empty() {
             self.try_candidates(&news, shared, now);
         }
+        self.probe_paths(shared, now);
     }
 
     /// Drops sessions and handshake and gives their indices back.
@@ -155,6 +156,9 @@ impl Peer {
         shared: &mut Shared,
         now: Instant,
     ) -> Result<Option<Sealing>, Dropped> {
+        if self.paths.is_stale(now) {
+            self.leave_stale_path(shared, now);
+        }
         let mtu = self.segment_mtu();
         let narrowed = if packet.segment_len(0) > mtu { packet.narrowed(mtu) } else { None };
         let narrowed_to = narrowed.map(|_| mtu);
@@ -166,11 +170,11 @@ impl Peer {
             self.tell_too_big(packet, shared, now);
             return Err(Dropped::TooBig);
         };
-        let reserved = self
-            .endpoint
+        let route = self.paths.current().and_then(|endpoint| shared.links.route(&endpoint));
+        let reserved = route
             .zip(self.sessions.current())
-            .and_then(|(endpoint, session)| Some((endpoint, session.reserve(segments, now)?, session)));
-        let Some((destination, first_counter, session)) = reserved else {
+            .and_then(|(route, session)| Some((route, session.reserve(segments, now)?, session)));
+        let Some((route, first_counter, session)) = reserved else {
             for index in 0..segments {
                 self.enqueue(packet.segment(index), shared);
             }
@@ -182,7 +186,7 @@ impl Peer {
             receiver: session.remote_index,
             first_counter,
             segments,
-            destination,
+            route,
             marks: (ecn::outer(Ecn::from_bits(packet.ecn())), manner.fragmentation),
             pad_to: manner.pad_to,
             narrowed_to,
@@ -201,6 +205,7 @@ impl Peer {
         self.count_sent(octets, datagrams);
         self.timers.sent(now);
         self.timers.sent_data(now, || shared.jitter());
+        self.paths.sent_data(now);
     }
 
     fn count_sent(&mut self, octets: usize, datagrams: usize) {
@@ -236,7 +241,7 @@ impl Peer {
     /// Sends an empty message, or starts a handshake if there is no session to send it through.
     fn send_keepalive(&mut self, shared: &mut Shared, now: Instant) {
         let (Some(session), Some(endpoint)) =
-            (self.sessions.current().filter(|session| session.can_send(now)), self.endpoint)
+            (self.sessions.current().filter(|session| session.can_send(now)), self.paths.current())
         else {
             return self.start_handshake(shared, now);
         };
@@ -266,7 +271,9 @@ impl Peer {
                 self.tell_too_big(&whole, shared, now);
                 continue;
             };
-            let (Some(session), Some(endpoint)) = (self.sessions.current(), self.endpoint) else { return };
+            let (Some(session), Some(endpoint)) = (self.sessions.current(), self.paths.current()) else {
+                return;
+            };
             let padded = padded_len(packet.len(), manner.pad_to);
             let mut message = vec![0; padded + OVERHEAD];
             let write = |inner: &mut [u8]| inner[..packet.len()].copy_from_slice(&packet);
@@ -304,13 +311,14 @@ impl Peer {
         Ok(Opening { key: session.receiving.clone(), index, counter, is_authentic: false })
     }
 
-    /// Does all that the arrival of a message of `len` octets means, which has been opened, and tells whether something
-    /// may have become due earlier than before.
+    /// Does all that the arrival of a message of `len` octets means, which has been opened and is `probe`, if it is one, and
+    /// tells whether something may have become due earlier than before.
     pub(crate) fn finish_receive(
         &mut self,
         opening: &Opening,
         len: usize,
-        source: SocketAddr,
+        probe: Option<PathProbe>,
+        source: Endpoint,
         shared: &mut Shared,
         now: Instant,
     ) -> Result<bool, Dropped> {
@@ -325,16 +333,22 @@ impl Peer {
         if let Err(reason) = session.accept(opening.counter) {
             return self.refuse(reason);
         }
-        let only_puts_off =
-            !is_next && self.endpoint == Some(source) && self.timers.received_data_only_puts_off();
-        self.received(len, source, shared, now);
+        let is_usual = !is_next && probe.is_none() && self.paths.current() == Some(source);
+        let only_puts_off = is_usual && self.timers.received_data_only_puts_off();
+        let has_data = len > OVERHEAD && probe.is_none();
+        let what = match probe {
+            Some(_) => Heard::Probe,
+            None if has_data => Heard::Data,
+            None => Heard::Keepalive,
+        };
+        self.received(len, source, what, shared, now);
         if is_next {
             shared.release(self.sessions.confirm_next());
             self.end_attempt(shared);
             self.session_made(shared, now);
             self.flush(shared, now, false);
         }
-        if len > OVERHEAD {
+        if has_data {
             self.had_data = true;
             self.timers.received_data(now);
         }
@@ -342,6 +356,12 @@ impl Peer {
             self.sessions.current().is_some_and(|session| session.wants_renewal_after_receiving(now));
         if wants_renewal {
             self.start_handshake(shared, now);
+        }
+        if let Some(probe) = probe {
+            self.receive_probe(probe, source, shared, now);
+        }
+        if !is_usual {
+            self.probe_paths(shared, now);
         }
         Ok(wants_renewal || !only_puts_off)
     }
@@ -351,18 +371,14 @@ impl Peer {
         self.counters.drops.count(reason);
     }
 
-    /// An authentic datagram came from `source`: that is where the peer is.
-    fn received(&mut self, len: usize, source: SocketAddr, shared: &mut Shared, now: Instant) {
+    /// An authentic datagram came from `source`.
+    fn received(&mut self, len: usize, source: Endpoint, what: Heard, shared: &mut Shared, now: Instant) {
         self.counters.received_bytes += len as u64;
         self.counters.received_packets += 1;
         self.timers.received(now);
         self.path_mtu.data_received(now);
-        if self.endpoint != Some(source) {
-            self.path_mtu.path_changed(now);
-            self.endpoint = Some(source);
-            if self.is_up {
-                shared.event(Event::EndpointChanged { public_key: self.public_key, endpoint: source });
-            }
+        if self.paths.heard(source, what, &shared.links, now) {
+            self.path_changed(shared, now);
         }
     }
 
@@ -372,7 +388,8 @@ impl Peer {
     pub(crate) fn next_timeout(&self) -> Option<(Instant, Reason)> {
         let handshake = self.attempt.as_ref().map(|attempt| (attempt.due(), Reason::Handshake));
         let path_mtu = self.path_mtu.poll_timeout().map(|at| (at, Reason::PathMtu));
-        handshake.into_iter().chain(path_mtu).chain(self.timers.next()).min()
+        let path = self.paths.poll_timeout().map(|at| (at, Reason::Path));
+        handshake.into_iter().chain(path_mtu).chain(path).chain(self.timers.next()).min()
     }
 
     /// Does everything that is due.
@@ -382,6 +399,7 @@ impl Peer {
             match reason {
                 Reason::NoAnswer => {
                     self.path_mtu.no_answer(now);
+                    self.paths.distress(now);
                     self.start_handshake(shared, now);
                 }
                 // Without a session there is nothing to keep alive.
@@ -389,9 +407,13 @@ impl Peer {
                 Reason::PersistentKeepalive => self.send_keepalive(shared, now),
                 Reason::WipeKeys => shared.release(self.sessions.clear()),
                 Reason::Idle => shared.event(Event::PeerIdle(self.public_key)),
-                Reason::Keepalive | Reason::PathMtu | Reason::Handshake | Reason::Lookup => {}
+                Reason::Keepalive | Reason::PathMtu | Reason::Path | Reason::Handshake | Reason::Lookup => {}
             }
         }
+        if self.paths.handle_timeout(&shared.links, now) {
+            self.path_changed(shared, now);
+        }
+        self.probe_paths(shared, now);
         self.path_mtu.handle_timeout(now);
         self.probe(shared, now);
     }
@@ -401,7 +423,8 @@ impl Peer {
         PeerSnapshot {
             public_key: self.public_key,
             virtual_addresses: self.addresses.clone(),
-            endpoint: self.endpoint,
+            endpoint: self.paths.current().and_then(|endpoint| endpoint.direct()),
+            path: self.paths.snapshot(),
             last_handshake: self.last_handshake,
             last_data: self.had_data.then_some(self.timers.last_data),
             received_bytes: counters.received_bytes,

@@ -7,6 +7,7 @@ use rand::RngExt as _;
 
 use super::Peer;
 use crate::{
+    endpoint::Hop,
     event::Fragmentation,
     icmp::{self, TooBig},
     limits::{OVERHEAD, OVERHEAD_V4, OVERHEAD_V6, PACKET_OFFSET},
@@ -30,7 +31,9 @@ impl Peer {
     /// only if routers tell that they have to be; what surely fits has no need of them.
     #[inline]
     pub(super) fn segment_mtu(&self) -> usize {
-        if self.path_mtu.needs_fragments() && self.endpoint.is_some_and(|endpoint| endpoint.is_ipv6()) {
+        if self.path_mtu.needs_fragments()
+            && self.paths.current().is_some_and(|endpoint| endpoint.may_be_ipv6())
+        {
             return (MIN_PLPMTU - OVERHEAD_V6).into();
         }
         self.path_mtu.current().into()
@@ -78,9 +81,11 @@ impl Peer {
     /// Sends the probe that is due, if there is a session. It takes the way of the packets that make it worth while.
     /// For WireGuard's timers it is no data: nothing has to come back.
     pub(super) fn probe(&mut self, shared: &mut Shared, now: Instant) {
-        let (Some(session), Some(endpoint), Some((source, destination))) =
-            (self.sessions.current().filter(|session| session.can_send(now)), self.endpoint, self.flow)
-        else {
+        let (Some(session), Some(endpoint), Some((source, destination))) = (
+            self.sessions.current().filter(|session| session.can_send(now)),
+            self.paths.current(),
+            self.flow,
+        ) else {
             return;
         };
         let Some(probe) = self.path_mtu.next_probe(now, || shared.rng.random()) else { return };
@@ -101,14 +106,14 @@ impl Peer {
         destination: SocketAddr,
         outer_mtu: usize,
         datagram_len: usize,
+        shared: &Shared,
         now: Instant,
     ) {
-        if self.endpoint != Some(destination) {
-            return;
-        }
+        let route = self.paths.current().and_then(|endpoint| shared.links.route(&endpoint));
+        let Some(route) = route.filter(|route| route.hop == Hop::Udp(destination)) else { return };
         let overhead = if destination.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-        let known = outer_mtu.saturating_sub(overhead.into());
-        let refused = datagram_len.saturating_sub(OVERHEAD);
+        let known = outer_mtu.saturating_sub(usize::from(overhead) + route.header_len());
+        let refused = datagram_len.saturating_sub(OVERHEAD + route.header_len());
         let mtu = if known < refused { known } else { refused.saturating_sub(1) };
         tracing::debug!(peer = %self.public_key, %destination, mtu, "the path takes no larger packets");
         self.path_mtu.too_big(u16::try_from(mtu).unwrap_or(u16::MAX), now);

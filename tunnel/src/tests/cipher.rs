@@ -167,7 +167,10 @@ fn roaming() {
     network.send(0, 1, b"from elsewhere");
     network.run_millis(100);
     let public_key = network.key(0);
-    assert_eq!(network.nodes[1].events.last(), Some(&Event::EndpointChanged { public_key, endpoint: moved }));
+    assert_eq!(
+        network.nodes[1].events.last(),
+        Some(&Event::EndpointChanged { public_key, endpoint: moved.into() })
+    );
     network.assert_works();
     assert_eq!((network.current_index(1, 0), ciphers(&network)), (session, AES), "the same session");
 }

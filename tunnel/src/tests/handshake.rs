@@ -16,7 +16,7 @@ fn first_packet_makes_a_session_and_arrives() {
     assert_eq!(network.take_payloads(1), [b"one", b"two"]);
     let up = |network: &Network, n: usize| {
         let endpoint = network.nodes[n].address;
-        [Event::PeerUp { public_key: network.key(n), endpoint }]
+        [Event::PeerUp { public_key: network.key(n), endpoint: endpoint.into() }]
     };
     assert_eq!(network.nodes[0].events, up(&network, 1));
     assert_eq!(network.nodes[1].events, up(&network, 0));
@@ -296,7 +296,7 @@ fn new_candidates_of_a_live_peer_are_tried_at_once() {
     assert_eq!(network.nodes[0].tunnel.peer(&key, now).unwrap().endpoint, Some(moved));
     assert_eq!(
         network.nodes[0].events.last(),
-        Some(&Event::EndpointChanged { public_key: key, endpoint: moved })
+        Some(&Event::EndpointChanged { public_key: key, endpoint: moved.into() })
     );
     network.assert_works();
     let stranger = PeerConfig::new(network.key(0));

@@ -189,10 +189,10 @@ impl Network {
         assert!(node.tunnel.deadlines_hold());
         let mut datagrams = Vec::new();
         while let Some(transmit) = node.tunnel.poll_transmit() {
-            datagrams.push((transmit.destination, transmit.fragmentation, transmit.payload));
+            datagrams.push((transmit.hop, transmit.fragmentation, transmit.payload));
         }
         for run in node.out.runs() {
-            let to = (run.destination, run.fragmentation);
+            let to = (run.hop, run.fragmentation);
             datagrams.extend(run.datagrams().map(|datagram| (to.0, to.1, datagram.to_vec())));
         }
         node.out.clear();
@@ -203,7 +203,8 @@ impl Network {
             node.inbox.push(packet);
         }
         let from = node.address;
-        for (to, fragmentation, payload) in datagrams {
+        for (hop, fragmentation, payload) in datagrams {
+            let to = hop.udp().expect("there are no streams");
             let is_too_big = payload.len() + 28 > self.mtu;
             if is_too_big && self.tells && fragmentation != Fragmentation::Anyone {
                 self.nodes[n].tunnel.path_too_big(to, self.mtu, payload.len(), self.now);

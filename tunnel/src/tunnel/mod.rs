@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     config::{Config, PeerConfig},
     cookie::Guard,
+    endpoint::{DirectorId, DirectorLink, Endpoint, Handle, Links},
     event::{Event, Reason, Sent, Transmit},
     icmp,
     key::PublicKey,
@@ -80,6 +81,7 @@ impl Tunnel {
                 rng: StdRng::from_seed(config.seed),
                 labels: LabelClock::new(now, civil),
                 mtu: config.mtu.clamp(MIN_PLPMTU.into(), MAX_PACKET) as u16,
+                links: Links::default(),
                 indices: FxHashMap::default(),
                 transmits: VecDeque::new(),
                 packets: VecDeque::new(),
@@ -108,7 +110,7 @@ impl Tunnel {
         self.shared.labels.set(now, civil);
     }
 
-    /// Tells that a datagram of `datagram_len` octets to `destination` was refused for its size, and what the kernel
+    /// Tells that a datagram of `datagram_len` octets, the header of its frame included, to `destination` was refused for its size, and what the kernel
     /// knows of the path: the MTU with IP and UDP headers, in octets.
     pub fn path_too_big(
         &mut self,
@@ -118,14 +120,38 @@ impl Tunnel {
         now: Instant,
     ) {
         for id in 0..self.peers.len() as PeerId {
-            self.with_peer(id, |peer, _| peer.path_too_big(destination, outer_mtu, datagram_len, now));
+            self.with_peer(id, |peer, shared| {
+                peer.path_too_big(destination, outer_mtu, datagram_len, shared, now);
+            });
         }
     }
 
     /// Tells that this host reaches others in another way than before: nothing is known of the paths any more.
     pub fn paths_changed(&mut self, now: Instant) {
         for id in 0..self.peers.len() as PeerId {
-            self.with_peer(id, |peer, _| peer.path_mtu.path_changed(now));
+            self.with_peer(id, |peer, shared| peer.host_moved(shared, now));
+        }
+    }
+
+    /// Tells how a director is reached from now on; `None`: it is not. Peers that were reached through it fall back to what
+    /// they have.
+    pub fn set_director(&mut self, director: DirectorId, link: Option<DirectorLink>, now: Instant) {
+        let before = self.shared.links.get(director);
+        if before == link {
+            return;
+        }
+        self.shared.links.set(director, link);
+        let is_new = before.is_none();
+        for id in 0..self.peers.len() as PeerId {
+            self.with_peer(id, |peer, shared| peer.director_changed(director, is_new, shared, now));
+        }
+    }
+
+    /// Tells that a director does not have this device.
+    pub fn unreachable_through(&mut self, director: DirectorId, handle: Handle, now: Instant) {
+        let relay = Endpoint::Relay { director, handle };
+        for id in 0..self.peers.len() as PeerId {
+            self.with_peer(id, |peer, shared| peer.unreachable_through(relay, shared, now));
         }
     }
 
@@ -382,7 +408,7 @@ impl Tunnel {
             self.peers.push(None);
             (self.peers.len() - 1) as PeerId
         });
-        let mut peer = Peer::new(id, config, self.shared.mtu, now);
+        let mut peer = Peer::new(id, config, &self.shared, now);
         peer.last_timestamp = self.timestamps.remove(&key);
         if let Some(slot) = self.peers.get_mut(id as usize) {
             *slot = Some(Box::new(peer));

@@ -1,31 +1,33 @@
 //! Datagrams from UDP. Their peer is found by session index or by key, never by source address.
 
-use std::net::SocketAddr;
-
 use muster_common::time::Instant;
 
 use super::{Tunnel, schedule};
 use crate::{
     cookie::Verdict,
     ecn::{self, Ecn},
+    endpoint::Endpoint,
     event::{Event, Fragmentation, Received},
     limits::PACKET_OFFSET,
     message::{CookieReply, Initiation, Message, Response, TAG_LEN},
     opening::Opening,
     packet::Header,
+    paths::PathProbe,
     stats::Dropped,
 };
 
 impl Tunnel {
-    /// Takes a datagram that came from `source` with `ecn` in its IP header. Data is opened in place, and lies
+    /// Takes a datagram that came from `source` with `ecn` in its IP header; one that came through a director without the
+    /// header of its frame. Data is opened in place, and lies
     /// [`PACKET_OFFSET`] octets after the datagram's start.
     pub fn handle_datagram<'a>(
         &mut self,
-        source: SocketAddr,
+        source: impl Into<Endpoint>,
         ecn: Ecn,
         datagram: &'a mut [u8],
         now: Instant,
     ) -> Result<Received<'a>, Dropped> {
+        let source = source.into();
         let Some(mut opening) = self.begin_receive(source, datagram, now)? else {
             return Ok(Received::Handshake);
         };
@@ -38,10 +40,11 @@ impl Tunnel {
     /// as a replay, is dropped here.
     pub fn begin_receive(
         &mut self,
-        source: SocketAddr,
+        source: impl Into<Endpoint>,
         datagram: &[u8],
         now: Instant,
     ) -> Result<Option<Opening>, Dropped> {
+        let source = source.into();
         self.begin(source, datagram, now).inspect_err(|reason| self.dropped(source, *reason))
     }
 
@@ -51,25 +54,21 @@ impl Tunnel {
     pub fn finish_receive<'a>(
         &mut self,
         opening: Opening,
-        source: SocketAddr,
+        source: impl Into<Endpoint>,
         ecn: Ecn,
         datagram: &'a mut [u8],
         now: Instant,
     ) -> Result<Received<'a>, Dropped> {
+        let source = source.into();
         self.finish(&opening, source, ecn, datagram, now).inspect_err(|reason| self.dropped(source, *reason))
     }
 
-    fn dropped(&mut self, source: SocketAddr, reason: Dropped) {
+    fn dropped(&mut self, source: Endpoint, reason: Dropped) {
         self.shared.drops.count(reason);
         tracing::trace!(%source, %reason, "datagram dropped");
     }
 
-    fn begin(
-        &mut self,
-        source: SocketAddr,
-        datagram: &[u8],
-        now: Instant,
-    ) -> Result<Option<Opening>, Dropped> {
+    fn begin(&mut self, source: Endpoint, datagram: &[u8], now: Instant) -> Result<Option<Opening>, Dropped> {
         let header = match Message::parse(datagram).ok_or(Dropped::Malformed)? {
             Message::Initiation(m) => return self.receive_initiation(m, source, now).map(|()| None),
             Message::Response(m) => return self.receive_response(m, source, now).map(|()| None),
@@ -84,7 +83,7 @@ impl Tunnel {
     fn finish<'a>(
         &mut self,
         opening: &Opening,
-        source: SocketAddr,
+        source: Endpoint,
         ecn: Ecn,
         datagram: &'a mut [u8],
         now: Instant,
@@ -92,11 +91,16 @@ impl Tunnel {
         // The peer may be gone since, and another have its place.
         let id = *self.shared.indices.get(&opening.index).ok_or(Dropped::UnknownIndex)?;
         let peer = self.peers.get_mut(id as usize).and_then(Option::as_mut).ok_or(Dropped::UnknownIndex)?;
-        if peer.finish_receive(opening, datagram.len(), source, &mut self.shared, now)? {
+        let (len, end) = (datagram.len(), datagram.len().saturating_sub(TAG_LEN));
+        let opened = datagram.get_mut(PACKET_OFFSET..end).unwrap_or_default();
+        // Of what is not authentic nothing comes.
+        let probe = PathProbe::parse(opened);
+        if peer.finish_receive(opening, len, probe, source, &mut self.shared, now)? {
             schedule(peer, id, &mut self.deadlines);
         }
-        let end = datagram.len().saturating_sub(TAG_LEN);
-        let opened = datagram.get_mut(PACKET_OFFSET..end).unwrap_or_default();
+        if probe.is_some() {
+            return Ok(Received::Probe);
+        }
         if opened.is_empty() {
             return Ok(Received::Keepalive);
         }
@@ -124,17 +128,19 @@ impl Tunnel {
     fn receive_initiation(
         &mut self,
         message: Initiation<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         now: Instant,
     ) -> Result<(), Dropped> {
         if self.guard.verify_mac1(message.0).is_none() {
             return Err(Dropped::InvalidMac);
         }
         let rng = &mut self.shared.rng;
-        match self.guard.admit(message.0, source, rng, now) {
+        match self.guard.admit(message.0, source.as_source(), rng, now) {
             Verdict::Pass => self.answer_initiation(message, source, now),
             Verdict::DemandCookie => {
-                if let Some(reply) = self.guard.reply(message.0, message.sender(), source, rng, now) {
+                if let Some(reply) =
+                    self.guard.reply(message.0, message.sender(), source.as_source(), rng, now)
+                {
                     self.shared.transmit(source, Fragmentation::Known, reply.to_vec());
                 }
                 Err(Dropped::CookieDemanded)
@@ -146,7 +152,7 @@ impl Tunnel {
     pub(super) fn answer_initiation(
         &mut self,
         message: Initiation<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         now: Instant,
     ) -> Result<(), Dropped> {
         let cipher = self.guard.verify_mac1(message.0).ok_or(Dropped::InvalidMac)?;
@@ -179,7 +185,7 @@ impl Tunnel {
     fn receive_response(
         &mut self,
         message: Response<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         now: Instant,
     ) -> Result<(), Dropped> {
         // Cheapest first: a stranger cannot know the index.

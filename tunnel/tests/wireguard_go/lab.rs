@@ -224,13 +224,14 @@ impl Lab {
     pub(crate) fn drain(&mut self) {
         let mut datagrams = Vec::new();
         while let Some(transmit) = self.tunnel.poll_transmit() {
-            datagrams.push((transmit.destination, transmit.payload));
+            datagrams.push((transmit.hop, transmit.payload));
         }
         for run in self.out.runs() {
-            datagrams.extend(run.datagrams().map(|datagram| (run.destination, datagram.to_vec())));
+            datagrams.extend(run.datagrams().map(|datagram| (run.hop, datagram.to_vec())));
         }
         self.out.clear();
-        for (destination, payload) in datagrams {
+        for (hop, payload) in datagrams {
+            let destination = hop.udp().expect("there are no directors");
             // An error here may be the ICMP error for an earlier datagram; what got lost is sent again.
             let _ = self.socket.send_to(&payload, destination);
             self.sent.push(payload);

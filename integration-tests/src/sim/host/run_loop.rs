@@ -65,7 +65,9 @@ impl World {
 
     pub(super) fn transmit(&mut self, h: usize) {
         while let Some(transmit) = self.hosts[h].running.as_mut().and_then(|r| r.tunnel.poll_transmit()) {
-            self.send_datagram(h, transmit.destination, transmit.payload);
+            if let Some(destination) = transmit.hop.udp() {
+                self.send_datagram(h, destination, transmit.payload);
+            }
         }
     }
 

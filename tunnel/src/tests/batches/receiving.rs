@@ -229,7 +229,7 @@ fn a_session_is_confirmed_meanwhile() {
             }
         }
         let public_key = network.key(0);
-        assert_eq!(network.nodes[1].events, [Event::PeerUp { public_key, endpoint: a }]);
+        assert_eq!(network.nodes[1].events, [Event::PeerUp { public_key, endpoint: a.into() }]);
         assert_eq!(network.nodes[1].tunnel.sizes()[0], 1);
     }
 }

@@ -1,0 +1,686 @@
+//! The rules one by one, and two peers against each other over a network that changes.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::endpoint::{DirectorId, DirectorLink, Handle, Hop};
+
+const PEER: Handle = Handle(7);
+
+fn at(n: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, n], 51_820))
+}
+
+fn direct(n: u8) -> Endpoint {
+    at(n).into()
+}
+
+fn relay(director: u16) -> Endpoint {
+    Endpoint::Relay { director: DirectorId(director), handle: PEER }
+}
+
+fn link(is_draining: bool) -> DirectorLink {
+    DirectorLink { session: 1, hop: Hop::Udp(at(250)), is_draining }
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// One side, whose probes go to a list.
+struct Side {
+    paths: Paths,
+    links: Links,
+    now: Instant,
+    nonces: u64,
+    probes: Vec<(Endpoint, u64)>,
+}
+
+impl Side {
+    /// Knows two addresses and two relays, of which it reaches both.
+    fn new(follows: bool) -> Self {
+        let now = Instant::from_boot(Duration::from_secs(500));
+        let mut side =
+            Self { paths: Paths::new(follows, now), links: Links::default(), now, nonces: 0, probes: vec![] };
+        side.set_link(0, Some(false));
+        side.set_link(1, Some(false));
+        side.paths.set(&[at(1), at(2)], &[relay(0), relay(1)], &side.links, now);
+        side
+    }
+
+    /// Reached through the first relay, and a session is made.
+    fn relayed(follows: bool) -> Self {
+        let mut side = Self::new(follows);
+        assert!(side.heard(relay(0), Heard::Handshake));
+        side.paths.session_made(side.now);
+        side.collect();
+        side
+    }
+
+    /// The first address is proven.
+    fn proven(follows: bool) -> Self {
+        let mut side = Self::relayed(follows);
+        side.pass(ms(5));
+        assert!(side.answer(direct(1)));
+        side.pass(ms(3_000));
+        side.answer(direct(1));
+        side.probes.clear();
+        assert_eq!(side.why(), (direct(1), Why::Probe));
+        side
+    }
+
+    fn set_link(&mut self, director: u16, link_: Option<bool>) -> bool {
+        self.links.set(DirectorId(director), link_.map(link));
+        let moved = self.paths.director_changed(DirectorId(director), &self.links, self.now);
+        self.collect();
+        moved
+    }
+
+    fn collect(&mut self) {
+        let nonces = &mut self.nonces;
+        while let Some(probe) = self.paths.next_probe(&self.links, self.now, || {
+            *nonces += 1;
+            *nonces
+        }) {
+            self.probes.push(probe);
+        }
+    }
+
+    fn heard(&mut self, from: Endpoint, what: Heard) -> bool {
+        let moved = self.paths.heard(from, what, &self.links, self.now);
+        self.collect();
+        moved
+    }
+
+    /// The last probe of an endpoint is answered.
+    fn answer(&mut self, from: Endpoint) -> bool {
+        let index = self.probes.iter().rposition(|(to, _)| *to == from).expect("it was not probed");
+        let (_, nonce) = self.probes.remove(index);
+        let moved = self.heard(from, Heard::Probe) | self.paths.answered(nonce, from, self.now);
+        self.collect();
+        moved
+    }
+
+    fn send(&mut self) -> bool {
+        let moved = self.paths.is_stale(self.now) && self.paths.leave_stale(&self.links, self.now);
+        self.paths.sent_data(self.now);
+        self.collect();
+        moved
+    }
+
+    fn pass(&mut self, time: Duration) -> bool {
+        let end = self.now + time;
+        let mut moved = false;
+        let mut turns = 0;
+        while let Some(due) = self.paths.poll_timeout().filter(|due| *due <= end) {
+            assert!(due >= self.now || turns < 10, "due in the past");
+            turns += 1;
+            assert!(turns < 1_000, "spins");
+            self.now = self.now.max(due);
+            moved |= self.paths.handle_timeout(&self.links, self.now);
+            self.collect();
+        }
+        self.now = end;
+        moved
+    }
+
+    fn why(&self) -> (Endpoint, Why) {
+        let snapshot = self.paths.snapshot().unwrap();
+        (snapshot.endpoint, snapshot.why)
+    }
+
+    fn destinations(&self, tries: usize, is_up: bool) -> Vec<Endpoint> {
+        let mut all = self.paths.destinations(tries, is_up, false, &self.links, self.now);
+        all.sort();
+        all
+    }
+
+    fn probed(&mut self) -> Vec<Endpoint> {
+        let mut probed: Vec<_> = std::mem::take(&mut self.probes).into_iter().map(|(to, _)| to).collect();
+        probed.sort();
+        probed
+    }
+}
+
+#[test]
+fn the_first_initiation_goes_through_one_relay_and_others_everywhere() {
+    let mut side = Side::new(false);
+    let everything = [direct(1), direct(2), relay(0), relay(1)];
+    assert_eq!(side.destinations(0, false), [relay(0)]);
+    assert_eq!(side.destinations(1, false), everything);
+    side.set_link(0, None);
+    assert_eq!(side.destinations(0, false), [relay(1)]);
+    assert_eq!(side.destinations(1, false), [direct(1), direct(2), relay(1)]);
+    side.set_link(1, None);
+    assert_eq!(side.destinations(0, false), [direct(1), direct(2)]);
+    side.set_link(0, Some(true));
+    assert_eq!(side.destinations(0, false), [relay(0)], "draining, but there is no other");
+    side.set_link(1, Some(false));
+    assert_eq!(side.destinations(0, false), [relay(1)]);
+    let side = Side::proven(false);
+    assert_eq!(side.destinations(0, true), [direct(1)], "renewals go along the current path");
+    assert_eq!(side.destinations(0, false), [relay(0)]);
+}
+
+#[test]
+fn a_round_probes_all_addresses_and_the_current_path() {
+    let mut side = Side::relayed(false);
+    assert_eq!(side.probed(), [direct(1), direct(2), relay(0)]);
+    let mut times = vec![];
+    let start = side.now;
+    for _ in 0..300 {
+        side.pass(ms(10));
+        if !side.probes.is_empty() {
+            times.push((side.now - start).as_millis());
+            assert_eq!(side.probed(), [direct(1), direct(2), relay(0)]);
+        }
+    }
+    assert_eq!(times, [50, 150, 350, 750, 1_550]);
+    side.pass(Duration::from_secs(200));
+    assert!(side.probes.is_empty(), "without data there are no more");
+    side.send();
+    side.heard(relay(0), Heard::Data);
+    side.pass(ms(1));
+    assert_eq!(side.probed(), [direct(1), direct(2), relay(0)]);
+}
+
+#[test]
+fn an_address_is_used_as_soon_as_a_probe_is_answered_there_and_no_sooner() {
+    let mut side = Side::relayed(false);
+    side.pass(ms(20));
+    for what in [Heard::Data, Heard::Probe, Heard::Handshake] {
+        assert!(!side.heard(direct(1), what));
+        assert!(!side.heard(direct(9), what), "nor an unknown one");
+    }
+    let stray = side.paths.answered(99, direct(1), side.now);
+    assert!(!stray, "an answer to nothing");
+    let (_, nonce) = side.probes[0];
+    assert!(!side.paths.answered(nonce, direct(2), side.now), "an answer from elsewhere");
+    assert!(side.answer(direct(1)));
+    assert_eq!(side.why(), (direct(1), Why::Probe));
+    assert_eq!(side.paths.snapshot().unwrap().round_trip, Some(ms(20)));
+}
+
+#[test]
+fn the_fastest_address_wins_if_it_is_better_by_enough() {
+    for (first, second, moves) in
+        [(20, 10, true), (20, 17, false), (2, 1, true), (1, 0, true), (10, 30, false)]
+    {
+        let mut side = Side::relayed(false);
+        side.pass(ms(first));
+        assert!(side.answer(direct(1)));
+        side.pass(ms(50 - first + second));
+        assert_eq!(side.answer(direct(2)), moves, "{first} {second}");
+    }
+    // One that answers nothing in a round is left for one that does.
+    let mut side = Side::proven(false);
+    side.paths.session_made(side.now);
+    side.collect();
+    side.pass(ms(30));
+    assert!(!side.answer(direct(2)));
+    assert!(side.pass(ms(3_000)));
+    assert_eq!(side.why(), (direct(2), Why::Probe));
+}
+
+#[test]
+fn unknown_addresses_of_probes_are_learned_and_probed() {
+    let mut side = Side::relayed(false);
+    side.pass(ms(3_000));
+    side.probes.clear();
+    assert!(!side.heard(direct(50), Heard::Probe));
+    assert_eq!(side.probed(), [direct(50)]);
+    for n in 51..90 {
+        side.heard(direct(n), Heard::Probe);
+    }
+    let learned = side.paths.candidates.iter().filter(|candidate| !candidate.is_told).count();
+    assert_eq!(learned, LEARNED);
+    assert!(side.answer(direct(89)));
+    for n in 90..120 {
+        side.heard(direct(n), Heard::Probe);
+    }
+    assert!(side.paths.candidates.get(&direct(89)).is_some(), "the proven one stays");
+}
+
+#[test]
+fn a_peer_that_moves_is_followed_at_once_to_an_unknown_address() {
+    for follows in [false, true] {
+        let mut side = Side::proven(follows);
+        assert!(side.heard(direct(77), Heard::Data));
+        assert_eq!(side.why(), (direct(77), Why::Roamed));
+        assert_eq!(side.probed(), [direct(77)]);
+    }
+}
+
+#[test]
+fn a_known_address_is_probed_and_followed_when_the_current_one_is_quiet() {
+    for follows in [false, true] {
+        let mut side = Side::proven(follows);
+        assert!(!side.heard(direct(2), Heard::Data));
+        assert_eq!(side.probed(), [direct(2)]);
+        side.pass(ms(1_100));
+        assert_eq!(side.heard(direct(2), Heard::Data), follows);
+        if !follows {
+            assert_eq!(side.probes.len(), 2);
+            side.pass(ms(5));
+            side.answer(direct(2));
+            assert!(side.pass(ms(1_000)), "the current one does not answer");
+            assert_eq!(side.why(), (direct(2), Why::Silence));
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_falls_back_to_a_relay_is_doubted() {
+    let mut side = Side::proven(false);
+    side.pass(ms(1_100));
+    assert!(!side.heard(relay(1), Heard::Data));
+    assert_eq!(side.probed(), [direct(1)]);
+    side.heard(direct(1), Heard::Data);
+    assert!(side.pass(ms(1_000)), "it is heard, but does not hear us");
+    assert_eq!(side.why(), (relay(1), Why::Silence), "the relay that it was heard through");
+    let mut side = Side::proven(false);
+    side.pass(ms(1_100));
+    side.heard(relay(1), Heard::Data);
+    side.pass(ms(10));
+    side.answer(direct(1));
+    assert!(!side.pass(ms(2_000)));
+    side.probes.clear();
+    side.heard(relay(1), Heard::Data);
+    assert!(side.probes.is_empty(), "not again so soon");
+}
+
+#[test]
+fn of_two_that_change_relays_one_follows() {
+    for follows in [false, true] {
+        let mut side = Side::relayed(follows);
+        assert_eq!(side.heard(relay(1), Heard::Data), follows);
+        let mut side = Side::relayed(follows);
+        assert!(side.heard(relay(1), Heard::Handshake), "handshakes are followed by both");
+        let mut side = Side::relayed(follows);
+        side.set_link(1, Some(true));
+        assert!(!side.heard(relay(1), Heard::Data), "but not to a director that drains");
+    }
+}
+
+#[test]
+fn relays_are_left_when_their_director_goes_drains_or_has_no_such_device() {
+    let mut side = Side::relayed(false);
+    assert!(side.set_link(0, None));
+    assert_eq!(side.why(), (relay(1), Why::DirectorLost));
+    assert!(!side.set_link(1, None), "there is no other");
+    assert!(side.set_link(0, Some(false)));
+    assert_eq!(side.why().0, relay(0));
+
+    let mut side = Side::relayed(false);
+    assert!(side.set_link(0, Some(true)));
+    assert_eq!(side.why(), (relay(1), Why::DirectorLost));
+    assert!(!side.set_link(1, Some(true)), "both drain");
+
+    let mut side = Side::relayed(false);
+    assert!(!side.paths.unreachable(relay(1), &side.links, side.now));
+    assert_eq!(side.destinations(0, false), [relay(0)]);
+    assert!(!side.paths.unreachable(relay(0), &side.links, side.now), "neither has it");
+    side.pass(LOST_FOR);
+    assert_eq!(side.destinations(0, false), [relay(0)]);
+
+    let mut side = Side::relayed(false);
+    assert!(side.paths.unreachable(relay(0), &side.links, side.now));
+    assert_eq!(side.why(), (relay(1), Why::DirectorLost));
+
+    let mut side = Side::relayed(false);
+    let (_, moved) = side.paths.set(&[at(1)], &[relay(1)], &side.links, side.now);
+    assert!(moved);
+    assert_eq!(side.why(), (relay(1), Why::DirectorLost));
+}
+
+#[test]
+fn silence_leads_to_a_check_and_then_to_a_relay() {
+    let mut side = Side::proven(false);
+    side.send();
+    assert!(!side.pass(ms(1_900)));
+    assert!(side.probes.is_empty());
+    assert!(!side.pass(ms(900)));
+    assert_eq!(side.probed(), [direct(1); 3]);
+    assert!(side.pass(ms(200)));
+    assert_eq!(side.why(), (relay(0), Why::Silence));
+    side.probes.clear();
+    assert!(!side.pass(ms(60)));
+    side.pass(ms(5));
+    assert!(side.answer(direct(1)), "and back, if the path answers");
+
+    let mut side = Side::proven(false);
+    for _ in 0..50 {
+        side.send();
+        side.pass(ms(100));
+        side.heard(direct(1), Heard::Data);
+    }
+    assert_eq!(side.why().0, direct(1));
+
+    // A relay is checked, too; the one that has failed is not tried again soon.
+    let mut side = Side::relayed(false);
+    let mut seen = vec![];
+    for _ in 0..200 {
+        side.send();
+        if side.pass(ms(100)) {
+            seen.push(side.why());
+        }
+    }
+    assert_eq!(seen, [(relay(1), Why::Silence)]);
+}
+
+#[test]
+fn the_peers_distress_is_checked_at_once() {
+    let mut side = Side::proven(false);
+    side.paths.distress(side.now);
+    assert!(side.pass(ms(900)));
+    assert_eq!(side.why(), (relay(0), Why::Silence));
+}
+
+#[test]
+fn a_stale_address_is_not_sent_to() {
+    let mut side = Side::proven(false);
+    side.pass(Duration::from_secs(600));
+    assert!(side.probed().len() < 40, "no data, no probes");
+    assert!(side.send());
+    assert_eq!(side.why(), (relay(0), Why::Silence));
+    assert_eq!(side.probes.len(), 3);
+    side.pass(ms(3));
+    assert!(side.answer(direct(1)));
+
+    // The host was suspended.
+    let mut side = Side::proven(false);
+    side.now += Duration::from_secs(3_600);
+    assert!(side.send());
+
+    // There is no relay: nothing is lost by trying.
+    let mut side = Side::proven(false);
+    side.set_link(0, None);
+    side.set_link(1, None);
+    side.now += Duration::from_secs(3_600);
+    assert!(!side.send());
+    assert_eq!(side.probed(), [direct(1), direct(2)]);
+}
+
+#[test]
+fn an_address_in_use_is_kept_fresh() {
+    let mut side = Side::proven(false);
+    side.send();
+    side.heard(direct(1), Heard::Data);
+    let mut probes = 0;
+    for _ in 0..290 {
+        side.pass(Duration::from_secs(1));
+        if !side.probes.is_empty() {
+            probes += 1;
+            side.answer(direct(1));
+        }
+    }
+    assert_eq!(probes, 14);
+    assert!(!side.send());
+    side.heard(direct(1), Heard::Data);
+    side.pass(Duration::from_secs(330));
+    side.probes.clear();
+    side.pass(Duration::from_secs(600));
+    assert!(side.probes.is_empty(), "idle");
+}
+
+#[test]
+fn a_host_that_moves_asks_everywhere_and_stays_until_something_answers() {
+    let mut side = Side::proven(false);
+    side.set_link(0, None);
+    side.set_link(1, None);
+    side.paths.host_moved(side.now);
+    side.collect();
+    assert_eq!(side.probed(), [direct(1), direct(2)]);
+    assert!(!side.pass(ms(1_000)));
+    assert_eq!(side.why().0, direct(1));
+    assert!(side.set_link(1, Some(false)), "lost, and here is a relay");
+    assert_eq!(side.why(), (relay(1), Why::Silence));
+
+    let mut side = Side::proven(false);
+    side.paths.host_moved(side.now);
+    side.collect();
+    assert!(side.pass(ms(1_000)));
+    assert_eq!(side.why(), (relay(0), Why::HostMoved));
+}
+
+#[test]
+fn both_hold_their_rounds_at_one_time() {
+    let mut side = Side::relayed(false);
+    side.pass(ms(5_000));
+    side.probes.clear();
+    side.paths.asked(relay(0), side.now);
+    side.collect();
+    assert!(side.probes.is_empty(), "there was one lately");
+    side.pass(ms(5_000));
+    side.paths.asked(relay(0), side.now);
+    side.collect();
+    assert_eq!(side.probed(), [direct(1), direct(2), relay(0)]);
+}
+
+#[test]
+fn without_relays_the_last_source_is_the_endpoint_and_nothing_is_probed() {
+    let now = Instant::from_boot(Duration::from_secs(500));
+    let (mut paths, links) = (Paths::new(true, now), Links::default());
+    paths.set(&[at(1), at(2), at(1), SocketAddr::from(([0, 0, 0, 0], 1))], &[], &links, now);
+    let destinations =
+        |paths: &Paths, tries, has_news| paths.destinations(tries, true, has_news, &links, now);
+    assert_eq!(destinations(&paths, 0, false), [direct(1), direct(2)]);
+    assert_eq!(destinations(&paths, 1, false), [direct(2), direct(1)]);
+    assert!(paths.heard(direct(1), Heard::Handshake, &links, now));
+    paths.session_made(now);
+    assert_eq!(destinations(&paths, 0, false), [direct(1)]);
+    assert_eq!(destinations(&paths, 0, true), [direct(1), direct(2)]);
+    assert!(!paths.heard(direct(9), Heard::Probe, &links, now));
+    assert!(paths.heard(direct(9), Heard::Keepalive, &links, now));
+    assert!(paths.heard(direct(2), Heard::Data, &links, now));
+    assert_eq!(destinations(&paths, 0, false), [direct(2)]);
+    assert_eq!(destinations(&paths, 1, false), [direct(1), direct(2)], "the one at 9 was not told");
+    assert!(!paths.is_stale(now + Duration::from_secs(3_600)));
+    paths.sent_data(now);
+    paths.distress(now);
+    paths.host_moved(now);
+    assert_eq!((paths.poll_timeout(), paths.next_probe(&links, now, || 1)), (None, None));
+}
+
+// Two against each other
+
+#[derive(Clone, Copy, Debug)]
+enum Message {
+    Handshake,
+    Data,
+    Request(u64),
+    Answer(u64),
+}
+
+/// A network: some addresses are open, with delays; each side has links to directors, or has not.
+#[derive(Clone, Debug)]
+struct State {
+    open: [Option<u8>; 3],
+    links: [[bool; 2]; 2],
+}
+
+impl State {
+    fn delay(&self, to: Endpoint) -> Option<Duration> {
+        match to {
+            Endpoint::Direct(at) => {
+                let SocketAddr::V4(at) = at else { return None };
+                let index = usize::from(at.ip().octets()[3]).checked_sub(1)?;
+                self.open.get(index).copied().flatten().map(|delay| ms(delay.into()))
+            }
+            Endpoint::Relay { director, .. } => {
+                let index = usize::from(director.0);
+                (self.links[0][index] && self.links[1][index]).then_some(ms(40))
+            }
+        }
+    }
+}
+
+struct Two {
+    sides: [Side; 2],
+    state: State,
+    now: Instant,
+    under_way: BTreeMap<(Instant, u64), (usize, Endpoint, Message)>,
+    number: u64,
+    moves: Vec<(Instant, usize, Endpoint)>,
+}
+
+impl Two {
+    fn new(told: [[bool; 3]; 2], state: State) -> Self {
+        let mut sides = [Side::new(false), Side::new(true)];
+        for (side, told) in sides.iter_mut().zip(told) {
+            let direct: Vec<_> = (0..3).filter(|n| told[*n]).map(|n| at(n as u8 + 1)).collect();
+            side.paths.set(&direct, &[relay(0), relay(1)], &side.links, side.now);
+        }
+        let now = sides[0].now;
+        let mut two =
+            Self { sides, state: state.clone(), now, under_way: BTreeMap::new(), number: 0, moves: vec![] };
+        two.change(state);
+        two
+    }
+
+    fn change(&mut self, state: State) {
+        self.state = state;
+        for n in 0..2 {
+            self.sides[n].now = self.now;
+            for director in 0..2 {
+                let link = self.state.links[n][usize::from(director)].then_some(false);
+                let moved = self.sides[n].set_link(director, link);
+                self.note(n, moved);
+            }
+        }
+    }
+
+    fn note(&mut self, n: usize, moved: bool) {
+        if moved {
+            self.moves.push((self.now, n, self.sides[n].paths.current().unwrap()));
+        }
+        for (to, nonce) in std::mem::take(&mut self.sides[n].probes) {
+            self.post(n, to, Message::Request(nonce));
+        }
+    }
+
+    fn post(&mut self, from: usize, to: Endpoint, message: Message) {
+        // Both sides see a path under the same name.
+        if let Some(delay) = self.state.delay(to).filter(|_| self.sides[from].links.reach(&to)) {
+            self.number += 1;
+            self.under_way.insert((self.now + delay, self.number), (1 - from, to, message));
+        }
+    }
+
+    fn deliver(&mut self, n: usize, from: Endpoint, message: Message) {
+        let side = &mut self.sides[n];
+        side.now = self.now;
+        let moved = match message {
+            Message::Handshake => {
+                let moved = side.heard(from, Heard::Handshake);
+                side.paths.session_made(self.now);
+                side.collect();
+                moved
+            }
+            Message::Data => side.heard(from, Heard::Data),
+            Message::Request(nonce) => {
+                let moved = side.heard(from, Heard::Probe);
+                side.paths.asked(from, self.now);
+                side.collect();
+                self.post(n, from, Message::Answer(nonce));
+                moved
+            }
+            Message::Answer(nonce) => {
+                side.heard(from, Heard::Probe) | {
+                    let moved = side.paths.answered(nonce, from, side.now);
+                    side.collect();
+                    moved
+                }
+            }
+        };
+        self.note(n, moved);
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        let mut tick = self.now;
+        while self.now < end {
+            let arrival = self.under_way.keys().next().map(|(at, _)| *at);
+            let timeouts = self.sides.iter().filter_map(|side| side.paths.poll_timeout());
+            let next = timeouts.chain(arrival).chain([tick, end]).min().unwrap();
+            self.now = self.now.max(next);
+            while let Some(entry) = self.under_way.first_entry().filter(|entry| entry.key().0 <= self.now) {
+                let (n, from, message) = entry.remove();
+                self.deliver(n, from, message);
+            }
+            for n in 0..2 {
+                self.sides[n].now = self.now;
+                let moved = self.sides[n].pass(Duration::ZERO);
+                self.note(n, moved);
+                if tick <= self.now && self.sides[n].paths.current().is_some() {
+                    let moved = self.sides[n].send();
+                    self.note(n, moved);
+                    let to = self.sides[n].paths.current().unwrap();
+                    self.post(n, to, Message::Data);
+                }
+            }
+            if tick <= self.now {
+                tick = self.now + ms(100);
+            }
+        }
+    }
+
+    /// Both sides begin with a handshake through a relay or wherever it arrives.
+    fn shake_hands(&mut self) {
+        for to in [relay(0), relay(1), direct(1), direct(2), direct(3)] {
+            if self.state.delay(to).is_some() {
+                self.deliver(0, to, Message::Handshake);
+                self.deliver(1, to, Message::Handshake);
+                return;
+            }
+        }
+    }
+}
+
+fn states() -> impl Strategy<Value = State> {
+    let open = prop::array::uniform3(prop::option::weighted(0.4, 1u8..60));
+    let links = prop::array::uniform2(prop::array::uniform2(prop::bool::weighted(0.7)));
+    (open, links).prop_map(|(open, links)| State { open, links })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever happens to the network, when it stays as it is both peers come to rest, on a path that works, and on an
+    /// address if one of those that either knows does.
+    #[test]
+    fn two_peers_come_to_rest_on_the_best_path(
+        told in prop::array::uniform2(prop::array::uniform3(any::<bool>())),
+        states in prop::collection::vec((states(), 1u64..20_000), 1..8),
+        last in states(),
+    ) {
+        let mut two = Two::new(told, states[0].0.clone());
+        two.shake_hands();
+        prop_assume!(two.sides[0].paths.current().is_some());
+        for (state, time) in states {
+            two.change(state);
+            two.run(ms(time));
+        }
+        two.change(last.clone());
+        two.run(Duration::from_secs(160));
+        let rest = two.now;
+        two.run(Duration::from_secs(200));
+        let restless: Vec<_> = two.moves.iter().filter(|(at, ..)| *at > rest).collect();
+        let relays = [relay(0), relay(1)].into_iter().filter(|relay| last.delay(*relay).is_some()).count();
+        let addresses = (0..3).filter(|n| last.open[*n].is_some() && (told[0][*n] || told[1][*n])).count();
+        if addresses + relays > 0 {
+            prop_assert!(restless.is_empty(), "{:?}", restless);
+        }
+        for side in &two.sides {
+            let current = side.paths.current().unwrap();
+            if addresses > 0 {
+                prop_assert!(!current.is_relay(), "{current:?}");
+            }
+            if addresses + relays > 0 {
+                prop_assert!(last.delay(current).is_some(), "{current:?}");
+            }
+        }
+    }
+}

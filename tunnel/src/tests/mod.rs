@@ -3,10 +3,12 @@
 mod batches;
 mod cipher;
 mod handshake;
+mod internet;
 mod limits;
 mod lookup;
 mod network;
 pub(crate) mod packets;
 pub(crate) mod path_mtu;
 mod paths;
+mod relays;
 mod session;

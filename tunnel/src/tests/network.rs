@@ -11,6 +11,7 @@ use muster_common::time::{Instant, Timestamp};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
+    internet::{self, Internet},
     packets::udp,
     path_mtu::{in_fragments, reply},
 };
@@ -41,6 +42,8 @@ pub(super) struct Network {
     under_way: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     sent: u64,
     rng: StdRng,
+    /// NATs and directors, if there are any.
+    pub(super) internet: Internet,
     pub(super) delay: Duration,
     /// Up to this much is added to the delay, at random, which reorders.
     pub(super) jitter: Duration,
@@ -127,6 +130,7 @@ impl Network {
             under_way: BTreeMap::new(),
             sent: 0,
             rng: StdRng::seed_from_u64(seed),
+            internet: Internet::default(),
             delay: Duration::from_millis(10),
             jitter: Duration::ZERO,
             loss: 0,
@@ -230,9 +234,17 @@ impl Network {
         self.trace.push_back((self.now, from, to, payload.clone()));
         let lost = self.rng.random_range(0..100) < self.loss || self.black_holes.contains(&to);
         let jitter = self.jitter.mul_f64(self.rng.random_range(0.0..1.0));
-        if !lost {
+        let mut delay = self.delay + jitter;
+        let datagram = match self.internet.forward(to, &payload) {
+            Some(relayed) => {
+                delay *= 2;
+                relayed
+            }
+            None => self.internet.leave(from, to, self.now).map(|from| (from, to, payload)),
+        };
+        if let Some(datagram) = datagram.filter(|_| !lost) {
             self.sent += 1;
-            self.under_way.insert((self.now + self.delay + jitter, self.sent), (from, to, payload));
+            self.under_way.insert((self.now + delay, self.sent), datagram);
         }
     }
 
@@ -243,7 +255,8 @@ impl Network {
         mut datagram: Vec<u8>,
     ) -> Result<(), Dropped> {
         let node = &mut self.nodes[n];
-        let result = match node.tunnel.handle_datagram(from, Ecn::NotEct, &mut datagram, self.now) {
+        let (from, start) = internet::unframe(from, &datagram);
+        let result = match node.tunnel.handle_datagram(from, Ecn::NotEct, &mut datagram[start..], self.now) {
             Ok(Received::Packet { packet, .. }) if is_echo_request(packet) => {
                 let reply = in_fragments(reply(packet), node.mtu);
                 self.send_packet(n, &reply);
@@ -277,6 +290,7 @@ impl Network {
             self.now = self.now.max(next);
             while let Some(entry) = self.under_way.first_entry().filter(|e| e.key().0 <= self.now) {
                 let (from, to, payload) = entry.remove();
+                let Some(to) = self.internet.arrive(from, to, self.now) else { continue };
                 if let Some(n) = self.nodes.iter().position(|node| node.address == to) {
                     let _ = self.deliver(n, from, payload);
                 }

@@ -193,7 +193,10 @@ fn a_device_that_moves_is_followed() {
     a.namespace.ip("addr del 10.9.0.1/24 dev eth0");
     a.namespace.ip("addr add 10.9.0.3/24 dev eth0");
     a.namespace.run("ping -n -c 1 -W 5 100.64.0.2");
-    assert_eq!(b.event(), Event::EndpointChanged { public_key: a.public_key, endpoint: a.endpoint(3).into() });
+    assert_eq!(
+        b.event(),
+        Event::EndpointChanged { public_key: a.public_key, endpoint: a.endpoint(3).into() }
+    );
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct Metrics {
     drops: Family<DropLabels, Counter>,
     refused: Family<RefusedLabels, Counter>,
     pub(crate) hellos: Counter,
-    pub(crate) unbound: Counter,
+    pub(crate) notices: Counter,
 }
 
 /// Frames of one transport.
@@ -81,7 +81,7 @@ impl Metrics {
             drops: Family::default(),
             refused: Family::default(),
             hellos: Counter::default(),
-            unbound: Counter::default(),
+            notices: Counter::default(),
         };
         registry.register(|registry| {
             registry.register("frames", "Frames, by transport and direction", frames);
@@ -92,7 +92,7 @@ impl Metrics {
             registry.register("attach_refused", "Attachments refused, by reason", m.refused.clone());
             registry.register("hellos", "Hellos answered", m.hellos.clone());
             let text = "Notices to agents: that a hello is due, or that a device is not here";
-            registry.register("notices", text, m.unbound.clone());
+            registry.register("notices", text, m.notices.clone());
         });
         m
     }

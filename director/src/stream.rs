@@ -95,7 +95,7 @@ impl Up {
         for notice in &verdicts.told {
             push_frame(&mut batch, notice);
         }
-        self.hub.metrics.unbound.inc_by(verdicts.told.len() as u64);
+        self.hub.metrics.notices.inc_by(verdicts.told.len() as u64);
         let _ = sender.try_send(batch.into());
     }
 }

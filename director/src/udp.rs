@@ -211,7 +211,7 @@ impl Worker {
         }
         if !verdicts.notices.is_empty() {
             let notices = verdicts.notices.iter().map(|(to, octets)| alone(*to, octets));
-            self.hub.metrics.unbound.inc_by(verdicts.notices.len() as u64);
+            self.hub.metrics.notices.inc_by(verdicts.notices.len() as u64);
             self.sockets.send_runs(notices);
         }
     }

@@ -1,4 +1,6 @@
 //! Directors at work in networks of real routers: packets arrive where no direct path can be, and nobody on the way reads
 //! them.
 
+mod first;
 mod life;
+mod site;

@@ -7,6 +7,8 @@
 //! The protocol is the one of "WireGuard: Next Generation Kernel Network Tunnel" (Donenfeld, NDSS 2017; "the paper"
 //! below), unchanged. What Muster adds around it stays on this side of the wire: peers on demand ([`Event`]), several
 //! candidate endpoints for a peer, and one rule for handshakes that both sides start at once (see `peer::handshake`).
+//! Only to peers that have relays does it say more: a header before messages that a director relays, and sealed probes
+//! that find out at which address the peer is reached (see `paths`).
 #![forbid(unsafe_code)]
 
 mod cipher;

@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod cpu;
 pub mod datapath;
+pub mod directors;
 pub mod doctor;
 pub mod env;
 pub mod host;

@@ -28,12 +28,14 @@ mod ending;
 mod names;
 mod readiness;
 mod registrar;
+mod relays;
 mod status;
 
 use crate::{
     config::Config,
     control::{Action, Control, Persist, Start, Validity},
     datapath::Event,
+    directors::attach::Attachments,
     host::{Host, Started},
     keys,
     local_api::{Query, Shared, Socket},
@@ -92,6 +94,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 /// What the run loop waits for, apart from the agent itself so that it can be borrowed apart.
 struct Inputs {
     session: Session,
+    directors: Attachments,
     queries: mpsc::Receiver<Query>,
     addresses: watch::Receiver<Vec<IpAddr>>,
     events: Option<mpsc::Receiver<Event>>,
@@ -197,6 +200,12 @@ impl Agent {
         tasks.spawn(telemetry::serve(http, registries, readiness.clone()));
         let inputs = Inputs {
             session: Session::new(Arc::clone(&tls)),
+            directors: Attachments::new(
+                Arc::clone(&credentials),
+                &identity.network,
+                &identity.device_uid,
+                VERSION,
+            ),
             queries,
             addresses,
             events: None,
@@ -269,6 +278,7 @@ impl Agent {
             let pause = next.map_or(LONGEST_SLEEP, |at| (at - now).min(LONGEST_SLEEP));
             tokio::select! {
                 event = inputs.session.next() => self.handle_session(event),
+                event = inputs.directors.next() => self.handle_director(event),
                 event = receive(&mut inputs.events), if inputs.events.is_some() => {
                     self.handle_datapath(&alive(event)?);
                 }
@@ -339,6 +349,12 @@ impl Agent {
                     tracing::info!("renewing the certificate");
                     inputs.session.renew(self.identity.device_uid.clone());
                 }
+                Action::Attach { id, attempt, target } => {
+                    tracing::debug!(director = target.name, "attaching");
+                    inputs.directors.attach(id, attempt, *target);
+                }
+                Action::Detach(id) => inputs.directors.detach(id),
+                Action::OpenStream { .. } | Action::CloseStream(_) => {}
                 Action::Configure(settings) => {
                     let configured = self.host.is_configured();
                     let names = if configured { None } else { self.state.names() };

@@ -50,7 +50,7 @@ impl Control {
             Err(failure) => self.fail(failure, now),
             Ok(response) => {
                 if let Some(config) = response.config {
-                    self.apply_config(config);
+                    self.apply_config(config, now);
                 }
                 self.link = Link::Opening { deadline: now + ANSWER_PATIENCE };
                 let hello = SessionHello {
@@ -86,7 +86,7 @@ impl Control {
         }
         use session_response::Message;
         match message.message {
-            Some(Message::Config(config)) => self.apply_config(config),
+            Some(Message::Config(config)) => self.apply_config(config, now),
             Some(Message::Introduction(introduction)) => {
                 if let Some(peer) = introduction.peer {
                     self.offer(peer, Reason::Introduced, now);
@@ -142,7 +142,7 @@ impl Control {
             private_endpoints: self.endpoints.iter().map(endpoint).collect(),
             agent_version: self.start.agent_version.clone(),
             transport_ciphers: ciphers.into_iter().map(i32::from).collect(),
-            ..RegisterRequest::default()
+            reachability: Some(self.tell_reachability(now)),
         };
         let registrar = self.registrars.current().to_owned();
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });
@@ -205,7 +205,7 @@ impl Control {
         }
     }
 
-    pub(super) fn apply_config(&mut self, config: DeviceConfig) {
+    pub(super) fn apply_config(&mut self, config: DeviceConfig, now: Instant) {
         if self.config.as_ref() == Some(&config) {
             return;
         }
@@ -220,6 +220,11 @@ impl Control {
         if self.settings.as_ref() != Some(&settings) {
             self.actions.push_back(Action::Configure(Box::new(settings.clone())));
             self.settings = Some(settings);
+        }
+        if self.directors.update(&config.directors, now) {
+            let (mut commands, directors) = (Vec::new(), &self.directors);
+            self.peers.relay(|peer| directors.relays(peer), &mut commands);
+            self.tell_datapath(commands);
         }
         self.config = Some(config);
         self.actions.push_back(Action::Persist(Persist::Config));

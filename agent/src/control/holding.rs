@@ -30,7 +30,8 @@ impl Control {
         }
     }
 
-    pub(super) fn put(&mut self, info: PeerInfo, reason: Reason, now: Instant) {
+    pub(super) fn put(&mut self, mut info: PeerInfo, reason: Reason, now: Instant) {
+        info.config.relays = self.directors.relays(&info.message);
         let mut commands = Vec::new();
         let name = info.message.name.clone();
         if self.peers.put(info, reason, &mut commands) {

@@ -11,13 +11,16 @@ use muster_proto::registration::{DeviceConfig, EndpointsChanged, SessionRequest,
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
-    Action, Failure, LookupBy, LookupResult, MAX_ENDPOINTS, Persist, Settings, Start, Validity,
+    Action, DirectorEvent, Failure, LookupBy, LookupResult, MAX_ENDPOINTS, Persist, Settings, Start,
+    Validity,
     backoff::Backoff,
     connection::{ANSWER_PATIENCE, Link, NEXT_REGISTRAR},
+    directors::Directors,
     holding::is_it,
     lookups::Lookups,
     peer::{PeerInfo, endpoint},
     peers::{Peers, Reason},
+    reachability::Told,
     registrars::Registrars,
     renewal::Renewal,
     services::Services,
@@ -47,6 +50,10 @@ pub struct Control {
     pub(super) revision: u64,
     pub(super) lookups: Lookups,
     pub(super) services: Services,
+    pub(super) directors: Directors,
+    /// What the gateway maps to this device's tunnel.
+    pub(super) mapped: Option<SocketAddr>,
+    pub(super) told: Told,
     pub(super) renewal: Renewal,
     pub(super) endpoints: Vec<SocketAddr>,
     /// Those that there were when the connection was begun.
@@ -80,6 +87,9 @@ impl Control {
             revision: start.revision,
             lookups: Lookups::default(),
             services: Services::default(),
+            directors: Directors::default(),
+            mapped: None,
+            told: Told::default(),
             renewal: Renewal::new(),
             endpoints,
             connected_from: Vec::new(),
@@ -90,7 +100,7 @@ impl Control {
             start,
         };
         if let Some(config) = config {
-            control.apply_config(config);
+            control.apply_config(config, now);
             // Nothing is new: it comes from the disk.
             control.actions.retain(|action| !matches!(action, Action::Persist(_)));
         }
@@ -157,8 +167,15 @@ impl Control {
                     self.persist_soon(now);
                 }
             }
+            Event::Director(ref event) => self.directors.handle_flow(event, &mut self.rng, now),
             Event::EndpointChanged { .. } | Event::Failed(_) => {}
         }
+        self.settle(now);
+    }
+
+    /// Something has become of an attachment to a director.
+    pub fn handle_director(&mut self, event: DirectorEvent, now: Instant) {
+        self.directors.handle(event, &mut self.rng, now);
         self.settle(now);
     }
 
@@ -185,8 +202,10 @@ impl Control {
             // Without any address there is nothing to move to; the old one may well come back.
             let moved =
                 !endpoints.is_empty() && self.connected_from.iter().any(|old| !endpoints.contains(old));
+            let is_gone = self.endpoints.iter().any(|old| !endpoints.contains(old));
             self.endpoints = endpoints;
             self.endpoints_told = false;
+            self.directors.host_moved(is_gone, &mut self.rng, now);
             match &mut self.link {
                 // The host is on another network: what failed there may succeed here.
                 Link::Waiting { until } if self.refusals == 0 => {
@@ -248,10 +267,12 @@ impl Control {
             Link::Registering { deadline } | Link::Opening { deadline } => Some(deadline),
             Link::Open { leave_at, .. } => leave_at,
         };
-        let endpoints = (connected && !self.endpoints_told).then_some(self.endpoints_at);
+        let endpoints = if self.endpoints_told { self.reachability_due() } else { Some(self.endpoints_at) };
+        let endpoints = endpoints.filter(|_| connected);
         let (lookups, services) = (self.lookups.timeout(connected), self.services.timeout(connected));
         let renewal = self.renewal.timeout(connected);
-        [link, endpoints, self.persist_at, lookups, services, renewal].into_iter().flatten().min()
+        let directors = self.directors.timeout();
+        [link, endpoints, self.persist_at, lookups, services, renewal, directors].into_iter().flatten().min()
     }
 
     /// The next thing to do.
@@ -263,8 +284,12 @@ impl Control {
         self.persist_at.get_or_insert(now + PERSIST_DELAY);
     }
 
-    /// What follows from any input: lookups go out, the registrar is told what is new, renewal is begun.
+    /// What follows from any input: directors are chosen, lookups go out, the registrar is told what is new, renewal is
+    /// begun.
     pub(super) fn settle(&mut self, now: Instant) {
+        self.directors.need(self.peers.iter().map(|peer| peer.config.relays.as_slice()), now);
+        self.directors.settle(&mut self.rng, now);
+        self.actions.extend(self.directors.take_actions());
         match self.link {
             Link::Open { .. } => {
                 while let Some((id, by)) = self.lookups.send(self.peers.removals(), now) {
@@ -276,13 +301,16 @@ impl Control {
                 if let Some(report) = self.services.report(now) {
                     self.send(session_request::Message::HeldServices(report));
                 }
-                if !self.endpoints_told && self.endpoints_at <= now {
+                let is_due = (!self.endpoints_told && self.endpoints_at <= now)
+                    || self.reachability_due().is_some_and(|due| due <= now);
+                if is_due {
                     self.endpoints_told = true;
                     self.endpoints_at = now + ENDPOINTS_INTERVAL;
                     let private_endpoints = self.endpoints.iter().map(endpoint).collect();
+                    let reachability = Some(self.tell_reachability(now));
                     self.send(session_request::Message::EndpointsChanged(EndpointsChanged {
                         private_endpoints,
-                        ..EndpointsChanged::default()
+                        reachability,
                     }));
                 }
                 if self.renewal.start(now, &mut self.rng) {
@@ -305,6 +333,7 @@ impl Control {
     #[cfg(test)]
     pub(super) fn check(&self) {
         self.peers.check();
+        self.directors.check();
         self.services.check();
         let (wanted, in_flight) = self.lookups.len();
         assert!(wanted <= super::MAX_LOOKUPS && in_flight <= super::MAX_LOOKUPS_IN_FLIGHT);

@@ -4,6 +4,7 @@
 
 mod backoff;
 mod connection;
+mod directors;
 mod holding;
 mod lookups;
 mod machine;
@@ -11,6 +12,7 @@ mod peer;
 mod peers;
 #[cfg(test)]
 mod properties;
+mod reachability;
 mod registrars;
 mod renewal;
 mod services;
@@ -26,7 +28,9 @@ use std::{
 
 use muster_common::time::Timestamp;
 use muster_proto::registration::{DeviceConfig, Peer, RegisterRequest, SessionHello, SessionRequest};
+use muster_tunnel::DirectorId;
 
+pub use directors::{DirectorEvent, DirectorTarget, DirectorView, Role, Way};
 pub use lookups::LookupBy;
 pub use machine::Control;
 pub use peer::{PeerError, PeerInfo};
@@ -108,6 +112,28 @@ pub enum Action {
     },
     /// Call Renew with a new key.
     Renew,
+    /// Attach to a director, in place of the attachment that there may be.
+    Attach {
+        /// Which director.
+        id: DirectorId,
+        /// Names this attempt; results of older ones are ignored.
+        attempt: u64,
+        /// Where it is.
+        target: Box<DirectorTarget>,
+    },
+    /// Give up the attachment to a director, and its stream.
+    Detach(DirectorId),
+    /// Carry frames to and from a director over TCP, until [`Action::CloseStream`].
+    OpenStream {
+        /// Which director.
+        id: DirectorId,
+        /// Of the [`Action::Attach`] before.
+        attempt: u64,
+        /// Where it is.
+        target: Box<DirectorTarget>,
+    },
+    /// Frames to a director need not go over TCP any more.
+    CloseStream(DirectorId),
     /// Program interface and resolver with these settings.
     Configure(Box<Settings>),
     /// Tell the data plane.

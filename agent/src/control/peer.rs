@@ -12,6 +12,8 @@ use crate::datapath::{Cipher, PeerConfig, PublicKey};
 
 /// Virtual addresses a peer may have.
 const MAX_ADDRESSES: usize = 4;
+/// Room for reflexive endpoints among all endpoints of a peer.
+const MAX_REFLEXIVE: usize = 4;
 /// Longest uid and name, in octets.
 const MAX_NAME: usize = 253;
 
@@ -62,7 +64,9 @@ impl PeerInfo {
             return Err(PeerError::Addresses(uid));
         }
         let mut endpoints: Vec<SocketAddr> = Vec::new();
-        for endpoint in message.private_endpoints.iter().chain(&message.reflexive_endpoint) {
+        let reflexive = message.reflexive_endpoint.iter().chain(&message.reflexive_endpoints);
+        for endpoint in message.private_endpoints.iter().take(MAX_ENDPOINTS - MAX_REFLEXIVE).chain(reflexive)
+        {
             if let Some(endpoint) = socket_address(endpoint)
                 && !endpoints.contains(&endpoint)
                 && endpoints.len() < MAX_ENDPOINTS
@@ -73,13 +77,15 @@ impl PeerInfo {
         // Both know it of each other from the registrar: there is nothing to negotiate on the wire.
         let both = accepts_aes && message.transport_ciphers().any(|c| c == TransportCipher::Aes256Gcm);
         let cipher = if both { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
-        let config = PeerConfig { public_key, virtual_addresses, endpoints, keepalive: None, cipher };
+        // Directors have numbers here, which whoever holds the peer knows.
+        let relays = Vec::new();
+        let config = PeerConfig { public_key, virtual_addresses, endpoints, relays, keepalive: None, cipher };
         Ok(Self { message, config })
     }
 }
 
 /// An endpoint that a datagram can be sent to.
-fn socket_address(endpoint: &Endpoint) -> Option<SocketAddr> {
+pub(super) fn socket_address(endpoint: &Endpoint) -> Option<SocketAddr> {
     let address: IpAddr = endpoint.address.parse().ok()?;
     let port = u16::try_from(endpoint.port).ok().filter(|port| *port != 0)?;
     let usable = !address.is_unspecified() && !address.is_multicast();

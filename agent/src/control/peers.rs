@@ -6,6 +6,7 @@ use std::{
 };
 
 use muster_proto::registration::{HeldPeers, Peer};
+use muster_tunnel::{DirectorId, Handle};
 
 use super::{MAX_PEERS, peer::PeerInfo};
 use crate::datapath::{Command, PublicKey};
@@ -105,6 +106,21 @@ impl Peers {
         }
         self.order.insert(self.clock, uid);
         true
+    }
+
+    /// Peers are reached through directors as `relays` says, home first; adds to `commands` what the data plane must do.
+    pub(super) fn relay(
+        &mut self,
+        relays: impl Fn(&Peer) -> Vec<(DirectorId, Handle)>,
+        commands: &mut Vec<Command>,
+    ) {
+        for held in self.held.values_mut() {
+            let relays = relays(&held.info.message);
+            if held.info.config.relays != relays {
+                held.info.config.relays = relays;
+                commands.push(Command::UpdatePeer(held.info.config.clone()));
+            }
+        }
     }
 
     /// Forgets `uid` at once. True if it was held.

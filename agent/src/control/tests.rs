@@ -9,6 +9,7 @@ use muster_proto::{
 };
 
 mod ciphers;
+mod directors;
 
 use super::*;
 use crate::datapath::Event;

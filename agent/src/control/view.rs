@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use muster_proto::registration::{DeviceConfig, Peer};
 
-use super::{Control, PeerInfo, RegistrarStatus, Settings, connection::Link};
+use super::{Control, DirectorView, PeerInfo, RegistrarStatus, Settings, connection::Link};
 use crate::datapath::PublicKey;
 
 impl Control {
@@ -36,6 +36,11 @@ impl Control {
     /// The private endpoints that are announced.
     pub fn private_endpoints(&self) -> &[SocketAddr] {
         &self.endpoints
+    }
+
+    /// The directors known, home and second first.
+    pub fn directors(&self) -> Vec<DirectorView<'_>> {
+        self.directors.views()
     }
 
     /// (lookups wanted, of these under way)

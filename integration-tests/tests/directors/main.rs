@@ -2,5 +2,7 @@
 //! them.
 
 mod first;
+mod heal;
 mod life;
+mod matrix;
 mod site;

@@ -36,7 +36,7 @@ pub enum Event {
         /// The attempt it belongs to.
         attempt: u64,
         /// The registrar's answer.
-        result: Result<RegisterResponse, Failure>,
+        result: Result<Box<RegisterResponse>, Failure>,
     },
     /// The session is open.
     Opened {
@@ -48,7 +48,7 @@ pub enum Event {
         /// The attempt it belongs to.
         attempt: u64,
         /// The message.
-        message: SessionResponse,
+        message: Box<SessionResponse>,
     },
     /// The session has ended.
     Closed {
@@ -82,7 +82,7 @@ pub struct Session {
 
 #[derive(Debug)]
 enum Internal {
-    Connected { attempt: u64, channel: Channel, response: RegisterResponse },
+    Connected { attempt: u64, channel: Channel, response: Box<RegisterResponse> },
     Event(Event),
 }
 
@@ -132,7 +132,9 @@ impl Session {
                 }
             };
             match result {
-                Ok((channel, response)) => Internal::Connected { attempt, channel, response },
+                Ok((channel, response)) => {
+                    Internal::Connected { attempt, channel, response: response.into() }
+                }
                 Err(failure) => Internal::Event(Event::Registered { attempt, result: Err(failure) }),
             }
         });
@@ -246,7 +248,11 @@ async fn run_session(
     loop {
         match stream.message().await {
             Ok(Some(message)) => {
-                if events.send(Internal::Event(Event::Message { attempt, message })).await.is_err() {
+                if events
+                    .send(Internal::Event(Event::Message { attempt, message: Box::new(message) }))
+                    .await
+                    .is_err()
+                {
                     return Failure::Unavailable("the agent is stopping".into());
                 }
             }

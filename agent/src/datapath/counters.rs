@@ -17,17 +17,23 @@ pub(super) enum Loss {
     UdpSend,
     UdpSendBufferFull,
     Seal,
+    /// A stream to a director has no room, or is gone.
+    StreamFull,
+    /// What looks like a director's is not, or is of no flow.
+    InvalidFrame,
     /// The host forwards, or uses an address that peers do not know as this device's.
     ForeignSource,
 }
 
-const LOSSES: [(Loss, &str); 7] = [
+const LOSSES: [(Loss, &str); 9] = [
     (Loss::TunReceive, "tun_receive_failed"),
     (Loss::TunSend, "tun_send_failed"),
     (Loss::UdpReceive, "udp_receive_failed"),
     (Loss::UdpSend, "udp_send_failed"),
     (Loss::UdpSendBufferFull, "udp_send_buffer_full"),
     (Loss::Seal, Dropped::SealFailed.as_str()),
+    (Loss::StreamFull, "stream_full"),
+    (Loss::InvalidFrame, "invalid_frame"),
     (Loss::ForeignSource, "foreign_source"),
 ];
 

@@ -12,9 +12,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use ipnet::IpNet;
-use muster_common::time::Instant;
-use muster_tunnel::Endpoint;
+use muster_common::{frame, time::Instant};
+use muster_tunnel::{DirectorId, Endpoint};
 use rustix::{
     event::EventfdFlags,
     time::{TimerfdClockId, TimerfdFlags},
@@ -27,23 +28,32 @@ use self::{
     shared::{Core, Shared, Threads},
     worker::Worker,
 };
-use crate::{tun::Tun, udp::UdpSockets};
+use crate::{
+    directors::flow::{Attachment, FlowEvent},
+    tun::Tun,
+    udp::UdpSockets,
+};
 
 mod counters;
 mod lane;
 mod linger;
 mod shared;
 mod steering;
+mod streams;
 mod traffic;
 mod translate;
 mod tun_port;
 mod worker;
+
+pub use streams::FrameSender;
 
 /// A WireGuard public key (Curve25519, 32 octets).
 pub type PublicKey = [u8; 32];
 
 /// Commands that may wait for the data plane before [`Handle::send`] does.
 const COMMAND_QUEUE: usize = 256;
+/// Batches of frames from directors' streams that may wait for the data plane before [`Handle::frames`] does.
+const FRAME_QUEUE: usize = 64;
 /// Events that may wait for the control side. Beyond it they stay in the core, which drops what exceeds its own bound.
 const EVENT_QUEUE: usize = 1024;
 
@@ -81,6 +91,9 @@ pub struct PeerConfig {
     pub virtual_addresses: Vec<IpAddr>,
     /// Where the peer may be reached, best first; may be empty if the peer will call.
     pub endpoints: Vec<SocketAddr>,
+    /// Directors that the peer is attached to, and what it is called there, best first; none for a peer that is no
+    /// agent.
+    pub relays: Vec<(DirectorId, frame::Handle)>,
     /// Interval of WireGuard's persistent keepalives; `None` for none.
     pub keepalive: Option<Duration>,
     /// What sessions that this device begins are sealed with.
@@ -122,6 +135,20 @@ pub enum Command {
     UnknownKey(PublicKey),
     /// Replaces this device's virtual addresses.
     SetLocalAddresses(Vec<IpAddr>),
+    /// Opens a flow to a director, or renews it; `None` closes it, and its stream.
+    SetDirector {
+        /// Which director.
+        id: DirectorId,
+        /// What it has given.
+        attachment: Option<Attachment>,
+    },
+    /// Opens or replaces the way to a director where UDP does not pass; `None` closes it.
+    SetStream {
+        /// Which director; it has a flow.
+        id: DirectorId,
+        /// Takes batches of frames. What comes the other way is handed to [`Handle::frames`].
+        stream: Option<FrameSender>,
+    },
 }
 
 /// What the control side hears.
@@ -149,6 +176,8 @@ pub enum Event {
         /// Where it is reached now.
         endpoint: Endpoint,
     },
+    /// What has become of a flow to a director.
+    Director(FlowEvent),
     /// The data plane has ended by itself, and why: the TUN device is gone. Always the last event.
     Failed(String),
 }
@@ -229,8 +258,10 @@ impl Offloads {
 pub struct PeerSnapshot {
     /// Its virtual addresses.
     pub virtual_addresses: Vec<IpAddr>,
-    /// Where it is reached.
+    /// The address at which it is reached, unless it is reached through a director.
     pub endpoint: Option<SocketAddr>,
+    /// The director through which it is reached.
+    pub director: Option<DirectorId>,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
     /// Authentic datagrams received from the peer.
@@ -249,6 +280,12 @@ pub struct PeerSnapshot {
     pub drops: BTreeMap<&'static str, u64>,
     /// The path in use.
     pub path: Path,
+    /// How long it takes to the peer and back on that path, if it was measured.
+    pub round_trip: Option<Duration>,
+    /// Since when the path is in use.
+    pub path_since: Option<Instant>,
+    /// Why it is, in `snake_case`.
+    pub path_reason: Option<&'static str>,
     /// What the session in use is sealed with; `None` while there is none.
     pub cipher: Option<Cipher>,
 }
@@ -261,14 +298,17 @@ pub enum Path {
     None,
     /// Straight from this host to the peer's.
     Direct,
+    /// Through a director.
+    Relay,
 }
 
 impl Path {
-    /// The word that status output and metrics use: `none` or `direct`.
+    /// The word that status output and metrics use: `none`, `direct` or `relay`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Direct => "direct",
+            Self::Relay => "relay",
         }
     }
 }
@@ -313,6 +353,7 @@ impl Datapath {
             move |e| StartError { action, source: e.into() }
         }
         let (requests, requests_rx) = mpsc::channel(COMMAND_QUEUE);
+        let (frames, frames_rx) = mpsc::channel(FRAME_QUEUE);
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE + 1);
         let last_word = events_tx
             .clone()
@@ -331,14 +372,14 @@ impl Datapath {
         let core = Core::new(tunnel, config.local_addresses, config.pools, events_tx);
         let lanes = config.queues.into_iter().map(|(tun, sockets)| Arc::new(Lane::new(tun, sockets)));
         let shared = Arc::new(Shared::new(core, lanes.collect(), timer, last_word));
-        let mut requests_rx = Some(requests_rx);
+        let mut first = Some((requests_rx, frames_rx));
         let mut workers = Vec::new();
         for (index, lane) in shared.lanes.iter().enumerate() {
             let (shared, lane) = (Arc::clone(&shared), Arc::clone(lane));
-            workers.push(Worker::new(shared, lane, Arc::clone(&threads), index, requests_rx.take())?);
+            workers.push(Worker::new(shared, lane, Arc::clone(&threads), index, first.take())?);
         }
         // From here on, dropping it ends the threads.
-        let mut this = Self { handle: Handle { requests, threads }, running: Vec::new() };
+        let mut this = Self { handle: Handle { requests, frames, threads }, running: Vec::new() };
         for (index, worker) in workers.into_iter().enumerate() {
             let thread = std::thread::Builder::new().name(format!("datapath-{index}"));
             this.running.push(thread.spawn(move || worker.run()).map_err(failed("start a thread"))?);
@@ -367,6 +408,7 @@ impl Drop for Datapath {
 #[derive(Clone, Debug)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
+    frames: mpsc::Sender<(DirectorId, Bytes)>,
     threads: Arc<Threads>,
 }
 
@@ -392,6 +434,14 @@ impl Handle {
         let (answer, snapshot) = oneshot::channel();
         self.request(Request::Snapshot(answer)).await?;
         snapshot.await.map_err(|_| Stopped)
+    }
+
+    /// Hands over a batch of frames that a director's stream has brought (see [`frame::frames`]). Waits while the data
+    /// plane has too many.
+    pub async fn frames(&self, id: DirectorId, batch: Bytes) -> Result<(), Stopped> {
+        self.frames.send((id, batch)).await.map_err(|_| Stopped)?;
+        self.threads.wake(0);
+        Ok(())
     }
 
     async fn request(&self, request: Request) -> Result<(), Stopped> {

@@ -2,8 +2,9 @@
 //! the bookkeeping of a batch, and for neither sealing nor opening nor the system calls that move packets.
 
 use std::{
+    collections::VecDeque,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,21 +15,27 @@ use std::{
 
 use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
-use muster_tunnel::{Ecn, Transmit, Tunnel};
+use muster_tunnel::{Ecn, Fragmentation, Hop, Transmit, Tunnel};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 use tokio::sync::mpsc;
 
-use super::{Event, Offloads, Snapshot, lane::Lane, translate};
-use crate::udp::{Run, Sent, TooBig};
+use super::{Event, Offloads, Snapshot, lane::Lane, streams::Streams, translate};
+use crate::{
+    directors::flow::{FlowEvent, Flows},
+    udp::{Run, Sent, TooBig},
+};
 
 /// How often the core is told of the wall's clock, at most.
 const CIVIL_TIME_EVERY: Duration = Duration::from_secs(1);
+/// Events of flows that wait for the control side, at most. Flows repeat what matters.
+const FLOW_EVENTS: usize = 64;
 
 /// Everything that all threads use.
 pub(super) struct Shared {
     core: Mutex<Core>,
     /// One for each thread.
     pub(super) lanes: Vec<Arc<Lane>>,
+    pub(super) streams: Streams,
     /// Fires, in the first thread, when the core wants it.
     pub(super) timer: OwnedFd,
     /// Room for [`Event::Failed`], whatever else waits.
@@ -38,6 +45,9 @@ pub(super) struct Shared {
 /// The core, and what has to change along with it.
 pub(super) struct Core {
     pub(super) tunnel: Tunnel,
+    /// To directors.
+    pub(super) flows: Flows,
+    flow_events: VecDeque<FlowEvent>,
     pub(super) local_addresses: Vec<IpAddr>,
     pub(super) pools: Vec<IpNet>,
     events: mpsc::Sender<Event>,
@@ -70,7 +80,8 @@ impl Shared {
         timer: OwnedFd,
         last_word: mpsc::OwnedPermit<Event>,
     ) -> Self {
-        Self { core: Mutex::new(core), lanes, timer, last_word: Mutex::new(Some(last_word)) }
+        let core = Mutex::new(core);
+        Self { core, lanes, streams: Streams::default(), timer, last_word: Mutex::new(Some(last_word)) }
     }
 
     /// Lets `act` use the core, and passes on what the core then has to say, through `lane`: while the lock is held, so
@@ -90,7 +101,7 @@ impl Shared {
             core.tunnel.set_civil_time(now, Timestamp::now());
         }
         let result = act(&mut core, now);
-        core.pass_on(lane, now);
+        core.pass_on(lane, &self.streams, now);
         self.arm(&mut core, now)?;
         Ok(result)
     }
@@ -98,11 +109,15 @@ impl Shared {
     /// Sets the timer for the core's next timeout. Timeouts that only move away, as they do with every packet, leave
     /// it as it is: it fires once for nothing, and is set anew then.
     fn arm(&self, core: &mut Core, now: Instant) -> Result<(), Fatal> {
-        let Some((due, reason)) = core.tunnel.poll_timeout() else { return Ok(()) };
+        let of_tunnel = core.tunnel.poll_timeout();
+        let of_flows = core.flows.poll_timeout();
+        let Some(due) = of_tunnel.map(|(due, _)| due).into_iter().chain(of_flows).min() else {
+            return Ok(());
+        };
         if core.armed.is_some_and(|armed| armed <= due) {
             return Ok(());
         }
-        tracing::trace!(?reason, after = ?(due - now), "timer set");
+        tracing::trace!(reason = ?of_tunnel.map(|(_, reason)| reason), after = ?(due - now), "timer set");
         let due_after_boot = due.since_boot();
         // All zeroes would switch the timer off; the past makes it fire at once.
         let value = Timespec {
@@ -150,23 +165,36 @@ impl Core {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let now = Instant::now();
-        Self { tunnel, local_addresses, pools, events, now, civil_time: None, armed: None }
+        Self {
+            tunnel,
+            flows: Flows::new(),
+            flow_events: VecDeque::new(),
+            local_addresses,
+            pools,
+            events,
+            now,
+            civil_time: None,
+            armed: None,
+        }
     }
 
-    /// Sends what the core has beside its answers: datagrams (handshakes, keepalives, probes, and packets that have
-    /// waited for a session), packets for the host (ICMP errors), and events.
-    fn pass_on(&mut self, lane: &Lane, now: Instant) {
+    /// Sends what the core has beside its answers: datagrams (handshakes, keepalives, probes, hellos to directors, and
+    /// packets that have waited for a session), packets for the host (ICMP errors), and events.
+    fn pass_on(&mut self, lane: &Lane, streams: &Streams, now: Instant) {
+        self.follow_flows(now);
         let transmits: Vec<Transmit> = std::iter::from_fn(|| self.tunnel.poll_transmit()).collect();
-        if !transmits.is_empty() {
-            let sent = lane.sockets.send_runs(transmits.iter().filter_map(|transmit| {
-                Some(Run {
-                    destination: transmit.hop.udp()?,
-                    ecn: Ecn::NotEct,
-                    fragmentation: transmit.fragmentation,
-                    datagram_len: transmit.payload.len(),
-                    octets: &transmit.payload,
-                })
-            }));
+        let hellos: Vec<_> = std::iter::from_fn(|| self.flows.poll_transmit()).collect();
+        if !transmits.is_empty() || !hellos.is_empty() {
+            let by_streams = transmits.iter().filter_map(|transmit| match transmit.hop {
+                Hop::Stream(id) => Some((id, transmit.payload.as_slice())),
+                Hop::Udp(_) => None,
+            });
+            streams.send(by_streams, &lane.counters);
+            let by_sockets = transmits.iter().filter_map(|transmit| {
+                Some(single(transmit.hop.udp()?, transmit.fragmentation, &transmit.payload))
+            });
+            let hellos = hellos.iter().map(|(to, hello)| single(*to, Fragmentation::Known, hello));
+            let sent = lane.sockets.send_runs(by_sockets.chain(hellos));
             lane.counters.sent(&sent);
             self.paths_too_narrow(lane, &sent, now);
         }
@@ -175,9 +203,29 @@ impl Core {
         }
         // What finds no room stays with the core, which bounds it, until the next time.
         while self.events.capacity() > 0
+            && let Some(event) = self.flow_events.pop_front()
+        {
+            let _ = self.events.try_send(Event::Director(event));
+        }
+        while self.events.capacity() > 0
             && let Some(event) = self.tunnel.poll_event()
         {
             let _ = self.events.try_send(translate::event(event));
+        }
+    }
+
+    /// Tells the tunnel how directors are reached.
+    fn follow_flows(&mut self, now: Instant) {
+        while let Some(event) = self.flows.poll_event() {
+            match event {
+                FlowEvent::Link(id, link) => self.tunnel.set_director(id, link, now),
+                FlowEvent::NoSuchDevice(id, handle) => self.tunnel.unreachable_through(id, handle, now),
+                _ => {}
+            }
+            // The control core chooses among directors by which of them are linked.
+            if self.flow_events.len() < FLOW_EVENTS {
+                self.flow_events.push_back(event);
+            }
         }
     }
 
@@ -189,6 +237,11 @@ impl Core {
             }
         }
     }
+}
+
+/// A datagram on its own.
+fn single(destination: SocketAddr, fragmentation: Fragmentation, octets: &[u8]) -> Run<'_> {
+    Run { destination, ecn: Ecn::NotEct, fragmentation, datagram_len: octets.len(), octets }
 }
 
 impl Threads {

@@ -1,17 +1,35 @@
 //! What passes through the data plane, a batch at a time: from the TUN device, sealed, to the sockets, and back. Sealing
 //! and opening are done without the core, which only says how and hears what came of it.
 
-use std::{net::SocketAddr, ops::Range};
+use std::ops::{Range, RangeInclusive};
 
-use muster_tunnel::{Ecn, Opening, PACKET_OFFSET, Received, Sealing, offload::SuperPacket};
+use muster_common::{
+    frame::{self, HEADER},
+    time::Instant,
+};
+use muster_tunnel::{
+    DirectorId, Ecn, Endpoint, Hop, Opening, PACKET_OFFSET, Received, Sealing, offload::SuperPacket,
+};
 
-use super::{counters::Loss, shared::Fatal, worker::Worker};
-use crate::udp::{Family, Message, Run};
+use super::{
+    counters::Loss,
+    lane::Lane,
+    shared::{Core, Fatal, Shared},
+    tun_port::TunPort,
+    worker::Worker,
+};
+use crate::{
+    directors::flow,
+    udp::{Family, Message, Run},
+};
+
+/// First octets of what directors send. All else is the tunnel's, or nobody's.
+const FRAMES: RangeInclusive<u8> = 5..=9;
 
 /// A datagram on its way in.
 pub(super) struct Incoming {
     opening: Opening,
-    source: SocketAddr,
+    source: Endpoint,
     ecn: Ecn,
     /// Where in the receive buffer it is.
     range: Range<usize>,
@@ -84,34 +102,46 @@ impl Worker {
                 let (source, ecn) = (message.source, Ecn::from_bits(message.ecn));
                 for range in message.datagrams() {
                     let datagram = octets.get(range.clone()).unwrap_or_default();
-                    // The core counts what it drops, and why.
-                    if let Ok(Some(opening)) = core.tunnel.begin_receive(source, datagram, now) {
-                        incoming.push(Incoming { opening, source, ecn, range });
-                    }
+                    let (source, start) = match datagram.first() {
+                        Some(first) if FRAMES.contains(first) => {
+                            match core.flows.handle(source, datagram, now) {
+                                flow::Incoming::Data(endpoint) => (endpoint, range.start + HEADER),
+                                flow::Incoming::Done => continue,
+                                flow::Incoming::Dropped => {
+                                    lane.counters.lose(Loss::InvalidFrame);
+                                    continue;
+                                }
+                            }
+                        }
+                        _ => (source.into(), range.start),
+                    };
+                    incoming.extend(core.begin(source, ecn, octets, start..range.end, now));
                 }
             }
         })?;
-        if incoming.is_empty() {
-            return Ok(());
-        }
-        for Incoming { opening, range, .. } in incoming.iter_mut() {
-            opening.open(octets.get_mut(range.clone()).unwrap_or_default());
-        }
-        tun.begin(lane);
+        open(shared, lane, tun, incoming, octets)
+    }
+
+    /// Takes a batch of frames that the stream of a director has brought, as [`Self::datagrams_from`] does.
+    pub(super) fn frames_from(&mut self, id: DirectorId, batch: &mut [u8]) -> Result<(), Fatal> {
+        let Self { shared, lane, tun, incoming, .. } = self;
         shared.with_core(lane, |core, now| {
-            for Incoming { opening, source, ecn, range } in incoming.drain(..) {
-                let start = range.start + PACKET_OFFSET;
-                let datagram = octets.get_mut(range).unwrap_or_default();
-                if let Ok(Received::Packet { packet, .. }) =
-                    core.tunnel.finish_receive(opening, source, ecn, datagram, now)
-                {
-                    let len = packet.len();
-                    tun.push(octets, start..start + len);
+            let mut start = 0;
+            for octets in frame::frames(batch) {
+                start += size_of::<u16>();
+                let range = start..start + octets.len();
+                start = range.end;
+                match core.flows.handle_frame(id, octets) {
+                    flow::Incoming::Data(endpoint) => {
+                        let message = range.start + HEADER..range.end;
+                        incoming.extend(core.begin(endpoint, Ecn::NotEct, batch, message, now));
+                    }
+                    flow::Incoming::Done => {}
+                    flow::Incoming::Dropped => lane.counters.lose(Loss::InvalidFrame),
                 }
             }
         })?;
-        tun.send_pushed(octets, lane);
-        Ok(())
+        open(shared, lane, tun, incoming, batch)
     }
 
     /// Sends the batch that packets were sealed into.
@@ -120,6 +150,11 @@ impl Worker {
         if outgoing.is_empty() {
             return Ok(());
         }
+        let by_streams = outgoing.runs().filter_map(|run| match run.hop {
+            Hop::Stream(id) => Some(run.datagrams().map(move |frame| (id, frame))),
+            Hop::Udp(_) => None,
+        });
+        shared.streams.send(by_streams.flatten(), &lane.counters);
         let sent = lane.sockets.send_runs(outgoing.runs().filter_map(|run| {
             Some(Run {
                 destination: run.hop.udp()?,
@@ -136,4 +171,52 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+impl Core {
+    /// Begins with the message at `range` of `octets`, which came from `source`.
+    fn begin(
+        &mut self,
+        source: Endpoint,
+        ecn: Ecn,
+        octets: &[u8],
+        range: Range<usize>,
+        now: Instant,
+    ) -> Option<Incoming> {
+        let message = octets.get(range.clone()).unwrap_or_default();
+        // The core counts what it drops, and why.
+        let opening = self.tunnel.begin_receive(source, message, now).ok().flatten()?;
+        Some(Incoming { opening, source, ecn, range })
+    }
+}
+
+/// Opens messages where they lie in `octets`, and hands their packets on.
+fn open(
+    shared: &Shared,
+    lane: &Lane,
+    tun: &mut TunPort,
+    incoming: &mut Vec<Incoming>,
+    octets: &mut [u8],
+) -> Result<(), Fatal> {
+    if incoming.is_empty() {
+        return Ok(());
+    }
+    for Incoming { opening, range, .. } in incoming.iter_mut() {
+        opening.open(octets.get_mut(range.clone()).unwrap_or_default());
+    }
+    tun.begin(lane);
+    shared.with_core(lane, |core, now| {
+        for Incoming { opening, source, ecn, range } in incoming.drain(..) {
+            let start = range.start + PACKET_OFFSET;
+            let message = octets.get_mut(range).unwrap_or_default();
+            if let Ok(Received::Packet { packet, .. }) =
+                core.tunnel.finish_receive(opening, source, ecn, message, now)
+            {
+                let len = packet.len();
+                tun.push(octets, start..start + len);
+            }
+        }
+    })?;
+    tun.send_pushed(octets, lane);
+    Ok(())
 }

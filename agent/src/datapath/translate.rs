@@ -1,11 +1,13 @@
 //! Between the words of the control side and those of the core.
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
-use muster_tunnel::{Config, Drops, PrivateKey, Tunnel};
+use muster_tunnel::{Config, Drops, Endpoint, PrivateKey, Tunnel};
 
 use super::{Cipher, DatapathConfig, Event, Offloads, Path, PeerConfig, PeerSnapshot, PublicKey};
-use crate::{tun, udp};
+use crate::{directors::flow::Attachment, tun, udp};
 
 pub(super) fn tunnel(config: &DatapathConfig) -> Tunnel {
     let config = Config {
@@ -24,17 +26,12 @@ pub(super) fn key(key: PublicKey) -> muster_tunnel::PublicKey {
 
 /// Leaves out endpoints in `pools`: the way to them would lead through the tunnel itself.
 pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConfig {
-    let PeerConfig { public_key, virtual_addresses, mut endpoints, keepalive, cipher } = peer;
-    endpoints.retain(|endpoint| {
-        let address = endpoint.ip();
-        !address.is_unspecified()
-            && endpoint.port() != 0
-            && !virtual_addresses.contains(&address)
-            && !pools.iter().any(|pool| pool.contains(&address))
-    });
+    let PeerConfig { public_key, virtual_addresses, mut endpoints, relays, keepalive, cipher } = peer;
+    endpoints.retain(|endpoint| is_outside(*endpoint, pools) && !virtual_addresses.contains(&endpoint.ip()));
     muster_tunnel::PeerConfig {
         virtual_addresses,
         endpoints,
+        relays,
         persistent_keepalive: keepalive,
         cipher: match cipher {
             Cipher::ChaCha20Poly1305 => muster_tunnel::Cipher::ChaCha20Poly1305,
@@ -42,6 +39,17 @@ pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConf
         },
         ..muster_tunnel::PeerConfig::new(key(public_key))
     }
+}
+
+/// Leaves out endpoints in `pools`, as [`peer`] does.
+pub(super) fn attachment(mut attachment: Attachment, pools: &[IpNet]) -> Attachment {
+    attachment.endpoints.retain(|endpoint| is_outside(*endpoint, pools));
+    attachment
+}
+
+fn is_outside(endpoint: SocketAddr, pools: &[IpNet]) -> bool {
+    let address = endpoint.ip();
+    !address.is_unspecified() && endpoint.port() != 0 && !pools.iter().any(|pool| pool.contains(&address))
 }
 
 pub(super) fn event(event: muster_tunnel::Event) -> Event {
@@ -76,9 +84,14 @@ pub(super) fn offloads(tun: tun::Offloads, udp: udp::Offloads) -> Offloads {
 }
 
 pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, PeerSnapshot) {
+    let endpoint = peer.path.as_ref().map(|path| path.endpoint);
     let snapshot = PeerSnapshot {
         virtual_addresses: peer.virtual_addresses,
-        endpoint: peer.endpoint,
+        endpoint: endpoint.and_then(|endpoint| endpoint.direct()),
+        director: endpoint.and_then(|endpoint| match endpoint {
+            Endpoint::Direct(_) => None,
+            Endpoint::Relay { director, .. } => Some(director),
+        }),
         last_handshake: peer.last_handshake,
         received_packets: peer.received_packets,
         received_bytes: peer.received_bytes,
@@ -87,7 +100,14 @@ pub(super) fn peer_snapshot(peer: muster_tunnel::PeerSnapshot) -> (PublicKey, Pe
         path_mtu: peer.path_mtu,
         queued: peer.queued,
         drops: named(&peer.drops).filter(|(_, number)| *number > 0).collect(),
-        path: if peer.has_session { Path::Direct } else { Path::None },
+        path: match endpoint {
+            Some(endpoint) if peer.has_session && endpoint.is_relay() => Path::Relay,
+            _ if peer.has_session => Path::Direct,
+            _ => Path::None,
+        },
+        round_trip: peer.path.as_ref().and_then(|path| path.round_trip),
+        path_since: peer.path.as_ref().map(|path| path.since),
+        path_reason: peer.path.as_ref().map(|path| path.why.as_str()),
         cipher: peer.cipher.map(|cipher| match cipher {
             muster_tunnel::Cipher::ChaCha20Poly1305 => Cipher::ChaCha20Poly1305,
             muster_tunnel::Cipher::Aes256Gcm => Cipher::Aes256Gcm,
@@ -129,6 +149,7 @@ mod tests {
             ]
             .map(|e| e.parse().expect("an endpoint"))
             .to_vec(),
+            relays: vec![],
             keepalive: None,
             cipher: Cipher::default(),
         };

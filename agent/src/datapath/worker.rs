@@ -7,8 +7,9 @@ use std::{
     sync::Arc,
 };
 
+use bytes::{Bytes, BytesMut};
 use muster_common::time::Instant;
-use muster_tunnel::Outgoing;
+use muster_tunnel::{DirectorId, Outgoing};
 use rustix::{event::epoll, time::Timespec};
 use tokio::sync::mpsc;
 
@@ -17,6 +18,7 @@ use super::{
     lane::Lane,
     linger::{LINGER, Linger},
     shared::{Core, Fatal, Shared, Threads},
+    streams::Streams,
     traffic::Incoming,
     translate,
     tun_port::TunPort,
@@ -25,6 +27,11 @@ use crate::udp::{Family, ReceiveBuffer};
 
 /// Requests that are taken before the others' turn.
 const REQUESTS: usize = 64;
+/// Batches of frames from directors' streams that are taken before the others' turn.
+const BATCHES: usize = 8;
+
+/// Batches of frames, each with the director whose stream has brought it.
+type FrameReceiver = mpsc::Receiver<(DirectorId, Bytes)>;
 
 /// What epoll reports as ready, as the data of its events.
 mod source {
@@ -43,6 +50,8 @@ pub(super) struct Worker {
     index: usize,
     /// The first thread's alone.
     requests: Option<mpsc::Receiver<Request>>,
+    /// The first thread's alone.
+    frames: Option<FrameReceiver>,
     epoll: OwnedFd,
     linger: Linger,
     pub(super) tun: TunPort,
@@ -52,17 +61,18 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Thread number `index`; the one with `requests` has the timer, too.
+    /// Thread number `index`; the one with requests, and frames of directors' streams, has the timer, too.
     pub(super) fn new(
         shared: Arc<Shared>,
         lane: Arc<Lane>,
         threads: Arc<Threads>,
         index: usize,
-        requests: Option<mpsc::Receiver<Request>>,
+        first: Option<(mpsc::Receiver<Request>, FrameReceiver)>,
     ) -> Result<Self, StartError> {
         fn failed(action: &'static str) -> impl Fn(rustix::io::Errno) -> StartError {
             move |e| StartError { action, source: e.into() }
         }
+        let (requests, frames) = first.unzip();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("create an epoll instance"))?;
         let watch = |fd: &dyn AsFd, source| {
             let data = epoll::EventData::new_u64(source);
@@ -87,6 +97,7 @@ impl Worker {
             threads,
             index,
             requests,
+            frames,
             epoll,
             linger: Linger::default(),
             received: ReceiveBuffer::new(),
@@ -117,7 +128,10 @@ impl Worker {
         };
         for event in ready.iter().take(count) {
             match event.data.u64() {
-                source::WAKE => self.requests()?,
+                source::WAKE => {
+                    self.requests()?;
+                    self.frames()?;
+                }
                 source::TIMER => self.timer()?,
                 source::TUN => self.packets_from_tun()?,
                 source::UDP_V4 => self.datagrams_from(Family::V4)?,
@@ -156,6 +170,7 @@ impl Worker {
         drain(&self.shared.timer);
         self.shared.with_core(&self.lane, |core, now| {
             core.armed = None;
+            core.flows.handle_timeout(now);
             core.tunnel.handle_timeout(now);
         })
     }
@@ -172,7 +187,7 @@ impl Worker {
                     Ok(Request::Snapshot(answer)) => {
                         let _ = answer.send(shared.snapshot(core, now));
                     }
-                    Ok(request) => core.request(request, now),
+                    Ok(request) => core.request(request, &shared.streams, now),
                     Err(_) => {
                         is_over = true;
                         break;
@@ -186,19 +201,34 @@ impl Worker {
         }
         Ok(())
     }
+
+    /// Takes frames that directors' streams have brought.
+    fn frames(&mut self) -> Result<(), Fatal> {
+        for _ in 0..BATCHES {
+            let Some((id, batch)) = self.frames.as_mut().and_then(|frames| frames.try_recv().ok()) else {
+                return Ok(());
+            };
+            // Nobody else has it, as a rule: then it is opened where it lies.
+            let mut octets = batch.try_into_mut().unwrap_or_else(|batch| BytesMut::from(batch.as_ref()));
+            self.frames_from(id, &mut octets)?;
+        }
+        // There may be more, after the others' turn.
+        self.threads.wake(self.index);
+        Ok(())
+    }
 }
 
 impl Core {
-    fn request(&mut self, request: Request, now: Instant) {
+    fn request(&mut self, request: Request, streams: &Streams, now: Instant) {
         match request {
-            Request::Command(command) => self.command(command, now),
+            Request::Command(command) => self.command(command, streams, now),
             Request::SetPools(pools) => self.pools = pools,
             Request::Roam => self.roam(now),
             Request::Snapshot(_) => {}
         }
     }
 
-    fn command(&mut self, command: Command, now: Instant) {
+    fn command(&mut self, command: Command, streams: &Streams, now: Instant) {
         match command {
             Command::AddPeer(peer) => self.tunnel.add_peer(translate::peer(peer, &self.pools), now),
             Command::UpdatePeer(peer) => {
@@ -210,10 +240,24 @@ impl Core {
             Command::NoSuchDevice(address) => self.tunnel.no_such_device(address, now),
             Command::UnknownKey(key) => self.tunnel.unknown_key(translate::key(key), now),
             Command::SetLocalAddresses(addresses) => self.local_addresses = addresses,
+            Command::SetDirector { id, attachment: Some(attachment) } => {
+                let attachment = translate::attachment(attachment, &self.pools);
+                self.flows.attach(id, attachment, now);
+            }
+            Command::SetDirector { id, attachment: None } => {
+                streams.set(id, None);
+                self.flows.detach(id);
+            }
+            Command::SetStream { id, stream } => {
+                let is_open = stream.is_some();
+                streams.set(id, stream);
+                self.flows.stream(id, is_open, now);
+            }
         }
     }
 
     fn roam(&mut self, now: Instant) {
+        self.flows.host_moved(now);
         self.tunnel.paths_changed(now);
         let live: Vec<_> =
             self.tunnel.peers(now).filter(|peer| peer.has_session).map(|peer| peer.public_key).collect();

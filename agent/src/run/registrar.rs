@@ -20,11 +20,11 @@ impl Agent {
         let before = self.control.registrar();
         match event {
             session::Event::Registered { attempt, result } => {
-                self.control.handle_registered(attempt, result, now)
+                self.control.handle_registered(attempt, result.map(|response| *response), now)
             }
             session::Event::Opened { attempt } => self.control.handle_session_opened(attempt, now),
             session::Event::Message { attempt, message } => {
-                self.control.handle_session_message(attempt, message, now);
+                self.control.handle_session_message(attempt, *message, now);
             }
             session::Event::Closed { attempt, failure } => {
                 self.control.handle_session_closed(attempt, failure, now);

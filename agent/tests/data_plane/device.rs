@@ -102,6 +102,7 @@ impl Device {
             public_key: self.public_key,
             virtual_addresses: virtual_addresses(self.number),
             endpoints,
+            relays: vec![],
             keepalive: None,
             cipher: Cipher::default(),
         }

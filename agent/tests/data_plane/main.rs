@@ -17,6 +17,7 @@ mod offloads;
 mod path_mtu;
 mod ping;
 mod private_addresses;
+mod relayed;
 mod stream;
 mod threads;
 mod tun;

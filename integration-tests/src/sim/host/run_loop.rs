@@ -156,6 +156,11 @@ impl World {
                 let (registrar, attempt) = (running.registrar, running.attempt);
                 self.call(h, registrar, Purpose::Renew { attempt });
             }
+            // There are no directors in the simulation.
+            Action::Attach { .. }
+            | Action::Detach(_)
+            | Action::OpenStream { .. }
+            | Action::CloseStream(_) => {}
             Action::Configure(settings) => running.settings = Some(*settings),
             Action::Datapath(command) => {
                 let routes = running.settings.as_ref().map(|s| s.routes.clone()).unwrap_or_default();
@@ -172,7 +177,9 @@ impl World {
                     datapath::Command::UnknownKey(key) => {
                         tunnel.unknown_key(muster_tunnel::PublicKey::from_bytes(key), now);
                     }
-                    datapath::Command::SetLocalAddresses(_) => {}
+                    datapath::Command::SetLocalAddresses(_)
+                    | datapath::Command::SetDirector { .. }
+                    | datapath::Command::SetStream { .. } => {}
                 }
             }
             Action::Persist(what) => {

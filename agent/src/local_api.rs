@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use muster_common::{
     file::{self, FileError},
     time::{Instant, Timestamp},
@@ -25,6 +25,7 @@ use muster_proto::{
         agent_service_server::{AgentService, AgentServiceServer},
     },
 };
+use muster_tunnel::DirectorId;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
@@ -67,7 +68,12 @@ pub struct Shared {
     pub resolver: ArcSwapOption<Resolver>,
     /// Set once the data plane runs.
     pub datapath: ArcSwapOption<Handle>,
+    /// What the directors are called that the data plane has numbers for.
+    pub directors: ArcSwap<DirectorNames>,
 }
+
+/// Names of directors.
+pub type DirectorNames = BTreeMap<DirectorId, String>;
 
 impl Shared {
     /// The data plane's counters, if it runs.
@@ -177,7 +183,8 @@ impl AgentService for Api {
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         let mut status = self.ask(Query::Status).await?;
         if let Some(snapshot) = self.shared.snapshot().await {
-            complete_peers(&mut status, &snapshot, Instant::now(), Timestamp::now());
+            let names = self.shared.directors.load();
+            complete_peers(&mut status, &snapshot, &names, Instant::now(), Timestamp::now());
             status.datapath = Some(datapath(&snapshot));
         }
         if let Some(resolver) = self.shared.resolver.load_full() {
@@ -295,18 +302,34 @@ async fn respond(
         path: peer.map_or("none", |peer| peer.path.as_str()).to_owned(),
         endpoint: peer.and_then(|peer| peer.endpoint).map(endpoint),
         name: name.to_owned(),
-        ..PingResponse::default()
+        director: director(peer.and_then(|peer| peer.director), &shared.directors.load()),
     }
 }
 
+/// What a director is called; empty for none.
+fn director(id: Option<DirectorId>, names: &DirectorNames) -> String {
+    id.map(|id| names.get(&id).cloned().unwrap_or_else(|| format!("number {}", id.0))).unwrap_or_default()
+}
+
 /// Adds to the peers in `status` what the data plane knows of them.
-fn complete_peers(status: &mut GetStatusResponse, snapshot: &Snapshot, now: Instant, civil: Timestamp) {
+fn complete_peers(
+    status: &mut GetStatusResponse,
+    snapshot: &Snapshot,
+    names: &DirectorNames,
+    now: Instant,
+    civil: Timestamp,
+) {
+    let at = |at: Instant| timestamp(civil.saturating_sub(now - at));
     for peer in &mut status.peers {
         let key: Option<PublicKey> = peer.public_key.as_slice().try_into().ok();
         let Some(live) = key.and_then(|key| snapshot.peers.get(&key)) else { continue };
         live.path.as_str().clone_into(&mut peer.path);
         peer.endpoint = live.endpoint.map(endpoint);
-        peer.last_handshake = live.last_handshake.map(|at| timestamp(civil.saturating_sub(now - at)));
+        peer.director = director(live.director, names);
+        peer.round_trip = live.round_trip.map(proto_duration);
+        peer.path_since = live.path_since.map(at);
+        peer.path_reason = live.path_reason.unwrap_or_default().replace('_', " ");
+        peer.last_handshake = live.last_handshake.map(at);
         peer.received_bytes = live.received_bytes;
         peer.sent_bytes = live.sent_bytes;
         peer.received_packets = live.received_packets;
@@ -353,7 +376,8 @@ pub fn timestamp(at: Timestamp) -> pbjson_types::Timestamp {
     }
 }
 
-fn proto_duration(duration: Duration) -> pbjson_types::Duration {
+/// A duration as the API writes it.
+pub fn proto_duration(duration: Duration) -> pbjson_types::Duration {
     pbjson_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
@@ -406,6 +430,9 @@ mod tests {
             cipher: Some(datapath::Cipher::Aes256Gcm),
             path_mtu: 8920,
             drops: drops.clone(),
+            director: Some(DirectorId(2)),
+            path_since: Some(now),
+            path_reason: Some("director_lost"),
             ..PeerSnapshot::default()
         };
         let snapshot = Snapshot {
@@ -420,7 +447,9 @@ mod tests {
         let strange = PeerStatus { public_key: vec![8; 32], ..PeerStatus::default() };
         let mut status = GetStatusResponse { peers: vec![known, strange.clone()], ..Default::default() };
         let civil = Timestamp::from_epoch(Duration::from_secs(9));
-        complete_peers(&mut status, &snapshot, now, civil);
+        let names = DirectorNames::from([(DirectorId(2), "far".to_owned())]);
+        complete_peers(&mut status, &snapshot, &names, now, civil);
+        assert_eq!(director(Some(DirectorId(3)), &names), "number 3");
         let happened = BTreeMap::from([("replayed".to_owned(), 3)]);
         let expected = PeerStatus {
             public_key: key.to_vec(),
@@ -435,6 +464,9 @@ mod tests {
             drops: happened.clone(),
             cipher: "aes-256-gcm".into(),
             path_mtu: 8920,
+            director: "far".into(),
+            path_since: Some(timestamp(civil)),
+            path_reason: "director lost".into(),
             ..PeerStatus::default()
         };
         assert_eq!(status.peers, [expected, strange]);

@@ -351,6 +351,7 @@ impl Agent {
                 }
                 Action::Attach { id, attempt, target } => {
                     tracing::debug!(director = target.name, "attaching");
+                    self.name_directors();
                     inputs.directors.attach(id, attempt, *target);
                 }
                 Action::Detach(id) => inputs.directors.detach(id),

@@ -89,7 +89,7 @@ fn summary(sent: u32, times: &[Duration]) -> String {
     format!("{sent} sent, {received} received; round trip least {least}, mean {mean}, most {most}\n")
 }
 
-fn milliseconds(time: Duration) -> String {
+pub(super) fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1000.0)
 }
 

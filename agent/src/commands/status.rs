@@ -5,9 +5,15 @@ use std::{collections::BTreeMap, fmt::Display, net::IpAddr, time::Duration};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
 use muster_common::time::Timestamp;
-use muster_proto::agent::{DatapathStatus, GetStatusRequest, GetStatusResponse, PeerStatus, TrafficCounter};
+use muster_proto::agent::{
+    DatapathStatus, DirectorStatus, GetStatusRequest, GetStatusResponse, PeerStatus, TrafficCounter,
+};
 
-use super::{Output, client, ping::show, print, print_json};
+use super::{
+    Output, client,
+    ping::{milliseconds, show, to_std},
+    print, print_json,
+};
 use crate::config::Config;
 
 /// The agent's answer may be as long as this: there may be thousands of peers.
@@ -74,10 +80,17 @@ fn row(text: &mut String, title: &str, value: &str) {
 
 fn details(peer: &PeerStatus, now: Timestamp) -> String {
     let traffic = |packets: u64, bytes| format!("{packets} datagrams, {}", octets(bytes));
-    let path = match &peer.endpoint {
+    let mut path = match &peer.endpoint {
+        _ if !peer.director.is_empty() => format!("{} via {}", peer.path, peer.director),
         Some(endpoint) => format!("{} via {}", peer.path, show(endpoint)),
         None => peer.path.clone(),
     };
+    if let Some(time) = &peer.round_trip {
+        path.push_str(&format!(", round trip {}", milliseconds(to_std(time))));
+    }
+    if let Some(since) = peer.path_since.as_ref().map(timestamp) {
+        path.push_str(&format!(", for {} ({})", ago(now, since), peer.path_reason));
+    }
     let mut text = String::new();
     for (title, value) in [
         ("Peer", format!("{} (uid {})", peer.name, peer.device_uid)),
@@ -192,6 +205,11 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     }
     let private: Vec<String> = status.private_endpoints.iter().map(show).collect();
     row("Private", private.join(", "));
+    let reflexive: Vec<String> = status.reflexive_endpoints.iter().map(show).collect();
+    row("Reflexive", reflexive.join(", "));
+    for of in &status.directors {
+        row("Director", director(of));
+    }
     if let Some(resolver) = &status.resolver {
         let upstream = resolver.upstream.join(", ");
         row(
@@ -221,6 +239,17 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     text
 }
 
+/// Such as `d1 (home), 12.00 ms over udp`.
+fn director(status: &DirectorStatus) -> String {
+    let DirectorStatus { name, role, transport, last_error, .. } = status;
+    let time = status.round_trip.as_ref().map(|time| format!("{} ", milliseconds(to_std(time))));
+    match (transport.as_str(), last_error.as_str()) {
+        ("none", "") => format!("{name} ({role}), not attached"),
+        ("none", error) => format!("{name} ({role}), not reached: {error}"),
+        (transport, _) => format!("{name} ({role}), {}over {transport}", time.unwrap_or_default()),
+    }
+}
+
 fn peers(peers: &[PeerStatus], now: Timestamp) -> String {
     let header = ["NAME", "ADDRESSES", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT"];
     let mut rows = vec![header.map(str::to_owned)];
@@ -229,7 +258,10 @@ fn peers(peers: &[PeerStatus], now: Timestamp) -> String {
             peer.name.clone(),
             peer.virtual_addresses.join(","),
             peer.path.clone(),
-            peer.endpoint.as_ref().map_or_else(|| "-".to_owned(), show),
+            match &peer.endpoint {
+                _ if !peer.director.is_empty() => peer.director.clone(),
+                endpoint => endpoint.as_ref().map_or_else(|| "-".to_owned(), show),
+            },
             handshake(peer, now),
             octets(peer.received_bytes),
             octets(peer.sent_bytes),
@@ -394,6 +426,44 @@ mod tests {
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["datapath"]["offloads"]["tun_uso"], false, "what is not in use is told, too");
         assert_eq!(json["datapath"]["drops"]["no_route"], "12");
+    }
+
+    #[test]
+    fn directors_and_paths_through_them_are_told() {
+        let known = |name: &str, transport: &str, last_error: &str| DirectorStatus {
+            name: name.into(),
+            role: "home".into(),
+            transport: transport.into(),
+            round_trip: Some(pbjson_types::Duration { seconds: 0, nanos: 12_000_000 }),
+            last_error: last_error.into(),
+            ..DirectorStatus::default()
+        };
+        let peer = PeerStatus {
+            name: "bob".into(),
+            path: "relay".into(),
+            director: "d1".into(),
+            path_since: Some(pbjson_types::Timestamp { seconds: 7, nanos: 0 }),
+            path_reason: "silence".into(),
+            ..PeerStatus::default()
+        };
+        let now = Timestamp::from_epoch(Duration::from_secs(10));
+        assert!(details(&peer, now).contains("relay via d1, for 3s (silence)"), "{}", details(&peer, now));
+        let status = GetStatusResponse {
+            directors: vec![known("d1", "udp", ""), known("d2", "none", ""), known("d3", "none", "gone")],
+            reflexive_endpoints: vec![Endpoint { address: "192.0.2.1".into(), port: 7551 }],
+            peers: vec![peer],
+            ..GetStatusResponse::default()
+        };
+        let text = table(&status, now);
+        for line in [
+            "Reflexive    192.0.2.1:7551",
+            "Director     d1 (home), 12.00 ms over udp",
+            "Director     d2 (home), not attached",
+            "Director     d3 (home), not reached: gone",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(text.contains("relay   d1"), "{text}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What comes from directors, and what the agent says of them.
 
+use std::sync::Arc;
+
 use muster_common::time::Instant;
 
 use super::Agent;
@@ -20,6 +22,13 @@ impl Agent {
             }
         }
         self.control.handle_director(event, Instant::now());
+    }
+
+    /// Lets the local API know what they are called.
+    pub(super) fn name_directors(&self) {
+        let views = self.control.directors();
+        let names = views.iter().map(|view| (view.id, view.target.name.clone()));
+        self.shared.directors.store(Arc::new(names.collect()));
     }
 
     fn director(&self, id: muster_tunnel::DirectorId) -> &str {

@@ -1,12 +1,12 @@
 //! The answer to `muster-agent status`, as far as the run loop knows it.
 
 use muster_common::time::{Instant, Timestamp};
-use muster_proto::agent::{GetStatusResponse, PeerStatus, RegistrarStatus};
+use muster_proto::agent::{DirectorStatus, GetStatusResponse, PeerStatus, RegistrarStatus};
 
 use super::{Agent, VERSION};
 use crate::{
-    control::PeerInfo,
-    local_api::{endpoint, timestamp},
+    control::{DirectorView, PeerInfo},
+    local_api::{endpoint, proto_duration, timestamp},
 };
 
 impl Agent {
@@ -49,7 +49,21 @@ impl Agent {
             path: "none".to_owned(),
             ..PeerStatus::default()
         };
+        status.directors = self.control.directors().iter().map(director).collect();
+        status.reflexive_endpoints = self.control.reflexive_endpoints().into_iter().map(endpoint).collect();
         status.peers = self.control.peers().map(peer).collect();
         status
+    }
+}
+
+fn director(view: &DirectorView<'_>) -> DirectorStatus {
+    DirectorStatus {
+        name: view.target.name.clone(),
+        region: view.target.region.clone(),
+        role: view.role.as_str().to_owned(),
+        transport: view.way.map_or("none", |way| way.as_str()).to_owned(),
+        round_trip: view.round_trip.map(proto_duration),
+        reflexive: view.reflexive.map(endpoint),
+        last_error: view.last_error.to_owned(),
     }
 }

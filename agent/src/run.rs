@@ -34,7 +34,7 @@ mod status;
 use crate::{
     config::Config,
     control::{Action, Control, Persist, Start, Validity},
-    datapath::Event,
+    datapath::{Command, Event},
     directors::attach::Attachments,
     host::{Host, Started},
     keys,
@@ -355,7 +355,16 @@ impl Agent {
                     inputs.directors.attach(id, attempt, *target);
                 }
                 Action::Detach(id) => inputs.directors.detach(id),
-                Action::OpenStream { .. } | Action::CloseStream(_) => {}
+                Action::OpenStream { id, attempt, target } => {
+                    // A flow that has not been answered is one of a data plane that runs.
+                    if let Some(datapath) = self.shared.datapath.load_full() {
+                        inputs.directors.open_stream(id, attempt, *target, datapath.as_ref().clone());
+                    }
+                }
+                Action::CloseStream(id) => {
+                    inputs.directors.close_stream(id);
+                    self.host.tell(Command::SetStream { id, stream: None }).await;
+                }
                 Action::Configure(settings) => {
                     let configured = self.host.is_configured();
                     let names = if configured { None } else { self.state.names() };

@@ -4,8 +4,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use muster_common::{
-    frame::Handle,
-    grpc,
+    frame, grpc,
     identity::Party,
     time::Instant,
     tls::{ALPN_H2, Credentials},
@@ -23,9 +22,10 @@ use tokio::{
 use tonic::{Code, Status, Streaming, transport::Channel};
 use zeroize::Zeroizing;
 
-use super::flow::Attachment;
+use super::{flow::Attachment, stream};
 use crate::{
     control::{DirectorEvent, DirectorTarget, Failure},
+    datapath::Handle,
     session::words,
 };
 
@@ -48,6 +48,9 @@ pub struct Attachments {
     events: mpsc::Sender<DirectorEvent>,
     received: mpsc::Receiver<DirectorEvent>,
     running: BTreeMap<DirectorId, AbortHandle>,
+    /// The attempt that there is an attachment of, and its session.
+    sessions: BTreeMap<DirectorId, (u64, u32)>,
+    streams: BTreeMap<DirectorId, AbortHandle>,
     tasks: JoinSet<()>,
 }
 
@@ -56,7 +59,7 @@ pub struct Attachments {
 struct Own {
     credentials: Arc<Credentials>,
     network: String,
-    handle: Option<Handle>,
+    handle: Option<frame::Handle>,
     version: &'static str,
 }
 
@@ -64,9 +67,17 @@ impl Attachments {
     /// None yet. `credentials` are those of the device `uid` of `network`.
     pub fn new(credentials: Arc<Credentials>, network: &str, uid: &str, version: &'static str) -> Self {
         let (events, received) = mpsc::channel(EVENTS);
-        let handle = uid.parse().ok().map(|uid: uuid::Uuid| Handle::of_device(uid.as_bytes()));
+        let handle = uid.parse().ok().map(|uid: uuid::Uuid| frame::Handle::of_device(uid.as_bytes()));
         let own = Own { credentials, network: network.to_owned(), handle, version };
-        Self { own, events, received, running: BTreeMap::new(), tasks: JoinSet::new() }
+        Self {
+            own,
+            events,
+            received,
+            running: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// The next event. Safe to be dropped before it is ready.
@@ -74,7 +85,12 @@ impl Attachments {
         loop {
             tokio::select! {
                 // It cannot end: we hold a sender.
-                Some(event) = self.received.recv() => return event,
+                Some(event) = self.received.recv() => {
+                    if let DirectorEvent::Attached { id, attempt, attachment, .. } = &event {
+                        self.sessions.insert(*id, (*attempt, attachment.session));
+                    }
+                    return event;
+                }
                 // Reaps what has finished.
                 Some(_) = self.tasks.join_next() => {}
             }
@@ -95,11 +111,28 @@ impl Attachments {
     /// Gives up the attachment, if there is one.
     pub fn detach(&mut self, id: DirectorId) {
         drop(Guard(self.running.remove(&id)));
+        self.sessions.remove(&id);
+        self.close_stream(id);
     }
 
-    /// TLS to the director `target`, and to nobody else.
-    pub fn tls(&self, target: &DirectorTarget) -> Result<Arc<ClientConfig>, String> {
-        self.own.tls(target)
+    /// Carries frames of the attachment of `attempt` over TCP.
+    pub fn open_stream(&mut self, id: DirectorId, attempt: u64, target: DirectorTarget, datapath: Handle) {
+        let session = self.sessions.get(&id).filter(|(of, _)| *of == attempt).map(|(_, session)| *session);
+        let (tls, events) = (self.own.tls(&target), self.events.clone());
+        self.close_stream(id);
+        let task = self.tasks.spawn(async move {
+            let reason = match session {
+                Some(session) => stream::carry(id, session, &target, tls, &datapath).await,
+                None => "there is no attachment".to_owned(),
+            };
+            let _ = events.send(DirectorEvent::StreamClosed { id, attempt, reason }).await;
+        });
+        self.streams.insert(id, task);
+    }
+
+    /// Frames need not go over TCP any more. The data plane is to be told by the caller.
+    pub fn close_stream(&mut self, id: DirectorId) {
+        drop(Guard(self.streams.remove(&id)));
     }
 }
 
@@ -221,7 +254,7 @@ fn failure(status: &Status) -> Failure {
 }
 
 /// What a director has given, checked.
-fn attachment(own: Option<Handle>, attached: &Attached) -> Result<Attachment, Failure> {
+fn attachment(own: Option<frame::Handle>, attached: &Attached) -> Result<Attachment, Failure> {
     let bad = |what: &str| Failure::Unavailable(format!("the director's answer cannot be used: {what}"));
     if own.is_some_and(|own| own.0 != attached.handle) {
         return Err(bad("it takes this device for another one"));
@@ -261,11 +294,11 @@ mod tests {
             ],
             hello_interval: None,
         };
-        let taken = attachment(Some(Handle(9)), &good).unwrap();
+        let taken = attachment(Some(frame::Handle(9)), &good).unwrap();
         assert_eq!((taken.session, *taken.key, taken.hello_interval), (7, [1; 32], HELLO_INTERVAL));
         assert_eq!(taken.endpoints, ["192.0.2.1:7501".parse().unwrap()]);
         assert!(attachment(None, &good).is_ok());
-        assert!(attachment(Some(Handle(8)), &good).is_err());
+        assert!(attachment(Some(frame::Handle(8)), &good).is_err());
         assert!(attachment(None, &Attached { key: vec![1; 31], ..good }).is_err());
     }
 }

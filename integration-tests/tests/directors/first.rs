@@ -60,8 +60,9 @@ fn the_first_packet_arrives_through_the_director() {
             expect(false, "the first packet is answered", &seen)?;
         }
         for (agent, peer) in [(&alice.agent, "bob"), (&bob.agent, "alice")] {
-            let (path, _) = agent.path_to(peer)?;
-            expect(path == "relay", "the path is through the director", &path)?;
+            let path = agent.path_to(peer)?;
+            let expected = ("relay".to_owned(), "relay-1".to_owned());
+            expect(path == expected, "the path is through the director", &format!("{path:?}"))?;
         }
         alice.site.host.sh(&format!("ping -c 20 -i 0.01 -W 2 -s 200 -p {pattern} {address}"))?;
         let frames = director.metric("frames_total")?.saturating_sub(before);

@@ -19,6 +19,11 @@ fn two_hosts(lab: &Lab) -> Result<(Internet<'_>, Joined, Joined, Director, Direc
     let (mut one, mut two) = (internet.directors.remove(0), internet.directors.remove(0));
     one.wait_attached(2)?;
     two.wait_attached(2)?;
+    wait_for("the registrar to know both directors of both", PATIENCE, || {
+        let devices =
+            internet.registrar.muster(&["get", "devices", "-o", "json"]).map_err(|e| e.to_string())?;
+        if devices.matches("\"secondDirector\"").count() == 2 { Ok(()) } else { Err(devices) }
+    })?;
     alice_reaches_bob(&alice)?;
     // The one that relays is called home here.
     let before = (one.metric("frames_total")?, two.metric("frames_total")?);

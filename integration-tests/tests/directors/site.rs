@@ -36,7 +36,7 @@ impl<'a> Internet<'a> {
         let mut registrar = Registrar::init(&hq, "net.example", "198.51.100.200", advertise)?;
         registrar.serve()?;
         let directors = (1..=directors)
-            .map(|n| Director::serve(&plugged(&format!("relay-{n}"), 200 + n)?, &registrar, "drain = 5"))
+            .map(|n| Director::serve(&plugged(&format!("relay-{n}"), 200 + n)?, &registrar, "drain = 25"))
             .collect::<Result<_>>()?;
         let join = registrar.new_join_command(&["--reusable"])?;
         Ok(Self { lab, switch, registrar, directors, join, sites: 0 })

@@ -288,7 +288,7 @@ impl Directors {
     pub(super) fn handle_flow(&mut self, event: &FlowEvent, rng: &mut StdRng, now: Instant) {
         match *event {
             FlowEvent::Link(id, link) => {
-                let Some(director) = self.known.get_mut(&id) else { return };
+                let Some(director) = self.flowing(id) else { return };
                 director.way = link.map(|link| match link.hop {
                     Hop::Udp(_) => Way::Udp,
                     Hop::Stream(_) => Way::Tcp,
@@ -299,7 +299,7 @@ impl Directors {
                 }
             }
             FlowEvent::Bound { id, reflexive, round_trip, draining } => {
-                let Some(director) = self.known.get_mut(&id) else { return };
+                let Some(director) = self.flowing(id) else { return };
                 director.reflexive = Some(reflexive);
                 if director.samples.len() >= SAMPLES {
                     director.samples.pop_front();
@@ -315,7 +315,7 @@ impl Directors {
                 self.compare(id);
             }
             FlowEvent::Unanswered(id) => {
-                let Some(director) = self.known.get_mut(&id) else { return };
+                let Some(director) = self.flowing(id) else { return };
                 "it does not answer over UDP".clone_into(&mut director.last_error);
                 director.stream = match director.stream {
                     Stream::Closed => Stream::Waiting { until: now },
@@ -324,7 +324,7 @@ impl Directors {
                 };
             }
             FlowEvent::Dead(id) => {
-                let Some(director) = self.known.get_mut(&id) else { return };
+                let Some(director) = self.flowing(id) else { return };
                 if director.state == State::Attached {
                     let wait = Duration::from_millis(rng.random_range(RETURN));
                     director.state = State::Waiting { until: now + wait };
@@ -333,6 +333,11 @@ impl Directors {
             }
             FlowEvent::NoSuchDevice(..) => {}
         }
+    }
+
+    /// The director, unless it has been left, and what its flow says has crossed with that.
+    fn flowing(&mut self, id: DirectorId) -> Option<&mut Director> {
+        self.known.get_mut(&id).filter(|director| director.state != State::Idle)
     }
 
     /// This host has another address, and an old one is gone if `is_gone`: distances are others, and what failed may

@@ -322,8 +322,17 @@ fn every_output_can_be_read() {
         for (kind, titles) in [
             (
                 "devices",
-                &["NAME", "STATUS", "VIRTUAL-IPV4", "AGE", "VIRTUAL-IPV6", "PRIVATE", "REFLEXIVE", "VERSION"]
-                    [..],
+                &[
+                    "NAME",
+                    "STATUS",
+                    "VIRTUAL-IPV4",
+                    "AGE",
+                    "VIRTUAL-IPV6",
+                    "PRIVATE",
+                    "REFLEXIVE",
+                    "HOME",
+                    "VERSION",
+                ][..],
             ),
             ("tokens", &["NAME", "STATUS", "REUSABLE", "USES", "EXPIRES", "AGE"]),
             ("networks", &["NAME", "DOMAIN", "DEVICES", "AGE", "PUBLIC-ADDRESSES"]),
@@ -347,7 +356,7 @@ fn usage_errors_exit_with_2_and_help_with_0() {
         for (arguments, says) in [
             (&["get"][..], "required"),
             (&["dance"], "dance"),
-            (&["get", "pods"], "there are networks (net), devices (dev), tokens"),
+            (&["get", "pods"], "there are networks (net), devices (dev), directors (dir), tokens"),
             (&["get", "devices", "-o", "xml"], "wide, json, yaml, name"),
             (&["get", "devices", "-n", "a", "-A"], "cannot be used"),
             (&["get", "devices,tokens", "x"], "TYPE/NAME"),

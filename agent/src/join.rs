@@ -16,12 +16,10 @@ use muster_proto::enrollment::{
     EnrollRequest, EnrollResponse, enrollment_service_client::EnrollmentServiceClient,
 };
 use rustls::pki_types::CertificateDer;
-use tonic::Code;
 use zeroize::Zeroize;
 
 use crate::{
     keys::{self, KeyError},
-    session::words,
     state::{Identity, Journal, State, StateError, hex, pem},
 };
 
@@ -53,7 +51,7 @@ pub enum JoinError {
     #[error("cannot use this host's name as the device's: {0}\nremedy: give a name with --name")]
     HostName(NameError),
     /// No connection, or one to somebody else.
-    #[error("cannot join: {0}{remedy}", remedy = unreachable(.0))]
+    #[error("cannot join: {0}{remedy}", remedy = .0.remedy())]
     Connect(ChannelError),
     /// The registrar said no.
     #[error("registrar {registrar} refused the join: {reason}")]
@@ -103,19 +101,6 @@ pub enum JoinError {
     Tls(#[from] TlsError),
 }
 
-/// What to do about a registrar that cannot be reached. Other failures say that themselves.
-fn unreachable(error: &ChannelError) -> &'static str {
-    match error {
-        // What TLS finds wrong comes with its remedy.
-        ChannelError::Connect { reason, .. }
-            if !reason.contains("certificate") && !reason.contains("CA hash") =>
-        {
-            "\nremedy: check --registrar, that muster-registrar runs there, and that no firewall is between"
-        }
-        _ => "",
-    }
-}
-
 /// Joins, and returns the identity, which is on disk by then.
 pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
     state.check_not_joined()?;
@@ -137,12 +122,12 @@ pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
     let registrar = || join.registrar.clone();
     let answer = match tokio::time::timeout(ENROLL_TIMEOUT, Box::pin(call)).await {
         Ok(Ok(answer)) => answer.into_inner(),
-        Ok(Err(status)) if is_definite(status.code()) => {
+        Ok(Err(status)) if grpc::is_definite(status.code()) => {
             state.remove_journal()?;
             return Err(JoinError::Refused { registrar: registrar(), reason: status.message().to_owned() });
         }
         Ok(Err(status)) => {
-            return Err(JoinError::Lost { registrar: registrar(), reason: words(&status) });
+            return Err(JoinError::Lost { registrar: registrar(), reason: grpc::words(&status) });
         }
         Err(_) => {
             let reason = format!("nothing came within {} s", ENROLL_TIMEOUT.as_secs());
@@ -154,22 +139,6 @@ pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
     state.remove_journal()?;
     drop(lock);
     Ok(identity)
-}
-
-/// Whether the registrar has decided, so that asking the same again is of no use.
-fn is_definite(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::ResourceExhausted
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-            | Code::Unimplemented
-            | Code::Unauthenticated
-    )
 }
 
 /// `given`, or the first label of the host's name.

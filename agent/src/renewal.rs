@@ -1,6 +1,7 @@
 //! Renewal: the next certificate, with a new key, for a device that has one.
 
 use muster_common::{
+    grpc,
     identity::Party,
     time::Timestamp,
     tls::{Credentials, KeyPair, TlsError, certificate_validity, certificates_from_pem},
@@ -12,7 +13,6 @@ use zeroize::Zeroizing;
 use crate::{
     control::Validity,
     keys::{self, KeyError},
-    session::words,
     state::{Identity, pem},
 };
 
@@ -53,7 +53,7 @@ pub async fn renew(channel: Channel, device_uid: &str) -> Result<Renewed, Renewa
     let answer = RegistrationServiceClient::new(channel)
         .renew(request)
         .await
-        .map_err(|status| RenewalError::Call(words(&status)))?
+        .map_err(|status| RenewalError::Call(grpc::words(&status)))?
         .into_inner();
     let renewed = Renewed { chain: answer.certificate_chain, roots: answer.roots, tls_key };
     let (pair, validity) = renewed.checked()?;

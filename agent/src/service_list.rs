@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use muster_common::name::{Label, NameError};
+use muster_common::{
+    grpc,
+    name::{Label, NameError},
+};
 use muster_proto::registration::{
     ListServicesRequest, ListServicesResponse, VisibleService,
     registration_service_client::RegistrationServiceClient,
@@ -16,8 +19,6 @@ use muster_proto::registration::{
 use prost::Message;
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Code, Status, transport::Channel};
-
-use crate::session::words;
 
 /// Services that a list may have.
 const LIST_MAX: usize = 20_000;
@@ -195,8 +196,8 @@ fn failed(status: Status) -> Failed {
         | Code::NotFound
         | Code::PermissionDenied
         | Code::Unauthenticated
-        | Code::Unimplemented => Failed::Refused(words(&status)),
-        _ => Failed::Unavailable(words(&status)),
+        | Code::Unimplemented => Failed::Refused(grpc::words(&status)),
+        _ => Failed::Unavailable(grpc::words(&status)),
     }
 }
 

@@ -183,7 +183,7 @@ impl Session {
                     LookupResult::NotFound
                 }
                 Ok(Err(status)) => {
-                    tracing::debug!(status = words(&status), "lookup failed");
+                    tracing::debug!(status = grpc::words(&status), "lookup failed");
                     LookupResult::Unavailable
                 }
                 Err(_) => LookupResult::Unavailable,
@@ -267,17 +267,7 @@ fn failure(registrar: &str, status: &Status) -> Failure {
         Code::PermissionDenied | Code::Unauthenticated | Code::NotFound => {
             Failure::Refused(status.message().to_owned())
         }
-        _ => Failure::Unavailable(format!("{registrar}: {}", words(status))),
-    }
-}
-
-/// What a status says, without tonic's own wrapping.
-pub(crate) fn words(status: &Status) -> String {
-    match std::error::Error::source(status) {
-        // The connection broke: the cause says more than the message.
-        Some(cause) => format!("the connection broke: {}", grpc::chain(cause)),
-        None if status.message().is_empty() => status.code().to_string(),
-        None => status.message().to_owned(),
+        _ => Failure::Unavailable(format!("{registrar}: {}", grpc::words(status))),
     }
 }
 

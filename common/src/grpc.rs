@@ -7,7 +7,10 @@ use std::{io, pin::Pin, sync::Arc, time::Duration};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
 
 pub use accept::{AcceptMetrics, Caller, Connection, incoming};
 
@@ -45,6 +48,47 @@ pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel
 pub fn connect_lazy(address: &str, config: Arc<ClientConfig>) -> Result<Channel, ChannelError> {
     let (endpoint, connector) = prepare(address, config)?;
     Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+impl ChannelError {
+    /// What to do about a registrar that cannot be reached, on a line of its own. Other failures say that themselves.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            // What TLS finds wrong comes with its remedy.
+            Self::Connect { reason, .. }
+                if !reason.contains("certificate") && !reason.contains("CA hash") =>
+            {
+                "\nremedy: check --registrar, that muster-registrar runs there, and that no firewall is between"
+            }
+            _ => "",
+        }
+    }
+}
+
+/// What a status says, without tonic's own wrapping.
+pub fn words(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        // The connection broke: the cause says more than the message.
+        Some(cause) => format!("the connection broke: {}", chain(cause)),
+        None if status.message().is_empty() => status.code().to_string(),
+        None => status.message().to_owned(),
+    }
+}
+
+/// Whether a server has decided, so that asking the same again is of no use.
+pub const fn is_definite(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Unauthenticated
+    )
 }
 
 /// An error with all its causes, each once: tonic's errors name little themselves.

@@ -16,7 +16,6 @@ use muster_proto::enrollment::{
 };
 use rcgen::{CertificateParams, DistinguishedName, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
-use tonic::{Code, Status};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::identity::{Identity, Journal, State, StateError, hex, pem};
@@ -49,7 +48,7 @@ pub enum JoinError {
     #[error("cannot use this host's name as the director's: {0}\nremedy: give a name with --name")]
     HostName(NameError),
     /// No connection, or one to somebody else.
-    #[error("cannot join: {0}{remedy}", remedy = unreachable(.0))]
+    #[error("cannot join: {0}{remedy}", remedy = .0.remedy())]
     Connect(ChannelError),
     /// The registrar said no.
     #[error("registrar {registrar} refused the join: {reason}")]
@@ -112,19 +111,6 @@ pub enum JoinError {
 #[error("cannot make a TLS key and a certificate request for it: {0}")]
 pub struct KeyError(#[from] rcgen::Error);
 
-/// What to do about a registrar that cannot be reached. Other failures say that themselves.
-fn unreachable(error: &ChannelError) -> &'static str {
-    match error {
-        // What TLS finds wrong comes with its remedy.
-        ChannelError::Connect { reason, .. }
-            if !reason.contains("certificate") && !reason.contains("CA hash") =>
-        {
-            "\nremedy: check --registrar, that muster-registrar runs there, and that no firewall is between"
-        }
-        _ => "",
-    }
-}
-
 /// A new TLS key: PKCS#8, PEM.
 pub(crate) fn new_key() -> Result<Zeroizing<String>, KeyError> {
     Ok(Zeroizing::new(rcgen::KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?.serialize_pem()))
@@ -162,12 +148,12 @@ pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
     let registrar = || join.registrar.clone();
     let answer = match tokio::time::timeout(ENROLL_TIMEOUT, Box::pin(call)).await {
         Ok(Ok(answer)) => answer.into_inner(),
-        Ok(Err(status)) if is_definite(status.code()) => {
+        Ok(Err(status)) if grpc::is_definite(status.code()) => {
             state.remove_journal()?;
             return Err(JoinError::Refused { registrar: registrar(), reason: status.message().to_owned() });
         }
         Ok(Err(status)) => {
-            return Err(JoinError::Lost { registrar: registrar(), reason: words(&status) });
+            return Err(JoinError::Lost { registrar: registrar(), reason: grpc::words(&status) });
         }
         Err(_) => {
             let reason = format!("nothing came within {} s", ENROLL_TIMEOUT.as_secs());
@@ -179,32 +165,6 @@ pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
     state.remove_journal()?;
     drop(lock);
     Ok(identity)
-}
-
-/// Whether the registrar has decided, so that asking the same again is of no use.
-fn is_definite(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::ResourceExhausted
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-            | Code::Unimplemented
-            | Code::Unauthenticated
-    )
-}
-
-/// What a status says, without tonic's own wrapping.
-pub(crate) fn words(status: &Status) -> String {
-    match std::error::Error::source(status) {
-        // The connection broke: the cause says more than the message.
-        Some(cause) => format!("the connection broke: {}", grpc::chain(cause)),
-        None if status.message().is_empty() => status.code().to_string(),
-        None => status.message().to_owned(),
-    }
 }
 
 /// `given`, or the first label of the host's name.

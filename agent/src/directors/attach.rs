@@ -26,7 +26,6 @@ use super::{flow::Attachment, stream};
 use crate::{
     control::{DirectorEvent, DirectorTarget, Failure},
     datapath::Handle,
-    session::words,
 };
 
 /// How long one address of a director may take to accept a connection, TLS handshake included. The next one is tried
@@ -248,8 +247,8 @@ async fn next(stream: &mut Streaming<AttachResponse>) -> Result<Message, Failure
 
 fn failure(status: &Status) -> Failure {
     match status.code() {
-        Code::PermissionDenied | Code::Unauthenticated => Failure::Refused(words(status)),
-        _ => Failure::Unavailable(words(status)),
+        Code::PermissionDenied | Code::Unauthenticated => Failure::Refused(grpc::words(status)),
+        _ => Failure::Unavailable(grpc::words(status)),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use muster_common::grpc;
 use muster_proto::director::{RelayRequest, relay_service_client::RelayServiceClient};
 use muster_tunnel::DirectorId;
 use rustls::ClientConfig;
@@ -13,7 +14,6 @@ use super::attach::connect;
 use crate::{
     control::DirectorTarget,
     datapath::{Command, FrameSender, Handle},
-    session::words,
 };
 
 /// Batches that may wait to be sent; what is more is lost, as a full socket's datagrams are.
@@ -38,7 +38,7 @@ pub(super) async fn carry(
         let call = client.relay(tokio_stream::once(first).chain(more));
         match tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(call)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(words(&status)),
+            Ok(Err(status)) => Err(grpc::words(&status)),
             Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
         }
     };
@@ -59,7 +59,7 @@ pub(super) async fn carry(
                 }
             }
             Ok(None) => break "the director has ended the stream".to_owned(),
-            Err(status) => break words(&status),
+            Err(status) => break grpc::words(&status),
         }
     };
     let _ = datapath.send(Command::SetStream { id, stream: None }).await;

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{Client, Relaying};
-use crate::join::{certificate_request, new_key, words};
+use crate::join::{certificate_request, new_key};
 
 /// How long a registrar may take to connect and answer Register, and any other call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -207,7 +207,7 @@ fn failure(status: &Status) -> Failure {
         Code::PermissionDenied | Code::Unauthenticated | Code::NotFound => {
             Failure::Refused(status.message().to_owned())
         }
-        _ => Failure::Unavailable(words(status)),
+        _ => Failure::Unavailable(grpc::words(status)),
     }
 }
 
@@ -218,7 +218,7 @@ async fn renew(channel: Channel) -> Result<(Zeroizing<String>, RenewResponse), S
     let mut client = DirectorServiceClient::new(channel);
     match timeout(CALL_TIMEOUT, client.renew(request)).await {
         Ok(Ok(response)) => Ok((key, response.into_inner())),
-        Ok(Err(status)) => Err(words(&status)),
+        Ok(Err(status)) => Err(grpc::words(&status)),
         Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
     }
 }

@@ -7,8 +7,8 @@ step() { echo "== $*"; }
 
 fail() {
     echo "FAILED: $*"
-    systemctl status --no-pager --full muster-registrar muster-agent || :
-    journalctl --no-pager -o short-monotonic -u muster-registrar -u muster-agent -n 60 || :
+    systemctl status --no-pager --full muster-registrar muster-agent muster-director || :
+    journalctl --no-pager -o short-monotonic -u muster-registrar -u muster-agent -u muster-director -n 60 || :
     exit 1
 }
 
@@ -53,7 +53,7 @@ killed_comes_back() {
 step "install"
 cd /payload
 sh packaging/install.sh >/dev/null
-for unit in muster-registrar muster-agent; do
+for unit in muster-registrar muster-agent muster-director; do
     systemd-analyze verify --man=no "$unit.service" || fail "$unit.service"
     systemctl enable --quiet "$unit" || fail "$unit cannot be enabled"
 done
@@ -66,9 +66,10 @@ echo '# mine' >>/etc/muster/agent.toml
 sh packaging/install.sh >/dev/null
 grep -q '# mine' /etc/muster/agent.toml || fail "an existing configuration was replaced"
 
-step "a host that has not joined runs no agent"
-systemctl start muster-agent
+step "a host that has not joined runs no agent and no director"
+systemctl start muster-agent muster-director
 is muster-agent ActiveState inactive
+is muster-director ActiveState inactive
 
 step "registrar: init as root, then the unit"
 ip link add lan0 type dummy
@@ -118,6 +119,24 @@ step "kill -9: the registrar comes back by itself"
 killed_comes_back muster-registrar KILL 60
 muster get devices -o name | grep -qx device/web || fail "the device is gone"
 
+step "director: join as root, then the unit"
+join=$(muster create token --director 2>/dev/null | grep 'muster-director join')
+[ -n "$join" ] || fail "no join command for directors"
+$join --name d1 >/dev/null || fail "join of the director"
+systemctl start muster-director || fail "the director does not start"
+is muster-director ActiveState active
+[ "$(stat -c %U "/proc/$(property muster-director MainPID)")" = muster-director ] || fail "the director runs as another user"
+[ -z "$(find /var/lib/muster/director ! -user muster-director)" ] || fail "files of another user in the director's state directory"
+[ -z "$(find /var/lib/muster/director -perm /077)" ] || fail "files of the director that others can read"
+curl -sf http://127.0.0.1:7582/readyz >/dev/null || fail "the director is active, but not ready"
+attached() { muster get director d1 -o json | tr -d ' \n' | grep -q '"attached":"\?1"\?'; }
+within 30 attached
+muster get directors
+
+step "kill -9: the director comes back by itself, and the agent to it"
+killed_comes_back muster-director KILL 60
+within 30 attached
+
 step "an agent that hangs is found by the watchdog"
 mkdir -p /run/systemd/system/muster-agent.service.d
 printf '[Service]\nWatchdogSec=8s\nTimeoutAbortSec=2s\n' >/run/systemd/system/muster-agent.service.d/short.conf
@@ -149,12 +168,14 @@ if ip link show muster0 >/dev/null 2>&1; then fail "the interface stayed"; fi
 systemctl start muster-agent
 is muster-agent ActiveState inactive
 
-step "the registrar stops cleanly"
+step "director and registrar stop cleanly"
+systemctl stop muster-director
+is muster-director Result success
 systemctl stop muster-registrar
 is muster-registrar Result success
 
 step "exposure: what the sandboxes leave open"
-for unit in muster-registrar muster-agent; do
+for unit in muster-registrar muster-agent muster-director; do
     systemd-analyze security --no-pager "$unit" | grep -E '✗|Overall'
     # The scale goes from 0 to 10; below 4 systemd calls it OK.
     systemd-analyze security --no-pager --threshold=25 "$unit" >/dev/null || fail "$unit is more exposed than 2.5"

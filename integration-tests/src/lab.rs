@@ -3,12 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     fs,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd as _, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     process::Command,
     rc::Rc,
     time::Duration,
 };
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     LabError, Output, Process, Result,
@@ -212,6 +214,27 @@ impl Host {
             if there || !process.is_running() { Ok(()) } else { Err("not in it yet".into()) }
         })?;
         Ok(process)
+    }
+
+    /// Calls `body` on a thread that is in the host's network namespace: sockets that it opens are there, wherever
+    /// they are used.
+    pub fn enter<T: Send>(&self, body: impl FnOnce() -> std::io::Result<T> + Send) -> Result<T> {
+        let path = Path::new("/run/netns").join(&self.namespace);
+        let run = || {
+            let namespace = fs::File::open(&path)?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            body()
+        };
+        let outcome = std::thread::scope(|scope| scope.spawn(run).join());
+        let outcome = outcome.unwrap_or_else(|_| Err(std::io::Error::other("it panicked")));
+        let command = format!("a thread on {}", self.name);
+        outcome.map_err(|error| LabError::Command { command, reason: error.to_string() })
+    }
+
+    /// A runtime whose tasks are in the host's network namespace; not so what it blocks on itself.
+    pub fn runtime(&self) -> Result<tokio::runtime::Runtime> {
+        // Its threads are where the one is that makes them.
+        self.enter(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build())
     }
 
     /// Adds a route on the host, as in `ip route add`.

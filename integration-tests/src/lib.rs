@@ -2,6 +2,7 @@
 //! in them. A [`Lab`] builds the topology in code, keeps every process's output, and always cleans up.
 #![forbid(unsafe_code)]
 
+pub mod attachments;
 pub mod device;
 pub mod figures;
 pub mod lab;

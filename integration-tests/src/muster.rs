@@ -78,8 +78,8 @@ impl JoinCommand {
 }
 
 impl Registrar {
-    /// Runs `muster-registrar init` on `host`, which others reach as `address`, with `more` appended to the
-    /// configuration file.
+    /// Runs `muster-registrar init` on `host`, which others reach as `address` (several: with blanks between), with
+    /// `more` appended to the configuration file.
     pub fn init(host: &Host, domain: &str, address: &str, more: &str) -> Result<Self> {
         let directory = host.directory().join("registrar");
         create(&directory)?;
@@ -107,7 +107,10 @@ impl Registrar {
     pub fn init_command(&self, domain: &str, address: &str) -> Result<Command> {
         let mut command = self.host.command(binary("muster-registrar")?);
         command.arg("init").arg("--config").arg(self.config());
-        command.args(["--domain", domain, "--public-address", address]);
+        command.args(["--domain", domain]);
+        for address in address.split(' ') {
+            command.args(["--public-address", address]);
+        }
         command.arg("--credential").arg(self.credential());
         Ok(command)
     }
@@ -314,6 +317,16 @@ impl Agent {
         ))
     }
 
+    /// The address that datagrams to the peer called `name` go to at present, if they go straight there.
+    pub fn endpoint_of(&self, name: &str) -> Result<String> {
+        let text = self.ask(&["status", "-o", "json"])?;
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let peers = status.get("peers").and_then(serde_json::Value::as_array);
+        let peer = peers.into_iter().flatten().find(|peer| peer.get("name").is_some_and(|n| n == name));
+        let address = peer.and_then(|peer| peer.pointer("/endpoint/address")?.as_str());
+        Ok(address.unwrap_or_default().to_owned())
+    }
+
     /// The host that the agent is on.
     pub fn host(&self) -> &Host {
         &self.host
@@ -465,10 +478,19 @@ fn stop(process: Option<Process>) -> Result {
     }
 }
 
-fn configuration(data: &Path, address: &str, more: &str) -> String {
+fn configuration(data: &Path, addresses: &str, more: &str) -> String {
+    let at = |port: u16| {
+        let address = |address: &str| match address.contains(':') {
+            true => format!("\"[{address}]:{port}\""),
+            false => format!("\"{address}:{port}\""),
+        };
+        addresses.split(' ').map(address).collect::<Vec<_>>().join(", ")
+    };
     format!(
-        "data_dir = \"{}\"\n{more}\n[advertise]\nregistrars = [\"{address}:7500\"]\ndns = [\"{address}:853\"]\n",
-        data.display()
+        "data_dir = \"{}\"\n{more}\n[advertise]\nregistrars = [{}]\ndns = [{}]\n",
+        data.display(),
+        at(7500),
+        at(853)
     )
 }
 

@@ -169,11 +169,17 @@ impl Site {
     /// A further host on the site's LAN, number 3 to 250 there. Only for kinds whose NAT takes several hosts.
     pub fn add_host(&self, lab: &Lab, name: &str, last_octet: u8) -> Result<Host> {
         let host = lab.host(name)?;
+        self.plug(&host, last_octet)?;
+        Ok(host)
+    }
+
+    /// Plugs a host into the site's LAN, as number 3 to 250 there. It must have no other default route.
+    pub fn plug(&self, host: &Host, last_octet: u8) -> Result {
         if let Some(lan) = &self.lan {
-            lan.plug(&host, &[&format!("192.168.{}.{last_octet}/24", self.number)])?;
+            lan.plug(host, &[&format!("192.168.{}.{last_octet}/24", self.number)])?;
             host.route(&format!("default via 192.168.{}.1", self.number))?;
         }
-        Ok(host)
+        Ok(())
     }
 
     /// Has the NAT at the internet forget its mappings; later ones have other ports.

@@ -94,6 +94,11 @@ async fn committed(under_way: &mut JoinSet<Outcome>) -> Result<(), Error> {
     }
 }
 
+/// The uid of the device with this number. They differ in their first octets, as real ones do: directors look at those.
+pub fn device_uid(number: u32) -> uuid::Uuid {
+    uuid::Builder::from_random_bytes((u128::from(number) << 96 | 0x5EED).to_be_bytes()).into_uuid()
+}
+
 /// Adds to `txn` the device with this number, in the layout of [`keys`].
 fn add(txn: Txn, network: &Network, number: u32, now: Timestamp) -> Result<Txn, Error> {
     let pool = |kind| network.pools.get(kind).ok_or("the network lacks a pool for devices");
@@ -106,8 +111,7 @@ fn add(txn: Txn, network: &Network, number: u32, now: Timestamp) -> Result<Txn, 
     let mut key = [0xD0; 32];
     key.iter_mut().zip(number.to_be_bytes()).for_each(|(slot, byte)| *slot = byte);
     let device = Device {
-        uid: uuid::Builder::from_random_bytes((0x5EED_u128 << 64 | u128::from(number)).to_be_bytes())
-            .into_uuid(),
+        uid: device_uid(number),
         network: network.name.clone(),
         name: format!("d{number}").into(),
         namespace: "default".into(),

@@ -1,6 +1,7 @@
 //! gRPC over Muster's TLS: accepted connections that know who is calling, and channels to registrars.
 
 mod accept;
+mod proxy;
 
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
@@ -14,10 +15,26 @@ use tonic::{
 
 pub use accept::{AcceptMetrics, Caller, Connection, incoming};
 
-/// How long a registrar may take to accept a connection, TLS handshake included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+use proxy::Proxy;
+
 /// How often an idle connection is checked, and how long the check may take.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+
+/// How a connection is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long it may take until the TLS handshake is done.
+    pub within: Duration,
+    /// Octets that the other side may send ahead in each stream, and twice that in all of a connection's.
+    pub window: u32,
+}
+
+impl Default for Options {
+    /// For calls, and streams of small messages.
+    fn default() -> Self {
+        Self { within: Duration::from_secs(10), window: 2 << 20 }
+    }
+}
 
 /// Why a registrar's address cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +52,19 @@ pub enum ChannelError {
     },
 }
 
-/// Connects to `address` (`HOST:PORT`) with `config` (see [`crate::tls`]). The channel reconnects by itself.
+/// Connects to `address` (`HOST:PORT`) with `config` (see [`crate::tls`]), through the proxy that `HTTPS_PROXY` names,
+/// if it does. The channel reconnects by itself.
 pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel, ChannelError> {
-    let (endpoint, connector) = prepare(address, config)?;
+    connect_with(address, config, Options::default()).await
+}
+
+/// As [`connect`], in another way than the usual.
+pub async fn connect_with(
+    address: &str,
+    config: Arc<ClientConfig>,
+    options: Options,
+) -> Result<Channel, ChannelError> {
+    let (endpoint, connector) = prepare(address, config, options)?;
     endpoint
         .connect_with_connector(connector)
         .await
@@ -46,7 +73,7 @@ pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel
 
 /// As [`connect`], but the connection is made when the first call needs it.
 pub fn connect_lazy(address: &str, config: Arc<ClientConfig>) -> Result<Channel, ChannelError> {
-    let (endpoint, connector) = prepare(address, config)?;
+    let (endpoint, connector) = prepare(address, config, Options::default())?;
     Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
@@ -54,9 +81,11 @@ impl ChannelError {
     /// What to do about a registrar that cannot be reached, on a line of its own. Other failures say that themselves.
     pub fn remedy(&self) -> &'static str {
         match self {
-            // What TLS finds wrong comes with its remedy.
+            // What TLS and proxies find wrong comes with its remedy.
             Self::Connect { reason, .. }
-                if !reason.contains("certificate") && !reason.contains("CA hash") =>
+                if !["certificate", "CA hash", "proxy", "HTTPS_PROXY"]
+                    .iter()
+                    .any(|word| reason.contains(word)) =>
             {
                 "\nremedy: check --registrar, that muster-registrar runs there, and that no firewall is between"
             }
@@ -111,6 +140,7 @@ type Dialling = Pin<Box<dyn Future<Output = io::Result<Dialled>> + Send>>;
 fn prepare(
     address: &str,
     config: Arc<ClientConfig>,
+    options: Options,
 ) -> Result<
     (
         Endpoint,
@@ -127,8 +157,8 @@ fn prepare(
     // which has made the TLS connection itself.
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| bad())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
+        .initial_stream_window_size(options.window)
+        .initial_connection_window_size(options.window.saturating_mul(2))
         .http2_keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
         .keep_alive_while_idle(true);
@@ -136,15 +166,32 @@ fn prepare(
     let tls = TlsConnector::from(config);
     let connector = tower::service_fn(move |_: http::Uri| -> Dialling {
         let (target, tls) = (target.clone(), tls.clone());
-        Box::pin(async move {
-            let stream = TcpStream::connect(&target).await?;
-            stream.set_nodelay(true)?;
-            // Registrars are known by their identity; the name only has to be there.
-            let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
-            let stream =
-                tls.connect(name, stream).await.map_err(|e| io::Error::other(crate::tls::explain(&e)))?;
-            Ok(hyper_util::rt::TokioIo::new(stream))
-        })
+        Box::pin(async move { dial(&target, &tls, options.within).await })
     });
     Ok((endpoint, connector))
+}
+
+async fn dial(target: &str, tls: &TlsConnector, within: Duration) -> io::Result<Dialled> {
+    let proxy = Proxy::from_environment(target).map_err(io::Error::other)?;
+    let dialling = async {
+        let stream = match &proxy {
+            Some(proxy) => proxy.connect(target).await.map_err(io::Error::other)?,
+            None => TcpStream::connect(target).await?,
+        };
+        stream.set_nodelay(true)?;
+        // Servers are known by their identity; the name only has to be there, and is not sent.
+        let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
+        let stream =
+            tls.connect(name, stream).await.map_err(|e| io::Error::other(crate::tls::explain(&e)))?;
+        Ok(hyper_util::rt::TokioIo::new(stream))
+    };
+    match tokio::time::timeout(within, dialling).await {
+        Ok(dialled) => dialled,
+        Err(_) => Err(match &proxy {
+            Some(proxy) => io::Error::other(proxy.silent(target, within)),
+            None => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()))
+            }
+        }),
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use muster_common::{
     frame, grpc,
     identity::Party,
@@ -28,9 +29,12 @@ use crate::{
     datapath::Handle,
 };
 
-/// How long one address of a director may take to accept a connection, TLS handshake included. The next one is tried
-/// then: a port may be blocked.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long one address of a director may take to accept a connection, TLS handshake and proxy included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
+/// The next address is tried when one has not answered after this, and then both may: a port may be blocked.
+const HEAD_START: Duration = Duration::from_millis(750);
+/// What a director may send ahead: a round trip of a tenth of a second filled at 600 Mbit/s.
+const WINDOW: u32 = 8 << 20;
 /// How long a director may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events that may wait for the run loop.
@@ -160,20 +164,39 @@ impl Own {
     }
 }
 
-/// Connects to the first of `addresses` that answers.
+/// Connects to the first of `addresses` that answers, each with a head start before the next (as RFC 8305 has it).
 pub(super) async fn connect(addresses: &[SocketAddr], tls: &Arc<ClientConfig>) -> Result<Channel, String> {
+    let options = grpc::Options { within: CONNECT_TIMEOUT, window: WINDOW };
+    let dial = |address: &SocketAddr| {
+        let (address, tls) = (address.to_string(), Arc::clone(tls));
+        async move { grpc::connect_with(&address, tls, options).await.map_err(|error| error.to_string()) }
+    };
+    first_of(addresses.iter().map(dial)).await
+}
+
+/// The first success of `attempts`, each of which begins when the one before has failed, or its head start is over; or
+/// what all have failed of.
+async fn first_of<T>(
+    attempts: impl Iterator<Item = impl Future<Output = Result<T, String>>>,
+) -> Result<T, String> {
+    let mut attempts = attempts.peekable();
+    let mut running = FuturesUnordered::new();
     let mut failed = Vec::new();
-    for address in addresses {
-        let address = address.to_string();
-        match tokio::time::timeout(CONNECT_TIMEOUT, grpc::connect(&address, Arc::clone(tls))).await {
-            Ok(Ok(channel)) => return Ok(channel),
-            Ok(Err(error)) => failed.push(error.to_string()),
-            Err(_) => {
-                failed.push(format!("{address} does not answer within {} s", CONNECT_TIMEOUT.as_secs()))
-            }
+    loop {
+        match attempts.next() {
+            Some(next) => running.push(next),
+            None if running.is_empty() => return Err(failed.join("; ")),
+            None => {}
+        }
+        let has_more = attempts.peek().is_some();
+        tokio::select! {
+            Some(result) = running.next() => match result {
+                Ok(first) => return Ok(first),
+                Err(reason) => failed.push(reason),
+            },
+            () = tokio::time::sleep(HEAD_START), if has_more => {}
         }
     }
-    Err(failed.join("; "))
 }
 
 /// Attaches, and holds the attachment until it ends; says why it has ended.
@@ -279,6 +302,31 @@ mod tests {
     use muster_proto::admin::Endpoint;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_do_not_answer_are_not_waited_for() {
+        let attempt = |millis: u64, result: Result<u8, &'static str>| async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            result.map_err(str::to_owned)
+        };
+        let mut start = tokio::time::Instant::now();
+        let mut took = || std::mem::replace(&mut start, tokio::time::Instant::now()).elapsed().as_millis();
+        // The first that answers, also if it began earlier than others.
+        let blocked = [(60_000, Err("blocked")), (60_000, Err("blocked")), (100, Ok(3))];
+        let first = first_of(blocked.into_iter().map(|(millis, result)| attempt(millis, result))).await;
+        assert_eq!((first, took()), (Ok(3), 1600));
+        let slow = [(800, Ok(1)), (100, Ok(2))];
+        let first = first_of(slow.into_iter().map(|(millis, result)| attempt(millis, result))).await;
+        assert_eq!((first, took()), (Ok(1), 800));
+        // What is refused makes room at once, and nothing is left out of the reason.
+        let refused = [(10, Err("one")), (10, Err("two")), (8000, Err("three"))];
+        let first = first_of(refused.into_iter().map(|(millis, result)| attempt(millis, result))).await;
+        assert_eq!((first, took()), (Err("one; two; three".into()), 8020));
+        assert_eq!(
+            first_of(std::iter::empty::<std::future::Ready<Result<u8, _>>>()).await,
+            Err(String::new())
+        );
+    }
 
     #[test]
     fn what_a_director_gives_is_checked() {

@@ -1,8 +1,15 @@
 //! Directors at work in networks of real routers: packets arrive where no direct path can be, and nobody on the way reads
 //! them.
 
+mod bad;
 mod first;
+mod flood;
 mod heal;
 mod life;
+mod many;
 mod matrix;
+mod roam;
 mod site;
+mod traffic;
+mod two_behind_one;
+mod untrusted;

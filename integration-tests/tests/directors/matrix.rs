@@ -11,14 +11,6 @@ use muster_integration_tests::{
 
 use crate::site::{Internet, Joined};
 
-const KINDS: [Kind; 6] = [
-    Kind::Open,
-    Kind::FullCone,
-    Kind::AddressRestricted,
-    Kind::PortRestricted,
-    Kind::Symmetric,
-    Kind::NatBehindNat,
-];
 /// Until the first packets are through, and until paths are what they can be.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,15 +19,15 @@ fn every_pair_is_reached_and_directly_where_that_is_possible() {
     scenario("pairs of NATs", |lab| {
         let mut internet = Internet::new(lab, 1)?;
         let mut join = |side: &str| -> Result<Vec<Joined>> {
-            KINDS.iter().map(|kind| internet.host(&format!("{}-{side}", kind.name()), *kind)).collect()
+            Kind::ALL.iter().map(|kind| internet.host(&format!("{}-{side}", kind.name()), *kind)).collect()
         };
         let (from, to) = (join("a")?, join("b")?);
         let director = internet.directors.remove(0);
-        director.wait_attached(12)?;
+        director.wait_attached(18)?;
         wait_for("the registrar to know where all are", PATIENCE, || {
             let devices =
                 internet.registrar.muster(&["get", "devices", "-o", "wide"]).map_err(|e| e.to_string())?;
-            if devices.matches("relay-1").count() == 12 { Ok(()) } else { Err(devices) }
+            if devices.matches("relay-1").count() == 18 { Ok(()) } else { Err(devices) }
         })?;
         let pairs: Vec<(&Joined, &Joined)> =
             from.iter().enumerate().flat_map(|(n, a)| to.iter().skip(n).map(move |b| (a, b))).collect();
@@ -58,7 +50,7 @@ fn every_pair_is_reached_and_directly_where_that_is_possible() {
             let pair = format!("{:?} to {:?}", a.site.kind, b.site.kind);
             let possible = direct_possible(a.site.kind, b.site.kind);
             let expected = if possible { "direct" } else { "relay" };
-            let outcome = wait_for(&pair, Duration::from_secs(20), || {
+            let outcome = wait_for(&pair, Duration::from_secs(30), || {
                 let path = |agent: &Joined, peer: &Joined| {
                     agent.agent.path_to(peer.site.host.name()).map_err(|e| e.to_string())
                 };

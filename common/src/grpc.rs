@@ -1,7 +1,6 @@
 //! gRPC over Muster's TLS: accepted connections that know who is calling, and channels to registrars.
 
 mod accept;
-mod proxy;
 
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
@@ -13,9 +12,8 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::proxy;
 pub use accept::{AcceptMetrics, Caller, Connection, incoming};
-
-use proxy::Proxy;
 
 /// How often an idle connection is checked, and how long the check may take.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
@@ -172,26 +170,16 @@ fn prepare(
 }
 
 async fn dial(target: &str, tls: &TlsConnector, within: Duration) -> io::Result<Dialled> {
-    let proxy = Proxy::from_environment(target).map_err(io::Error::other)?;
-    let dialling = async {
-        let stream = match &proxy {
-            Some(proxy) => proxy.connect(target).await.map_err(io::Error::other)?,
-            None => TcpStream::connect(target).await?,
-        };
-        stream.set_nodelay(true)?;
-        // Servers are known by their identity; the name only has to be there, and is not sent.
-        let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
-        let stream =
-            tls.connect(name, stream).await.map_err(|e| io::Error::other(crate::tls::explain(&e)))?;
-        Ok(hyper_util::rt::TokioIo::new(stream))
-    };
-    match tokio::time::timeout(within, dialling).await {
-        Ok(dialled) => dialled,
-        Err(_) => Err(match &proxy {
-            Some(proxy) => io::Error::other(proxy.silent(target, within)),
-            None => {
-                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()))
-            }
-        }),
+    let deadline = tokio::time::Instant::now() + within;
+    let stream = proxy::connect(target, within).await?;
+    // Servers are known by their identity; the name only has to be there, and is not sent.
+    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
+    match tokio::time::timeout_at(deadline, tls.connect(name, stream)).await {
+        Ok(Ok(stream)) => Ok(hyper_util::rt::TokioIo::new(stream)),
+        Ok(Err(error)) => Err(io::Error::other(crate::tls::explain(&error))),
+        Err(_) => {
+            let reason = format!("no TLS handshake within {} s", within.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, reason))
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod identity;
 pub mod labels;
 pub mod name;
 pub mod net;
+pub mod proxy;
 pub mod telemetry;
 pub mod time;
 pub mod tls;

@@ -12,6 +12,7 @@ mod key;
 mod local;
 mod metrics;
 mod pool;
+mod provider;
 mod registrars;
 mod service;
 mod settings;

@@ -21,7 +21,6 @@ use hickory_resolver::{
     config::{ConnectionConfig, ResolverOpts},
     net::{
         NetError,
-        runtime::TokioRuntimeProvider,
         xfer::{DnsExchange, DnsHandle, FirstAnswer},
     },
 };
@@ -32,6 +31,7 @@ use super::{
     datagram::{self, Reply},
     forwarding::Sent,
     metrics::Forward,
+    provider::Provider,
     settings::Health,
 };
 
@@ -72,7 +72,7 @@ pub enum PoolError {
     Timeout,
 }
 
-type Exchange = DnsExchange<TokioRuntimeProvider>;
+type Exchange = DnsExchange<Provider>;
 
 /// A connection, numbered so that a failure of one is not laid on its successor.
 #[derive(Default)]
@@ -173,7 +173,7 @@ impl Pool {
         options.timeout = ATTEMPT;
         options.max_active_requests = PIPELINED;
         let context = PoolContext::new(options, TlsConfig { config: tls });
-        let provider = TokioRuntimeProvider::default();
+        let provider = Provider::new(&kind);
         let client = Arc::new(Client { context, provider, kind, health, metrics, sent });
         Self { servers: ArcSwap::default(), client }
     }
@@ -283,7 +283,7 @@ async fn check(server: Weak<Server>, client: Arc<Client>) {
 /// What reaches servers of one kind.
 struct Client {
     context: PoolContext,
-    provider: TokioRuntimeProvider,
+    provider: Provider,
     kind: Kind,
     health: Health,
     metrics: Forward,

@@ -20,9 +20,32 @@ const ANSWER_MAX: usize = 16 * 1024;
 /// Of a proxy that is named without one.
 const DEFAULT_PORT: u16 = 80;
 
-/// Why there is no way through the proxy. The texts never show a password.
+/// Connects to `target` (`HOST:PORT`) over TCP within a time: through the proxy that the environment names, if it does.
+///
+/// # Errors
+/// Those of a proxy say what it was asked, why it did not help, and what to do, and never show a password.
+pub async fn connect(target: &str, within: Duration) -> io::Result<TcpStream> {
+    let proxy = Proxy::from_environment(target).map_err(io::Error::other)?;
+    let connecting = async {
+        match &proxy {
+            Some(proxy) => proxy.connect(target).await.map_err(io::Error::other),
+            None => TcpStream::connect(target).await,
+        }
+    };
+    let Ok(connected) = tokio::time::timeout(within, connecting).await else {
+        return Err(match &proxy {
+            Some(proxy) => io::Error::other(proxy.silent(target, within)),
+            None => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()))
+            }
+        });
+    };
+    connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+}
+
+/// Why there is no way through the proxy.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ProxyError {
+enum ProxyError {
     /// What the environment says is of no use.
     #[error(
         "HTTPS_PROXY names no proxy that can be used: {0}; write http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT"
@@ -49,7 +72,7 @@ pub(super) enum ProxyError {
 }
 
 /// The proxy that leads to a server.
-pub(super) struct Proxy {
+struct Proxy {
     /// `HOST:PORT`, without user and password.
     address: String,
     authorization: Option<HeaderValue>,
@@ -57,7 +80,7 @@ pub(super) struct Proxy {
 
 impl Proxy {
     /// The proxy for connections to `target` (`HOST:PORT`), if the environment names one.
-    pub(super) fn from_environment(target: &str) -> Result<Option<Self>, ProxyError> {
+    fn from_environment(target: &str) -> Result<Option<Self>, ProxyError> {
         let [url, exceptions] = [PROXY, EXCEPTIONS].map(|names| {
             let mut values = names.into_iter().filter_map(env::var_os);
             values.find(|value| !value.is_empty()).unwrap_or_default().to_string_lossy().into_owned()
@@ -87,7 +110,7 @@ impl Proxy {
     }
 
     /// A connection to `target` (`HOST:PORT`), whose name the proxy resolves.
-    pub(super) async fn connect(&self, target: &str) -> Result<TcpStream, ProxyError> {
+    async fn connect(&self, target: &str) -> Result<TcpStream, ProxyError> {
         let (proxy, target) = (self.address.clone(), target.to_owned());
         let stream = match TcpStream::connect(&proxy).await {
             Ok(stream) => stream,
@@ -95,7 +118,7 @@ impl Proxy {
         };
         let answer =
             |reason: String| ProxyError::Answer { proxy: proxy.clone(), target: target.clone(), reason };
-        let bad = |error: &dyn std::error::Error| answer(super::chain(error));
+        let bad = |error: &dyn std::error::Error| answer(crate::grpc::chain(error));
         let mut request = Request::builder().method(Method::CONNECT).uri(&target).header(HOST, &target);
         if let Some(authorization) = &self.authorization {
             request = request.header(PROXY_AUTHORIZATION, authorization);
@@ -134,7 +157,7 @@ impl Proxy {
     }
 
     /// That nothing was heard through it for `limit`.
-    pub(super) fn silent(&self, target: &str, limit: Duration) -> ProxyError {
+    fn silent(&self, target: &str, limit: Duration) -> ProxyError {
         let (proxy, target) = (self.address.clone(), target.to_owned());
         ProxyError::Silent { proxy, target, seconds: limit.as_secs() }
     }

@@ -163,13 +163,13 @@ impl Proxy {
     }
 
     fn remedy(&self, status: StatusCode) -> &'static str {
+        // Some say 401 to a wrong password.
+        let asks = [StatusCode::PROXY_AUTHENTICATION_REQUIRED, StatusCode::UNAUTHORIZED].contains(&status);
         match status {
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED if self.authorization.is_some() => {
+            _ if asks && self.authorization.is_some() => {
                 "check user and password in HTTPS_PROXY; of the ways to prove them, only Basic is known here"
             }
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-                "put user and password into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT)"
-            }
+            _ if asks => "put user and password into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT)",
             status if status.is_server_error() => {
                 "check that something listens at that address, and that the proxy can reach it"
             }
@@ -313,6 +313,7 @@ mod tests {
         let endless = [b"HTTP/1.1 200 OK\r\nx: ".as_slice(), &[b'x'; 40_000]].concat();
         for (answer, parts) in [
             (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n".as_slice(), ["407", "user and password"]),
+            (b"HTTP/1.1 401 Unauthorized\r\n\r\n", ["401", "user and password"]),
             (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope", ["403", "443"]),
             (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 400\r\n\r\nab", ["502", "listens"]),
             (b"HTTP/1.1 204 Nothing\r\n\r\n", ["204", "CONNECT"]),

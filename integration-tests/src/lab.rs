@@ -177,6 +177,12 @@ impl Host {
         command.args(["netns", "exec", &self.namespace]).arg(program);
         // Scenarios write the host's resolv.conf themselves, unless they say otherwise.
         command.env("MUSTER_RESOLVER_HOST", "none");
+        // Nor does whatever this machine's own network needs.
+        for proxy in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"] {
+            if std::env::var_os(proxy).is_some() {
+                command.env_remove(proxy);
+            }
+        }
         command
     }
 

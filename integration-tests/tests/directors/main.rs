@@ -2,6 +2,7 @@
 //! them.
 
 mod bad;
+mod blocked;
 mod first;
 mod flood;
 mod heal;

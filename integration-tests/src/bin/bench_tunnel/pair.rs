@@ -109,7 +109,7 @@ impl Pair {
             Tunnel::None => return Ok(None),
             Tunnel::Processes { processes, .. } => processes.iter().collect(),
             Tunnel::Muster { agents, .. } => {
-                agents.iter_mut().filter_map(Agent::process).map(|process| &*process).collect()
+                agents.iter_mut().filter_map(|agent| agent.process()).map(|process| &*process).collect()
             }
         };
         let mut total = Usage::default();

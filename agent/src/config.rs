@@ -74,6 +74,8 @@ pub struct Tunnel {
     /// Whether packets pass between kernel and agent in batches of one flow, as far as the kernel can. Off where a
     /// kernel or network card spoils them; the tunnel then takes several times the processor time.
     pub offloads: bool,
+    /// Whether the gateway of this host is asked for a port that leads to the tunnel (PCP, NAT-PMP, UPnP).
+    pub port_mapping: bool,
 }
 
 /// The `[resolver]` section.
@@ -158,7 +160,7 @@ impl Default for Interface {
 
 impl Default for Tunnel {
     fn default() -> Self {
-        Self { port: 7551, aes: true, threads: 0, offloads: true }
+        Self { port: 7551, aes: true, threads: 0, offloads: true, port_mapping: true }
     }
 }
 

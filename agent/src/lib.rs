@@ -16,6 +16,7 @@ pub mod keys;
 pub mod local_api;
 pub mod metrics;
 pub mod ping;
+pub mod port_mapping;
 pub mod private_addresses;
 pub mod renewal;
 pub mod resolver;

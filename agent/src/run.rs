@@ -40,6 +40,7 @@ use crate::{
     keys,
     local_api::{Query, Shared, Socket},
     metrics::Metrics,
+    port_mapping::PortMapping,
     private_addresses::{self, Exclusions},
     renewal,
     session::{DeregisterError, Session},
@@ -104,6 +105,7 @@ struct Inputs {
     /// Changes of the Services that have cached names.
     held: Option<watch::Receiver<u64>>,
     leaving: Option<oneshot::Receiver<Result<(), DeregisterError>>>,
+    port_mapping: Option<PortMapping>,
 }
 
 struct Agent {
@@ -161,7 +163,7 @@ impl Agent {
         let shared = Arc::<Shared>::default();
         let host = Host::take(
             config,
-            private_key,
+            private_key.clone(),
             Arc::clone(&credentials),
             registries.clone(),
             Arc::clone(&shared),
@@ -198,6 +200,10 @@ impl Agent {
             }
         });
         tasks.spawn(telemetry::serve(http, registries, readiness.clone()));
+        let port_mapping = match config.tunnel.port_mapping {
+            true => PortMapping::start(host.port(), &private_key).await,
+            false => None,
+        };
         let inputs = Inputs {
             session: Session::new(Arc::clone(&tls)),
             directors: Attachments::new(
@@ -214,6 +220,7 @@ impl Agent {
             names_resolve: None,
             held: None,
             leaving: None,
+            port_mapping,
         };
         let agent = Self {
             config: config.clone(),
@@ -259,7 +266,13 @@ impl Agent {
         };
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         self.readiness.set(false);
-        self.finish(end).await
+        // Beside the rest, as the gateway may not answer.
+        let give_back = async {
+            if let Some(port_mapping) = inputs.port_mapping.take() {
+                port_mapping.stop().await;
+            }
+        };
+        tokio::join!(Box::pin(self.finish(end)), give_back).0
     }
 
     /// Feeds the core until it is over.
@@ -280,7 +293,7 @@ impl Agent {
                 event = inputs.session.next() => self.handle_session(event),
                 event = inputs.directors.next() => self.handle_director(event),
                 event = receive(&mut inputs.events), if inputs.events.is_some() => {
-                    self.handle_datapath(&alive(event)?);
+                    self.handle_datapath(&alive(event)?, inputs.port_mapping.as_ref());
                 }
                 Some(address) = receive(&mut inputs.resolved) => {
                     self.control.handle_resolved(&[address], Instant::now());
@@ -296,6 +309,9 @@ impl Agent {
                     tracing::info!(?endpoints, "private addresses");
                     self.control.handle_private_endpoints(endpoints, Instant::now());
                     self.host.roam().await;
+                }
+                mapped = mapping(&mut inputs.port_mapping), if inputs.port_mapping.is_some() => {
+                    self.control.handle_mapped(mapped, Instant::now());
                 }
                 Some(()) = completion(&mut inputs.names_resolve) => self.names_do_resolve(),
                 Some(()) = change(&mut inputs.held) => self.plan_held(),
@@ -412,12 +428,19 @@ impl Agent {
         self.repair_at = Some(Instant::now() + REPAIR_DELAY);
     }
 
-    fn handle_datapath(&mut self, event: &Event) {
+    fn handle_datapath(&mut self, event: &Event, port_mapping: Option<&PortMapping>) {
         match event {
             Event::PeerUp { endpoint, .. } => tracing::debug!(%endpoint, "peer is reached"),
             other => tracing::trace!(?other, "data plane"),
         }
+        let before = self.control.reflexive_endpoints();
         self.control.handle_datapath(event, Instant::now());
+        let after = self.control.reflexive_endpoints();
+        if let Some(port_mapping) = port_mapping
+            && before.iter().any(|address| !after.contains(address))
+        {
+            port_mapping.recheck();
+        }
     }
 }
 
@@ -439,6 +462,14 @@ fn alive(event: Option<Event>) -> anyhow::Result<Event> {
 async fn receive<T>(receiver: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     match receiver {
         Some(receiver) => receiver.recv().await,
+        None => None,
+    }
+}
+
+/// What the gateway maps to the tunnel, once that has changed.
+async fn mapping(port_mapping: &mut Option<PortMapping>) -> Option<SocketAddr> {
+    match port_mapping {
+        Some(port_mapping) => port_mapping.changed().await,
         None => None,
     }
 }

@@ -17,6 +17,7 @@ const REFLEXIVE_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(super) struct Told {
     message: Reachability,
+    mapped: Option<SocketAddr>,
     reflexive_at: Option<Instant>,
 }
 
@@ -48,7 +49,9 @@ impl Control {
     pub(super) fn reachability_due(&self) -> Option<Instant> {
         let (now, told) = (self.reachability(), &self.told.message);
         let is_urgent = (&now.home_director_uid, &now.second_director_uid)
-            != (&told.home_director_uid, &told.second_director_uid);
+            != (&told.home_director_uid, &told.second_director_uid)
+            // A gateway grants for hours, and what it maps is the best way in.
+            || self.mapped != self.told.mapped;
         match self.told.reflexive_at {
             _ if is_urgent => Some(self.endpoints_at),
             _ if now == *told => None,
@@ -63,7 +66,7 @@ impl Control {
         if message.reflexive_endpoints != self.told.message.reflexive_endpoints {
             self.told.reflexive_at = Some(now);
         }
-        self.told.message = message.clone();
+        (self.told.message, self.told.mapped) = (message.clone(), self.mapped);
         message
     }
 }

@@ -120,6 +120,11 @@ impl Netlink {
 
     /// The interface through which packets to `destination` would leave, if any.
     pub(crate) async fn route_to(&mut self, destination: IpAddr) -> io::Result<Option<u32>> {
+        Ok(self.best_route(destination).await?.and_then(|route| route.link))
+    }
+
+    /// The route that packets to `destination` would take, with the source address that they would get, if any.
+    pub(crate) async fn best_route(&mut self, destination: IpAddr) -> io::Result<Option<Route>> {
         let bits = if destination.is_ipv4() { 32 } else { 128 };
         let request = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(destination, bits)
@@ -128,7 +133,7 @@ impl Netlink {
             .build();
         let answer: Result<Vec<_>, _> = self.handle.route().get(request).execute().try_collect().await;
         match answer.map_err(io_error) {
-            Ok(messages) => Ok(messages.into_iter().filter_map(route).find_map(|route| route.link)),
+            Ok(messages) => Ok(messages.into_iter().find_map(route)),
             Err(e)
                 if matches!(
                     e.raw_os_error(),

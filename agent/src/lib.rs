@@ -15,6 +15,7 @@ pub mod join;
 pub mod keys;
 pub mod local_api;
 pub mod metrics;
+pub mod netcheck;
 pub mod ping;
 pub mod port_mapping;
 pub mod private_addresses;

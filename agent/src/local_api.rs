@@ -20,8 +20,8 @@ use muster_proto::{
     admin::Endpoint,
     agent::{
         DatapathStatus, GetStatusRequest, GetStatusResponse, LeaveRequest, LeaveResponse,
-        ListServicesRequest, ListServicesResponse, PingRequest, PingResponse, ResolveRequest,
-        ResolveResponse, ResolverStatus, TrafficCounter,
+        ListServicesRequest, ListServicesResponse, NetcheckRequest, NetcheckResponse, PingRequest,
+        PingResponse, ResolveRequest, ResolveResponse, ResolverStatus, TrafficCounter,
         agent_service_server::{AgentService, AgentServiceServer},
     },
 };
@@ -35,6 +35,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     datapath::{Counter, Handle, PublicKey, Snapshot},
+    netcheck::Surroundings,
     ping::{Outcome, Pinger},
     resolver::{ResolveError, Resolver},
     service_list::{ListError, Registrar, ServiceLists},
@@ -50,6 +51,8 @@ const PING_TIMES: (Duration, Duration) = (Duration::from_millis(10), Duration::f
 pub enum Query {
     /// Everything but counters of peers and resolver.
     Status(oneshot::Sender<GetStatusResponse>),
+    /// What is known of the network around this host.
+    Netcheck(oneshot::Sender<Surroundings>),
     /// How it stands with the registrar.
     Registrar(oneshot::Sender<Registrar>),
     /// Leaves the network; answered when that is done.
@@ -274,6 +277,10 @@ impl AgentService for Api {
             ttl: Some(proto_duration(answer.ttl)),
             name: answer.name,
         }))
+    }
+
+    async fn netcheck(&self, _: Request<NetcheckRequest>) -> Result<Response<NetcheckResponse>, Status> {
+        Ok(Response::new(self.ask(Query::Netcheck).await?.examine().await))
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {

@@ -1,10 +1,11 @@
-//! The command line: `muster-agent join|run|status|ping|resolve|env|doctor|leave`.
+//! The command line: `muster-agent join|run|status|ping|netcheck|resolve|env|doctor|leave`.
 
 mod client;
 mod doctor;
 mod env;
 mod join;
 mod leave;
+mod netcheck;
 mod ping;
 mod resolve;
 mod status;
@@ -69,6 +70,8 @@ enum Command {
     Status(status::Arguments),
     /// Measure round trips to a device, and show the path to it
     Ping(ping::Arguments),
+    /// Show what lies between this host and the internet: NAT, port mapping, UDP, IPv6, and the way to each director
+    Netcheck(netcheck::Arguments),
     /// Resolve a name as programs on this host see it, with a device's private addresses and route director
     Resolve(resolve::Arguments),
     /// Print the Services of a namespace as environment variables, as Kubernetes sets them
@@ -128,6 +131,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
                 }
                 Command::Status(arguments) => status::status(&config, arguments, cli.output).await,
                 Command::Ping(arguments) => ping::ping(&config, arguments, cli.output).await,
+                Command::Netcheck(arguments) => netcheck::netcheck(&config, arguments, cli.output).await,
                 Command::Resolve(arguments) => resolve::resolve(&config, arguments, cli.output).await,
                 Command::Env(arguments) => env::env(&config, arguments, cli.output).await,
                 Command::Doctor(arguments) => doctor::doctor(&config, arguments, cli.output).await,

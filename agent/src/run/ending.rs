@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::{API_GRACE, Agent, End, Inputs};
 use crate::{
     local_api::Query,
+    port_mapping::PortMapping,
     service_list::Registrar,
     session::{self, DeregisterError},
     state::Peers,
@@ -19,6 +20,10 @@ impl Agent {
         match query {
             // Whoever asked may have gone.
             Query::Status(answer) => drop(answer.send(self.status())),
+            Query::Netcheck(answer) => {
+                let port_mapping = inputs.port_mapping.as_ref().map(PortMapping::view);
+                let _ = answer.send(self.surroundings(port_mapping));
+            }
             Query::Registrar(answer) => {
                 let status = self.control.registrar();
                 let namespace = self.control.settings().map_or(&self.identity.namespace, |s| &s.namespace);

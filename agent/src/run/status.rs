@@ -7,6 +7,8 @@ use super::{Agent, VERSION};
 use crate::{
     control::{DirectorView, PeerInfo},
     local_api::{endpoint, proto_duration, timestamp},
+    netcheck::{Director, Surroundings},
+    port_mapping,
 };
 
 impl Agent {
@@ -53,6 +55,24 @@ impl Agent {
         status.reflexive_endpoints = self.control.reflexive_endpoints().into_iter().map(endpoint).collect();
         status.peers = self.control.peers().map(peer).collect();
         status
+    }
+}
+
+impl Agent {
+    /// What `muster-agent netcheck` begins with.
+    pub(super) fn surroundings(&self, port_mapping: Option<port_mapping::View>) -> Surroundings {
+        let director = |view: &DirectorView<'_>| Director {
+            status: director(view),
+            addresses: view.target.addresses.clone(),
+            udp: view.udp,
+            reflexive: view.reflexive,
+        };
+        Surroundings {
+            private: self.control.private_endpoints().to_vec(),
+            reflexive: self.control.reflexive_endpoints(),
+            directors: self.control.directors().iter().map(director).collect(),
+            port_mapping,
+        }
     }
 }
 

@@ -101,6 +101,8 @@ pub struct DirectorView<'a> {
     pub round_trip: Option<Duration>,
     /// This device as the director sees it.
     pub reflexive: Option<SocketAddr>,
+    /// Where frames go; `None` unless they go over UDP.
+    pub udp: Option<SocketAddr>,
     /// Why it cannot be used; empty while it can.
     pub last_error: &'a str,
 }
@@ -172,6 +174,8 @@ struct Director {
     attempt: u64,
     backoff: Backoff,
     way: Option<Way>,
+    /// Where frames go, if over UDP.
+    udp: Option<SocketAddr>,
     stream: Stream,
     reflexive: Option<SocketAddr>,
     samples: VecDeque<Duration>,
@@ -293,6 +297,7 @@ impl Directors {
                     Hop::Udp(_) => Way::Udp,
                     Hop::Stream(_) => Way::Tcp,
                 });
+                director.udp = link.and_then(|link| link.hop.udp());
                 director.is_draining |= link.is_some_and(|link| link.is_draining);
                 if director.way.is_some() {
                     director.last_error.clear();
@@ -475,6 +480,7 @@ impl Directors {
                 way: director.way,
                 round_trip: director.median(),
                 reflexive: director.reflexive,
+                udp: director.udp,
                 last_error: if director.way.is_some() { "" } else { &director.last_error },
             })
             .collect();
@@ -501,7 +507,7 @@ impl Directors {
             return;
         };
         director.state = State::Idle;
-        (director.way, director.stream, director.reflexive) = (None, Stream::Closed, None);
+        (director.way, director.udp, director.stream, director.reflexive) = (None, None, Stream::Closed, None);
         (director.is_draining, director.leave_at, director.streak) = (false, None, 0);
         self.actions.push(Action::Datapath(Command::SetDirector { id, attachment: None }));
         self.actions.push(Action::Detach(id));
@@ -554,6 +560,7 @@ impl Director {
             attempt: 0,
             backoff: Backoff::new(RETRY.0, RETRY.1),
             way: None,
+            udp: None,
             stream: Stream::Closed,
             reflexive: None,
             samples: VecDeque::new(),

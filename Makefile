@@ -11,7 +11,8 @@ LAB_PACKAGES := ip=iproute2 nft=nftables ping=iputils-ping curl=curl python3=pyt
 TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-server wireguard-go=wireguard-go \
 	wg=wireguard-tools openssl=openssl iperf3=iperf3 sqlite3=sqlite3 faketime=faketime man=man-db \
 	delv=dnsutils dnsmasq=dnsmasq musl-gcc=musl-tools dbus-daemon=dbus-daemon \
-	qemu-system-x86_64=qemu-system-x86 modinfo=kmod ethtool=ethtool tcpdump=tcpdump tinyproxy=tinyproxy-bin
+	qemu-system-x86_64=qemu-system-x86 modinfo=kmod ethtool=ethtool tcpdump=tcpdump tinyproxy=tinyproxy-bin \
+	miniupnpd=miniupnpd-nftables
 BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq openssl=openssl taskset=util-linux \
 	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3 ethtool=ethtool turnserver=coturn
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils

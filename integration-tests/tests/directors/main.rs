@@ -9,6 +9,8 @@ mod heal;
 mod life;
 mod many;
 mod matrix;
+mod netcheck;
+mod port_mapping;
 mod roam;
 mod site;
 mod traffic;

@@ -83,7 +83,8 @@ impl<'a> Internet<'a> {
         Issuer::of(&self.registrar.data(), DOMAIN).map_err(|error| failed("the registrar's CA", &error))
     }
 
-    fn agent(&self, host: &Host, kind: Kind) -> Result<Agent> {
+    /// Has `host`, connected as `kind` says, join, and its agent run.
+    pub(crate) fn agent(&self, host: &Host, kind: Kind) -> Result<Agent> {
         let mut agent = Agent::new(host, "")?;
         let over_ipv6 = self.join.with("registrar", "[2001:db8::200]:7500");
         agent.join(if kind.has_ipv4() { &self.join } else { &over_ipv6 }, host.name())?;

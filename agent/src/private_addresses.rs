@@ -19,10 +19,11 @@ use crate::interface::{
 
 /// Most addresses that a device offers.
 pub const MAX: usize = 16;
-/// How long the host must have been quiet before a change is looked at: interfaces come up in several steps.
-const QUIET: Duration = Duration::from_millis(300);
+/// How long the host must have been quiet before a change is looked at: interfaces come up in several steps. Meanwhile
+/// nobody may reach a host that roams.
+const QUIET: Duration = Duration::from_millis(50);
 /// A host that is never quiet is looked at this often, in units of `QUIET`.
-const QUIET_PERIODS_MAX: usize = 10;
+const QUIET_PERIODS_MAX: usize = 20;
 
 /// Beginnings of the names of interfaces that container engines and hypervisors make for their own networks.
 const CONTAINER_INTERFACES: [&str; 24] = [

@@ -190,7 +190,7 @@ impl Paths {
     }
 
     /// Makes `endpoint` the current path.
-    fn go(&mut self, endpoint: Endpoint, why: Why, now: Instant) -> bool {
+    pub(super) fn go(&mut self, endpoint: Endpoint, why: Why, now: Instant) -> bool {
         if let Some(old) = self.current {
             if old.endpoint == endpoint {
                 return false;

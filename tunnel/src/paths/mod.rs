@@ -35,9 +35,11 @@ const ROUND_AGAIN: Duration = Duration::from_secs(10);
 const DATA_FLOWS_FOR: Duration = Duration::from_secs(10);
 /// Data was sent and nothing has come for this long: the path is checked.
 const SILENCE: Duration = Duration::from_secs(2);
-/// Probes of a check, and how long each is waited for.
+/// Probes of a check, and how long each is waited for: as many round trips of the path, if they are known, within these
+/// bounds.
 const CHECK_PROBES: u8 = 3;
-const CHECK_INTERVAL: Duration = Duration::from_millis(300);
+const CHECK_ROUND_TRIPS: u32 = 3;
+const CHECK_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(300));
 /// A path on which the peer is not heard any more, while it is heard on another.
 const QUIET: Duration = Duration::from_secs(1);
 /// Least time between checks that are begun because the peer uses another path.
@@ -143,6 +145,7 @@ struct Check {
     began: Instant,
     sent: u8,
     due: Instant,
+    interval: Duration,
     why: Why,
     /// Only an answer ends it: the peer may be heard where it does not hear us.
     wants_answer: bool,
@@ -312,10 +315,15 @@ impl Paths {
         self.begin_round(now);
     }
 
-    /// This host reaches others in another way than before.
-    pub(crate) fn host_moved(&mut self, now: Instant) {
-        self.begin_round(now);
+    /// This host reaches others in another way than before. An address that peers knew may be gone, and theirs may let
+    /// nobody else in: a relay serves until an address is proven again, which takes a round trip.
+    pub(crate) fn host_moved(&mut self, links: &Links, now: Instant) -> bool {
+        let is_direct = self.current().is_some_and(|current| !current.is_relay());
+        let relay = self.candidates.relay(None, links, now).filter(|_| is_direct);
+        let has_moved = relay.is_some_and(|relay| self.go(relay, Why::HostMoved, now));
         self.begin_check(Why::HostMoved, false, now);
+        self.begin_round(now);
+        has_moved
     }
 
     /// The peer does not answer: the current path is checked.
@@ -353,9 +361,12 @@ impl Paths {
         if self.is_relayed
             && let Some(current) = &self.current
         {
+            let known = self.candidates.get(&current.endpoint).and_then(|candidate| candidate.round_trip);
+            let (least, most) = CHECK_INTERVAL;
+            let interval = known.map_or(most, |known| (known * CHECK_ROUND_TRIPS).clamp(least, most));
             self.candidates.want_probe(&current.endpoint);
-            let due = now + CHECK_INTERVAL;
-            self.check = Some(Check { began: now, sent: 1, due, why, wants_answer });
+            self.check =
+                Some(Check { began: now, sent: 1, due: now + interval, interval, why, wants_answer });
         }
     }
 
@@ -470,7 +481,7 @@ impl Paths {
         if let Some(current) = &self.current {
             self.candidates.want_probe(&current.endpoint);
         }
-        self.check = Some(Check { sent: check.sent + 1, due: now + CHECK_INTERVAL, ..check });
+        self.check = Some(Check { sent: check.sent + 1, due: now + check.interval, ..check });
         false
     }
 }

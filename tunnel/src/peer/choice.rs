@@ -85,7 +85,9 @@ impl Peer {
     /// This host reaches others in another way than before.
     pub(crate) fn host_moved(&mut self, shared: &mut Shared, now: Instant) {
         self.path_mtu.path_changed(now);
-        self.paths.host_moved(now);
+        if self.paths.host_moved(&shared.links, now) {
+            self.path_changed(shared, now);
+        }
         self.probe_paths(shared, now);
     }
 

@@ -424,11 +424,11 @@ fn an_address_in_use_is_kept_fresh() {
 }
 
 #[test]
-fn a_host_that_moves_asks_everywhere_and_stays_until_something_answers() {
+fn a_host_that_moves_asks_everywhere_through_a_relay_until_something_answers() {
     let mut side = Side::proven(false);
     side.set_link(0, None);
     side.set_link(1, None);
-    side.paths.host_moved(side.now);
+    assert!(!side.paths.host_moved(&side.links, side.now), "there is no relay");
     side.collect();
     assert_eq!(side.probed(), [direct(1), direct(2)]);
     assert!(!side.pass(ms(1_000)));
@@ -437,10 +437,33 @@ fn a_host_that_moves_asks_everywhere_and_stays_until_something_answers() {
     assert_eq!(side.why(), (relay(1), Why::Silence));
 
     let mut side = Side::proven(false);
-    side.paths.host_moved(side.now);
+    assert!(side.paths.host_moved(&side.links, side.now));
+    side.collect();
+    assert_eq!(side.why(), (relay(0), Why::HostMoved));
+    assert_eq!(side.probes.len(), 3);
+    side.pass(ms(5));
+    assert!(side.answer(direct(1)), "it is as it was");
+    // Nor does that relay answer.
+    let mut side = Side::proven(false);
+    assert!(side.paths.host_moved(&side.links, side.now));
     side.collect();
     assert!(side.pass(ms(1_000)));
-    assert_eq!(side.why(), (relay(0), Why::HostMoved));
+    assert_eq!(side.why(), (relay(1), Why::HostMoved));
+}
+
+#[test]
+fn a_check_lasts_as_long_as_some_round_trips() {
+    let mut side = Side::proven(false);
+    side.paths.begin_round(side.now);
+    side.collect();
+    side.pass(ms(20));
+    side.answer(direct(1));
+    side.paths.distress(side.now);
+    side.collect();
+    side.pass(ms(179));
+    assert_eq!(side.why().0, direct(1));
+    side.pass(ms(2));
+    assert_eq!(side.why(), (relay(0), Why::Silence));
 }
 
 #[test]
@@ -478,6 +501,6 @@ fn without_relays_the_last_source_is_the_endpoint_and_nothing_is_probed() {
     assert!(!paths.is_stale(now + Duration::from_secs(3_600)));
     paths.sent_data(now);
     paths.distress(now);
-    paths.host_moved(now);
+    assert!(!paths.host_moved(&links, now));
     assert_eq!((paths.poll_timeout(), paths.next_probe(&links, now, || 1)), (None, None));
 }

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+
 use crate::{
     cipher::Cipher,
     endpoint::{DirectorId, Handle},
@@ -37,6 +39,9 @@ pub struct PeerConfig {
     pub preshared_key: Option<PresharedKey>,
     /// The addresses that it may send from and is sent to.
     pub virtual_addresses: Vec<IpAddr>,
+    /// What it carries beside: networks behind it. Of two peers with overlapping ones the longer prefix counts, and
+    /// addresses of peers count before all.
+    pub subnets: Vec<IpNet>,
     /// Where it may be reached, best first; may be empty if it will call. Initiations go to all; the first that
     /// answers becomes the endpoint.
     pub endpoints: Vec<SocketAddr>,
@@ -57,6 +62,7 @@ impl PeerConfig {
             public_key,
             preshared_key: None,
             virtual_addresses: Vec::new(),
+            subnets: Vec::new(),
             endpoints: Vec::new(),
             relays: Vec::new(),
             persistent_keepalive: None,

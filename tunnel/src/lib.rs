@@ -37,6 +37,7 @@ mod session;
 mod sessions;
 mod shared;
 mod stats;
+mod subnets;
 mod tai64n;
 mod timers;
 mod tunnel;

@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use muster_common::time::Instant;
 
 use crate::{
@@ -122,6 +123,13 @@ impl AddressLookups {
     pub(crate) fn found(&mut self, address: &IpAddr) -> VecDeque<Vec<u8>> {
         self.negative.remove(address);
         self.take(address)
+    }
+
+    /// The subnet became a peer's: the packets to addresses in it.
+    pub(crate) fn found_in(&mut self, subnet: &IpNet) -> Vec<Vec<u8>> {
+        let inside = self.pending.range(subnet.network()..=subnet.broadcast());
+        let addresses: Vec<IpAddr> = inside.map(|(address, _)| *address).collect();
+        addresses.iter().flat_map(|address| self.found(address)).collect()
     }
 
     /// No device has the address: its packets.

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, net::IpAddr};
 
+use ipnet::IpNet;
 use muster_common::time::Instant;
 
 use self::handshake::Attempt;
@@ -49,6 +50,7 @@ pub(crate) struct Peer {
     /// What to begin sessions with.
     cipher: Cipher,
     pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) subnets: Vec<IpNet>,
     /// Candidates are news: try them even though there is an endpoint.
     probes_candidates: bool,
     paths: Paths,
@@ -95,6 +97,7 @@ impl Peer {
             psk: config.preshared_key.unwrap_or_default(),
             cipher: config.cipher,
             addresses: config.virtual_addresses,
+            subnets: config.subnets,
             probes_candidates: false,
             paths,
             sessions: Sessions::default(),
@@ -119,7 +122,8 @@ impl Peer {
     pub(crate) fn update(&mut self, config: PeerConfig, shared: &mut Shared, now: Instant) {
         let relays = relays(&config);
         self.addresses = config.virtual_addresses;
-        if self.flow.is_some_and(|(_, destination)| !self.addresses.contains(&destination)) {
+        self.subnets = config.subnets;
+        if self.flow.is_some_and(|(_, destination)| !self.carries(destination)) {
             self.flow = None;
             self.path_mtu.path_changed(now);
         }
@@ -231,6 +235,18 @@ impl Peer {
 
     pub(crate) fn has_queued(&self) -> bool {
         !self.queue.is_empty()
+    }
+
+    /// Sends what waits, if there is a session, and starts a handshake for it, if there is none.
+    pub(crate) fn send_queued(&mut self, shared: &mut Shared, now: Instant) {
+        if !self.has_queued() {
+            return;
+        }
+        if self.sessions.can_send(now) && self.paths.current().is_some() {
+            self.flush(shared, now, false);
+        } else {
+            self.start_handshake(shared, now);
+        }
     }
 
     fn drop(&mut self, reason: Dropped, number: usize, shared: &mut Shared) {
@@ -416,6 +432,11 @@ impl Peer {
         self.probe_paths(shared, now);
         self.path_mtu.handle_timeout(now);
         self.probe(shared, now);
+    }
+
+    /// Whether packets to `address` may be for this peer.
+    fn carries(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) || self.subnets.iter().any(|subnet| subnet.contains(&address))
     }
 
     pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {

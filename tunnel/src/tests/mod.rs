@@ -12,3 +12,4 @@ pub(crate) mod path_mtu;
 mod paths;
 mod relays;
 mod session;
+mod subnets;

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use muster_common::time::{Instant, Timestamp};
 use rand::{SeedableRng as _, rngs::StdRng};
 use rustc_hash::FxHashMap;
@@ -28,6 +29,7 @@ use crate::{
     sealing::Sealing,
     shared::{PeerId, Shared},
     stats::{Dropped, Drops, PeerSnapshot},
+    subnets::Subnets,
     tai64n::{LabelClock, Tai64n},
 };
 
@@ -62,6 +64,8 @@ pub struct Tunnel {
     free: Vec<PeerId>,
     by_key: BTreeMap<PublicKey, PeerId>,
     by_address: FxHashMap<IpAddr, PeerId>,
+    /// For addresses that are in none of these.
+    subnets: Subnets,
     /// When peers want to be woken; an entry may be earlier than its peer's need, never later.
     deadlines: Deadlines,
     addresses: AddressLookups,
@@ -92,6 +96,7 @@ impl Tunnel {
             free: Vec::new(),
             by_key: BTreeMap::new(),
             by_address: FxHashMap::default(),
+            subnets: Subnets::default(),
             deadlines: BTreeSet::new(),
             addresses: AddressLookups::new(),
             keys: KeyLookups::new(now),
@@ -158,8 +163,8 @@ impl Tunnel {
     // Peers
 
     /// Adds a peer, or updates the one with this key. Packets and initiations that waited for it go on. A virtual
-    /// address that another peer had is this peer's from now on, and a peer that thereby has none left is removed, so
-    /// that a device that changed its key is simply added with the new one. This device's own key is ignored.
+    /// address or a subnet that another peer had is this peer's from now on, and a peer that thereby has no address left
+    /// is removed, so that a device that changed its key is simply added with the new one. This device's own key is ignored.
     pub fn add_peer(&mut self, mut config: PeerConfig, now: Instant) {
         let key = config.public_key;
         if key == self.public_key() {
@@ -167,12 +172,16 @@ impl Tunnel {
         }
         config.virtual_addresses.sort_unstable();
         config.virtual_addresses.dedup();
-        let addresses = config.virtual_addresses.clone();
+        config.subnets = config.subnets.iter().map(IpNet::trunc).collect();
+        config.subnets.sort_unstable();
+        config.subnets.dedup();
+        let (addresses, subnets) = (config.virtual_addresses.clone(), config.subnets.clone());
         let id = match self.by_key.get(&key) {
             Some(id) => *id,
             None => self.insert(config.clone(), now),
         };
-        let moved = self.route(id, &addresses);
+        let mut moved = self.route(id, &addresses);
+        moved.extend(self.route_subnets(id, &subnets));
         let Some(peer) = self.peers.get_mut(id as usize).and_then(Option::as_mut) else { return };
         peer.update(config, &mut self.shared, now);
         for packet in moved {
@@ -183,15 +192,14 @@ impl Tunnel {
                 peer.enqueue(packet, &mut self.shared);
             }
         }
+        for packet in subnets.iter().flat_map(|subnet| self.addresses.found_in(subnet)) {
+            peer.enqueue(packet, &mut self.shared);
+        }
         if let Some(waiting) = self.keys.found(&key, now) {
             // It was admitted when it came; why it may not be answered is counted with the peer.
             let _ = self.answer_initiation(Initiation(&waiting.message), waiting.source, now);
         }
-        self.with_peer(id, |peer, shared| {
-            if peer.has_queued() {
-                peer.start_handshake(shared, now);
-            }
-        });
+        self.with_peer(id, |peer, shared| peer.send_queued(shared, now));
     }
 
     /// Replaces the settings of a live peer, whose session goes on; `false` if there is none with this key.
@@ -214,6 +222,11 @@ impl Tunnel {
         for address in &peer.addresses {
             if self.by_address.get(address) == Some(&id) {
                 self.by_address.remove(address);
+            }
+        }
+        for subnet in &peer.subnets {
+            if self.subnets.get(subnet) == Some(id) {
+                self.subnets.remove(subnet);
             }
         }
         if let Some(at) = peer.scheduled {
@@ -254,10 +267,10 @@ impl Tunnel {
         self.by_key.values().filter_map(move |id| Some(self.peers.get(*id as usize)?.as_ref()?.snapshot(now)))
     }
 
-    /// The peer that has this virtual address.
+    /// The peer that has this virtual address, or carries it.
     pub fn peer_at(&self, address: &IpAddr) -> Option<PublicKey> {
-        let id = self.by_address.get(address)?;
-        self.peers.get(*id as usize)?.as_ref().map(|peer| peer.public_key)
+        let id = self.id_at(address)?;
+        self.peers.get(id as usize)?.as_ref().map(|peer| peer.public_key)
     }
 
     /// Everything dropped since the start, peers that are gone included.
@@ -309,9 +322,9 @@ impl Tunnel {
         if packet.segment_len(0) > MAX_PACKET {
             return Err(Dropped::TooBig);
         }
-        if let Some(id) = self.by_address.get(&destination) {
+        if let Some(id) = self.id_at(&destination) {
             return self
-                .with_peer(*id, |peer, shared| peer.begin_send(packet, shared, now))
+                .with_peer(id, |peer, shared| peer.begin_send(packet, shared, now))
                 .unwrap_or(Err(Dropped::NoRoute));
         }
         if !is_to_one_device(destination) {
@@ -394,6 +407,11 @@ impl Tunnel {
 
     // Inside
 
+    /// The peer that packets from and to `address` belong to.
+    fn id_at(&self, address: &IpAddr) -> Option<PeerId> {
+        self.by_address.get(address).copied().or_else(|| self.subnets.find(*address))
+    }
+
     /// Runs `act` on a peer and keeps its deadline current.
     fn with_peer<T>(&mut self, id: PeerId, act: impl FnOnce(&mut Peer, &mut Shared) -> T) -> Option<T> {
         let peer = self.peers.get_mut(id as usize)?.as_mut()?;
@@ -438,6 +456,32 @@ impl Tunnel {
                 let key = loser.public_key;
                 self.remove_peer(&key);
             }
+        }
+        moved
+    }
+
+    /// Gives `subnets`, and no others, to a peer; those who had them keep their sessions. Returns the packets that waited
+    /// there.
+    fn route_subnets(&mut self, id: PeerId, subnets: &[IpNet]) -> Vec<Vec<u8>> {
+        let former =
+            self.peers.get(id as usize).and_then(Option::as_ref).map_or(vec![], |p| p.subnets.clone());
+        for subnet in former.iter().filter(|subnet| !subnets.contains(subnet)) {
+            if self.subnets.get(subnet) == Some(id) {
+                self.subnets.remove(subnet);
+            }
+        }
+        let mut moved = Vec::new();
+        for subnet in subnets {
+            let Some(other) = self.subnets.insert(subnet, id).filter(|other| *other != id) else { continue };
+            let Some(loser) = self.peers.get_mut(other as usize).and_then(Option::as_mut) else { continue };
+            loser.subnets.retain(|s| s != subnet);
+            let (by_address, table) = (&self.by_address, &self.subnets);
+            moved.extend(loser.take_queued(|packet| {
+                Header::parse(packet).is_some_and(|header| {
+                    let to = header.destination;
+                    subnet.contains(&to) && !by_address.contains_key(&to) && table.find(to) == Some(id)
+                })
+            }));
         }
         moved
     }

@@ -1,6 +1,9 @@
 //! Datagrams from UDP. Their peer is found by session index or by key, never by source address.
 
+use std::net::IpAddr;
+
 use muster_common::time::Instant;
+use rustc_hash::FxHashMap;
 
 use super::{Tunnel, schedule};
 use crate::{
@@ -13,7 +16,9 @@ use crate::{
     opening::Opening,
     packet::Header,
     paths::PathProbe,
+    shared::PeerId,
     stats::Dropped,
+    subnets::Subnets,
 };
 
 impl Tunnel {
@@ -105,7 +110,7 @@ impl Tunnel {
             return Ok(Received::Keepalive);
         }
         let refused = match Header::parse(opened) {
-            Some(inner) if self.by_address.get(&inner.source) == Some(&id) => {
+            Some(inner) if is_from(&self.by_address, &self.subnets, inner.source, id) => {
                 let from = peer.public_key;
                 let packet = opened.get_mut(..inner.total_len).unwrap_or_default();
                 if peer.path_mtu.handle_reply(packet, now) {
@@ -200,5 +205,13 @@ impl Tunnel {
     fn receive_cookie(&mut self, reply: CookieReply<'_>, now: Instant) -> Result<(), Dropped> {
         let id = *self.shared.indices.get(&reply.receiver()).ok_or(Dropped::UnknownIndex)?;
         self.with_peer(id, |peer, _| peer.receive_cookie(reply, now)).unwrap_or(Err(Dropped::UnknownIndex))
+    }
+}
+
+/// Whether a packet of peer `id` may come from `source`: it is the peer's own, or no peer's and carried by this one.
+fn is_from(by_address: &FxHashMap<IpAddr, PeerId>, subnets: &Subnets, source: IpAddr, id: PeerId) -> bool {
+    match by_address.get(&source) {
+        Some(owner) => *owner == id,
+        None => subnets.find(source) == Some(id),
     }
 }

@@ -143,6 +143,7 @@ impl Control {
             agent_version: self.start.agent_version.clone(),
             transport_ciphers: ciphers.into_iter().map(i32::from).collect(),
             reachability: Some(self.tell_reachability(now)),
+            ..RegisterRequest::default()
         };
         let registrar = self.registrars.current().to_owned();
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });

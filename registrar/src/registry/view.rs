@@ -100,6 +100,7 @@ impl NetworkState {
             policy: Some(registration::PairPolicy { allowed: true }),
             revision,
             transport_ciphers: device.transport_ciphers(),
+            ..registration::Peer::default()
         }
     }
 
@@ -118,6 +119,7 @@ impl NetworkState {
             directors: self.told_directors(),
             registrars: advertised.registrars.clone(),
             dns_servers: advertised.dns_servers.clone(),
+            ..registration::DeviceConfig::default()
         }
     }
 

@@ -1,17 +1,21 @@
 //! The agent's metrics, beside those of its resolver.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use muster_common::telemetry::Metrics as Registries;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
 };
 
 use crate::{
-    control::{Control, LookupResult},
-    datapath::Snapshot,
+    control::{Control, LookupResult, Role, Way},
+    datapath::{Path, Snapshot},
+    port_mapping::Protocol,
 };
+
+type Octets = Counter<u64, AtomicU64>;
 
 /// Handles to all of them.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +32,46 @@ pub struct Metrics {
     drops: Family<DropLabels, Counter<u64, AtomicU64>>,
     queued: Gauge,
     offload: Family<OffloadLabels, Gauge>,
+    directors: Family<DirectorLabels, Gauge>,
+    director_round_trip: Family<RoleLabels, Gauge<f64, AtomicU64>>,
+    director_failures: Family<DropLabels, Octets>,
+    home_changes: Octets,
+    relay_packets: Family<DirectionLabels, Octets>,
+    relay_bytes: Family<DirectionLabels, Octets>,
+    peer_paths: Family<PathLabels, Gauge>,
+    path_changes: Family<ChangeLabels, Counter>,
+    port_mapping: Family<ProtocolLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectorLabels {
+    role: &'static str,
+    transport: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabels {
+    role: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabels {
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PathLabels {
+    path: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ChangeLabels {
+    to: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProtocolLabels {
+    protocol: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,8 +126,28 @@ impl Metrics {
                 "1 for an offload of the kernel's that is in use",
                 m.offload.clone(),
             );
+            m.register_relaying(registry);
         });
         m
+    }
+
+    fn register_relaying(&self, registry: &mut Registry) {
+        let directors = "Directors known, by what they are to this device and what frames go by";
+        registry.register("directors", directors, self.directors.clone());
+        let round_trip = "Round trip to the home and the second director, median of the last measurements";
+        registry.register("director_round_trip_seconds", round_trip, self.director_round_trip.clone());
+        let failures = "What has gone wrong with directors, by reason";
+        registry.register("director_failures", failures, self.director_failures.clone());
+        let changes = "Times that another director has become the home, the first not counted";
+        registry.register("director_home_changes", changes, self.home_changes.clone());
+        registry.register("relay_packets", "Frames from and to directors", self.relay_packets.clone());
+        let bytes = "Octets of frames from and to directors, headers included";
+        registry.register("relay_bytes", bytes, self.relay_bytes.clone());
+        registry.register("peer_paths", "Peers held, by the path in use", self.peer_paths.clone());
+        let changes = "Paths of peers that have become direct, or relayed again";
+        registry.register("path_changes", changes, self.path_changes.clone());
+        let mapping = "1 for the protocol by which the gateway maps a port to the tunnel";
+        registry.register("port_mapping", mapping, self.port_mapping.clone());
     }
 
     /// A registrar is tried.
@@ -111,11 +175,48 @@ impl Metrics {
         self.connected.set(control.is_connected().into());
         self.peers.set(i64::try_from(control.peers().count()).unwrap_or(i64::MAX));
         self.lookups_pending.set(i64::try_from(control.lookups().0).unwrap_or(i64::MAX));
+        self.directors(control);
+    }
+
+    fn directors(&self, control: &Control) {
+        let views = control.directors();
+        for role in [Role::Home, Role::Second, Role::Other] {
+            for way in [Some(Way::Udp), Some(Way::Tcp), None] {
+                let number = views.iter().filter(|view| (view.role, view.way) == (role, way)).count();
+                let labels =
+                    DirectorLabels { role: role.as_str(), transport: way.map_or("none", |way| way.as_str()) };
+                self.directors.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+        }
+        for role in [Role::Home, Role::Second] {
+            let labels = RoleLabels { role: role.as_str() };
+            let round_trip = views.iter().find(|view| view.role == role).and_then(|view| view.round_trip);
+            match round_trip {
+                Some(time) => drop(self.director_round_trip.get_or_create(&labels).set(time.as_secs_f64())),
+                None => drop(self.director_round_trip.remove(&labels)),
+            }
+        }
+        for (reason, number) in control.director_troubles() {
+            self.director_failures.get_or_create(&DropLabels { reason }).inner().store(number, Relaxed);
+        }
+        self.home_changes.inner().store(control.home_changes(), Relaxed);
+    }
+
+    /// The path of a peer has become of this kind.
+    pub fn path_changed(&self, to: Path) {
+        self.path_changes.get_or_create(&ChangeLabels { to: to.as_str() }).inc();
+    }
+
+    /// There is a mapping by this protocol, or none.
+    pub fn port_mapping(&self, by: Option<Protocol>) {
+        for protocol in Protocol::ALL {
+            let labels = ProtocolLabels { protocol: protocol.as_str() };
+            self.port_mapping.get_or_create(&labels).set((by == Some(protocol)).into());
+        }
     }
 
     /// The data plane as it is now.
     pub fn datapath(&self, snapshot: &Snapshot) {
-        use std::sync::atomic::Ordering::Relaxed;
         let all = [
             ("tun", "received", snapshot.tun_received),
             ("tun", "sent", snapshot.tun_sent),
@@ -127,6 +228,16 @@ impl Metrics {
             self.packets.get_or_create(&labels).inner().store(counter.packets, Relaxed);
             self.bytes.get_or_create(&labels).inner().store(counter.bytes, Relaxed);
             self.calls.get_or_create(&labels).inner().store(counter.calls, Relaxed);
+        }
+        for (direction, counter) in [("received", snapshot.relay_received), ("sent", snapshot.relay_sent)] {
+            let labels = DirectionLabels { direction };
+            self.relay_packets.get_or_create(&labels).inner().store(counter.packets, Relaxed);
+            self.relay_bytes.get_or_create(&labels).inner().store(counter.bytes, Relaxed);
+        }
+        for path in [Path::Direct, Path::Relay, Path::None] {
+            let number = snapshot.peers.values().filter(|peer| peer.path == path).count();
+            let labels = PathLabels { path: path.as_str() };
+            self.peer_paths.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
         }
         for (reason, count) in &snapshot.drops {
             self.drops.get_or_create(&DropLabels { reason }).inner().store(*count, Relaxed);
@@ -141,10 +252,15 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
+
+    use muster_common::time::Instant;
 
     use super::*;
-    use crate::datapath::{Counter, Offloads, PeerSnapshot};
+    use crate::{
+        control::Start,
+        datapath::{Counter, Offloads, PeerSnapshot},
+    };
 
     /// Where the metrics are documented.
     const OPERATING: &str = include_str!("../../docs/operating.md");
@@ -155,6 +271,7 @@ mod tests {
         let mut snapshot = Snapshot {
             peers: peers.collect(),
             udp_sent: Counter { packets: 40, bytes: 4_000, calls: 2 },
+            relay_sent: Counter { packets: 7, bytes: 700, calls: 1 },
             offloads: Offloads { tun_tso: true, ..Offloads::default() },
             drops: BTreeMap::from([("no_route", 3), ("replayed", 0)]),
             ..Snapshot::default()
@@ -170,6 +287,10 @@ mod tests {
             "muster_agent_datapath_drops_total{reason=\"no_route\"} 3\n",
             "muster_agent_datapath_drops_total{reason=\"replayed\"} 0\n",
             "muster_agent_datapath_queued_packets 200\n",
+            "muster_agent_relay_packets_total{direction=\"sent\"} 7\n",
+            "muster_agent_relay_bytes_total{direction=\"sent\"} 700\n",
+            "muster_agent_peer_paths{path=\"none\"} 100\n",
+            "muster_agent_peer_paths{path=\"relay\"} 0\n",
             "muster_agent_offload{name=\"tun_tso\"} 1\n",
             "muster_agent_offload{name=\"udp_gro\"} 0\n",
         ] {
@@ -180,6 +301,27 @@ mod tests {
         snapshot.offloads.tun_tso = false;
         metrics.datapath(&snapshot);
         assert!(registries.encode().contains("muster_agent_offload{name=\"tun_tso\"} 0\n"));
+    }
+
+    #[test]
+    fn directors_and_paths_are_told_of_with_few_labels() {
+        let registries = Registries::with_prefix("muster_agent");
+        let metrics = Metrics::register(&registries);
+        let control = Control::new(Start::default(), 0, Instant::from_boot(Duration::ZERO));
+        metrics.control(&control);
+        metrics.port_mapping(Some(Protocol::Upnp));
+        metrics.path_changed(Path::Direct);
+        let text = registries.encode();
+        for line in [
+            "muster_agent_directors{role=\"home\",transport=\"udp\"} 0\n",
+            "muster_agent_director_failures_total{reason=\"refused\"} 0\n",
+            "muster_agent_director_home_changes_total 0\n",
+            "muster_agent_path_changes_total{to=\"direct\"} 1\n",
+            "muster_agent_port_mapping{protocol=\"upnp\"} 1\n",
+            "muster_agent_port_mapping{protocol=\"pcp\"} 0\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 
     #[test]
@@ -196,6 +338,10 @@ mod tests {
             assert!(chapter.contains(&format!("`{name}")), "{name}");
         }
         let reasons = muster_tunnel::Dropped::ALL.iter().map(|reason| reason.as_str());
+        let control = Control::new(Start::default(), 0, Instant::from_boot(Duration::ZERO));
+        for (reason, _) in control.director_troubles() {
+            assert!(chapter.contains(&format!("`{reason}`")), "{reason}");
+        }
         for name in Offloads::default().named().map(|(name, _)| name).into_iter().chain(reasons) {
             assert!(chapter.contains(&format!("`{name}`")), "{name}");
         }

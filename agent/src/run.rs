@@ -120,6 +120,7 @@ struct Agent {
     shared: Arc<Shared>,
     writer: Writer,
     metrics: Metrics,
+    paths: relays::Paths,
     readiness: Readiness,
     /// When the names that have been resolved are to be written.
     names_at: Option<Instant>,
@@ -234,6 +235,7 @@ impl Agent {
             host,
             shared,
             metrics,
+            paths: relays::Paths::default(),
             readiness,
             names_at: None,
             held_at: None,
@@ -322,8 +324,10 @@ impl Agent {
                 }
                 _ = metrics_tick.tick() => {
                     self.metrics.control(&self.control);
+                    self.metrics.port_mapping(inputs.port_mapping.as_ref().and_then(PortMapping::protocol));
                     if let Some(snapshot) = self.shared.snapshot().await {
                         self.metrics.datapath(&snapshot);
+                        self.paths.prune(&snapshot);
                     }
                 }
                 _ = watchdog_tick.tick() => drop(sd_notify::notify(&[NotifyState::Watchdog])),
@@ -432,6 +436,9 @@ impl Agent {
         match event {
             Event::PeerUp { endpoint, .. } => tracing::debug!(%endpoint, "peer is reached"),
             other => tracing::trace!(?other, "data plane"),
+        }
+        if let Some(to) = self.paths.handle(event) {
+            self.metrics.path_changed(to);
         }
         let before = self.control.reflexive_endpoints();
         self.control.handle_datapath(event, Instant::now());

@@ -43,6 +43,16 @@ impl Control {
         self.directors.views()
     }
 
+    /// What has gone wrong with directors so far: all kinds, by the name that metrics use, and how often.
+    pub fn director_troubles(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.directors.troubles()
+    }
+
+    /// How often the home director has become another, the first not counted.
+    pub const fn home_changes(&self) -> u64 {
+        self.directors.home_changes()
+    }
+
     /// (lookups wanted, of these under way)
     pub fn lookups(&self) -> (usize, usize) {
         self.lookups.len()

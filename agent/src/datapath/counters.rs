@@ -86,6 +86,9 @@ pub(super) struct Counters {
     pub(super) tun_sent: ThreadCounter,
     pub(super) udp_received: ThreadCounter,
     udp_sent: ThreadCounter,
+    /// Of what UDP or a stream brings, and of what is sent: what directors forward.
+    pub(super) relay_received: ThreadCounter,
+    pub(super) relay_sent: ThreadCounter,
     losses: [Count; LOSSES.len()],
 }
 
@@ -112,6 +115,8 @@ impl Counters {
         self.tun_sent.add_to(&mut snapshot.tun_sent);
         self.udp_received.add_to(&mut snapshot.udp_received);
         self.udp_sent.add_to(&mut snapshot.udp_sent);
+        self.relay_received.add_to(&mut snapshot.relay_received);
+        self.relay_sent.add_to(&mut snapshot.relay_sent);
         for (reason, name) in LOSSES {
             let count = self.losses.get(reason as usize).map_or(0, Count::get);
             *snapshot.drops.entry(name).or_default() += count;

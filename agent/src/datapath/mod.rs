@@ -197,6 +197,10 @@ pub struct Snapshot {
     pub udp_received: Counter,
     /// What was sent over UDP.
     pub udp_sent: Counter,
+    /// Frames that came from directors, over UDP or in streams, with their headers; batches of them as calls.
+    pub relay_received: Counter,
+    /// Frames that went to directors.
+    pub relay_sent: Counter,
     /// What the kernel does for the data plane at present.
     pub offloads: Offloads,
     /// Packets and datagrams dropped, by reason (`snake_case`, fit for a metric's label).

@@ -19,7 +19,7 @@ use muster_tunnel::{Ecn, Fragmentation, Hop, Transmit, Tunnel};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 use tokio::sync::mpsc;
 
-use super::{Event, Offloads, Snapshot, lane::Lane, streams::Streams, translate};
+use super::{Event, Offloads, Snapshot, lane::Lane, streams::Streams, traffic, translate};
 use crate::{
     directors::flow::{FlowEvent, Flows},
     udp::{Run, Sent, TooBig},
@@ -190,6 +190,9 @@ impl Core {
                 Hop::Udp(_) => None,
             });
             streams.send(by_streams, &lane.counters);
+            for frame in transmits.iter().filter(|transmit| traffic::is_frame(&transmit.payload)) {
+                lane.counters.relay_sent.add(1, frame.payload.len());
+            }
             let by_sockets = transmits.iter().filter_map(|transmit| {
                 Some(single(transmit.hop.udp()?, transmit.fragmentation, &transmit.payload))
             });

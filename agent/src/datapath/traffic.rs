@@ -97,6 +97,7 @@ impl Worker {
         let bytes = messages.iter().map(|message| message.range.len()).sum();
         lane.counters.udp_received.add(datagrams, bytes);
 
+        let mut relayed = (0, 0);
         shared.with_core(lane, |core, now| {
             for message in messages {
                 let (source, ecn) = (message.source, Ecn::from_bits(message.ecn));
@@ -105,7 +106,10 @@ impl Worker {
                     let (source, start) = match datagram.first() {
                         Some(first) if FRAMES.contains(first) => {
                             match core.flows.handle(source, datagram, now) {
-                                flow::Incoming::Data(endpoint) => (endpoint, range.start + HEADER),
+                                flow::Incoming::Data(endpoint) => {
+                                    relayed = (relayed.0 + 1, relayed.1 + datagram.len());
+                                    (endpoint, range.start + HEADER)
+                                }
                                 flow::Incoming::Done => continue,
                                 flow::Incoming::Dropped => {
                                     lane.counters.lose(Loss::InvalidFrame);
@@ -119,12 +123,16 @@ impl Worker {
                 }
             }
         })?;
+        if relayed.0 > 0 {
+            lane.counters.relay_received.add(relayed.0, relayed.1);
+        }
         open(shared, lane, tun, incoming, octets)
     }
 
     /// Takes a batch of frames that the stream of a director has brought, as [`Self::datagrams_from`] does.
     pub(super) fn frames_from(&mut self, id: DirectorId, batch: &mut [u8]) -> Result<(), Fatal> {
         let Self { shared, lane, tun, incoming, .. } = self;
+        let mut relayed = (0, 0);
         shared.with_core(lane, |core, now| {
             let mut start = 0;
             for octets in frame::frames(batch) {
@@ -133,6 +141,7 @@ impl Worker {
                 start = range.end;
                 match core.flows.handle_frame(id, octets) {
                     flow::Incoming::Data(endpoint) => {
+                        relayed = (relayed.0 + 1, relayed.1 + octets.len());
                         let message = range.start + HEADER..range.end;
                         incoming.extend(core.begin(endpoint, Ecn::NotEct, batch, message, now));
                     }
@@ -141,6 +150,9 @@ impl Worker {
                 }
             }
         })?;
+        if relayed.0 > 0 {
+            lane.counters.relay_received.add(relayed.0, relayed.1);
+        }
         open(shared, lane, tun, incoming, batch)
     }
 
@@ -149,6 +161,10 @@ impl Worker {
         let Self { shared, lane, outgoing, .. } = self;
         if outgoing.is_empty() {
             return Ok(());
+        }
+        for run in outgoing.runs().filter(|run| is_frame(run.octets)) {
+            let frames = run.octets.len().div_ceil(run.datagram_len.max(1));
+            lane.counters.relay_sent.add(frames, run.octets.len());
         }
         let by_streams = outgoing.runs().filter_map(|run| match run.hop {
             Hop::Stream(id) => Some(run.datagrams().map(move |frame| (id, frame))),
@@ -171,6 +187,11 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Whether a datagram is one of a director's, and not one of WireGuard's.
+pub(super) fn is_frame(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| FRAMES.contains(first))
 }
 
 impl Core {

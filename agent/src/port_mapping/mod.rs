@@ -77,6 +77,11 @@ impl PortMapping {
         self.view.borrow_and_update().mapping.map(|(_, external)| external)
     }
 
+    /// By which protocol there is a mapping.
+    pub fn protocol(&self) -> Option<Protocol> {
+        self.view.borrow().mapping.map(|(protocol, _)| protocol)
+    }
+
     /// How it stands.
     pub fn view(&self) -> View {
         self.view.borrow().clone()

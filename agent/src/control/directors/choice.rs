@@ -101,7 +101,7 @@ impl Directors {
     fn finish_round(&mut self, now: Instant) {
         let is_measured = |id: &DirectorId| {
             self.known.get(id).is_none_or(|director| match director.way {
-                Some(Way::Udp) => !director.samples.is_empty(),
+                Some(Way::Udp) => director.distance.is_measured(),
                 Some(Way::Tcp) => true,
                 None => matches!(director.state, State::Waiting { until } if until > now),
             })
@@ -129,8 +129,7 @@ impl Directors {
         others.truncate(MEASURED);
         for id in &others {
             if let Some(director) = self.known.get_mut(id).filter(|director| director.state == State::Idle) {
-                director.samples.clear();
-                director.tcp_round_trip = None;
+                director.distance.forget();
             }
         }
         self.round = Some(Round { ids: others.into_iter().collect(), deadline: now + ROUND_PATIENCE });

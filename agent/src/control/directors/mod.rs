@@ -3,13 +3,17 @@
 //! does.
 
 mod choice;
+mod director;
+mod distance;
+mod event;
 mod target;
 #[cfg(test)]
 mod tests;
+mod trouble;
+mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -18,13 +22,18 @@ use muster_proto::{admin::DirectorAddress, registration::Peer};
 use muster_tunnel::{DirectorId, Hop};
 use rand::{RngExt, rngs::StdRng};
 
-use self::choice::Round;
-use super::{Action, Failure, backoff::Backoff};
-use crate::{
-    datapath::Command,
-    directors::flow::{Attachment, FlowEvent},
+use self::{
+    choice::Round,
+    director::{Director, State, Stream},
+    trouble::{Trouble, Troubles},
 };
-pub use target::DirectorTarget;
+pub use self::{
+    event::DirectorEvent,
+    target::DirectorTarget,
+    view::{DirectorView, Role, Way},
+};
+use super::{Action, Failure};
+use crate::{datapath::Command, directors::flow::FlowEvent};
 
 /// Directors known at most.
 const MAX_DIRECTORS: usize = 16;
@@ -40,113 +49,6 @@ const LEAVE_AFTER: Duration = Duration::from_secs(10);
 const STREAM_LINGERS: Duration = Duration::from_secs(10);
 /// A director that no peer is reached through any more stays attached for so long.
 const NEED_LINGERS: Duration = Duration::from_secs(600);
-/// Measurements that the distance of a director is the median of.
-const SAMPLES: usize = 5;
-/// What TCP costs: it counts as so much farther away.
-const STREAM_PENALTY: Duration = Duration::from_millis(20);
-
-/// What becomes of attachments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DirectorEvent {
-    /// The director has taken this device.
-    Attached {
-        /// Which director.
-        id: DirectorId,
-        /// Of [`Action::Attach`].
-        attempt: u64,
-        /// What it has given.
-        attachment: Attachment,
-        /// From the call to its answer, over TCP.
-        round_trip: Duration,
-    },
-    /// The director is shutting down.
-    Draining {
-        /// Which director.
-        id: DirectorId,
-        /// Of [`Action::Attach`].
-        attempt: u64,
-    },
-    /// There is no attachment, or no longer one.
-    Closed {
-        /// Which director.
-        id: DirectorId,
-        /// Of [`Action::Attach`].
-        attempt: u64,
-        /// Why.
-        failure: Failure,
-    },
-    /// Frames cannot go over TCP, or no longer.
-    StreamClosed {
-        /// Which director.
-        id: DirectorId,
-        /// Of the [`Action::Attach`] before.
-        attempt: u64,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// What can be told of a director.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DirectorView<'a> {
-    /// Its number, as the data plane has it.
-    pub id: DirectorId,
-    /// Its uid, name, region and addresses.
-    pub target: &'a DirectorTarget,
-    /// What it is to this device.
-    pub role: Role,
-    /// What frames go by; `None` while it cannot be used.
-    pub way: Option<Way>,
-    /// Median of the last measurements.
-    pub round_trip: Option<Duration>,
-    /// This device as the director sees it.
-    pub reflexive: Option<SocketAddr>,
-    /// Where frames go; `None` unless they go over UDP.
-    pub udp: Option<SocketAddr>,
-    /// Why it cannot be used; empty while it can.
-    pub last_error: &'a str,
-}
-
-/// What a director is to this device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Peers reach this device through it.
-    Home,
-    /// Peers use it if the home does not answer.
-    Second,
-    /// Known, and perhaps used to reach peers.
-    Other,
-}
-
-impl Role {
-    /// The word that status output uses.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Home => "home",
-            Self::Second => "second",
-            Self::Other => "other",
-        }
-    }
-}
-
-/// What frames to a director go by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Over UDP, beside the tunnel's other datagrams.
-    Udp,
-    /// In a stream, where UDP is blocked.
-    Tcp,
-}
-
-impl Way {
-    /// The word that status output uses.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Udp => "udp",
-            Self::Tcp => "tcp",
-        }
-    }
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Directors {
@@ -164,50 +66,10 @@ pub(super) struct Directors {
     /// When the first home is chosen, although not all have answered yet.
     choice_at: Option<Instant>,
     attempts: u64,
+    /// How often the home has become another, the first not counted.
+    home_changes: u64,
+    troubles: Troubles,
     actions: Vec<Action>,
-}
-
-#[derive(Debug)]
-struct Director {
-    target: DirectorTarget,
-    state: State,
-    attempt: u64,
-    backoff: Backoff,
-    way: Option<Way>,
-    /// Where frames go, if over UDP.
-    udp: Option<SocketAddr>,
-    stream: Stream,
-    reflexive: Option<SocketAddr>,
-    samples: VecDeque<Duration>,
-    /// Of the last attachment, for want of a better measurement.
-    tcp_round_trip: Option<Duration>,
-    /// Measurements in a row by which it is so much nearer than the home that it should be it.
-    streak: u8,
-    is_draining: bool,
-    leave_at: Option<Instant>,
-    last_error: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Idle,
-    Waiting { until: Instant },
-    Attaching { deadline: Instant },
-    Attached,
-}
-
-/// The TCP path of a director.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stream {
-    Closed,
-    Open,
-    /// UDP is back.
-    Closing {
-        at: Instant,
-    },
-    Waiting {
-        until: Instant,
-    },
 }
 
 impl Directors {
@@ -260,18 +122,22 @@ impl Directors {
                     director.state = State::Attached;
                     director.is_draining = false;
                     director.last_error.clear();
-                    director.tcp_round_trip = Some(round_trip);
+                    director.distance.attached(round_trip);
                     let attachment = Some(attachment);
                     self.actions.push(Action::Datapath(Command::SetDirector { id, attachment }));
                 }
             }
             DirectorEvent::Draining { .. } => director.is_draining = true,
             DirectorEvent::Closed { failure, .. } => {
-                let wait = match director.state {
-                    State::Attached => Duration::from_millis(rng.random_range(RETURN)),
-                    State::Attaching { .. } => director.backoff.fail(rng),
-                    State::Idle | State::Waiting { .. } => return,
+                let (wait, trouble) = match (director.state, &failure) {
+                    (State::Idle | State::Waiting { .. }, _) => return,
+                    (State::Attached, _) => (Duration::from_millis(rng.random_range(RETURN)), Trouble::Lost),
+                    (State::Attaching { .. }, Failure::Refused(_)) => {
+                        (director.backoff.fail(rng), Trouble::Refused)
+                    }
+                    (State::Attaching { .. }, _) => (director.backoff.fail(rng), Trouble::Unavailable),
                 };
+                self.troubles.count(trouble);
                 let (Failure::Unavailable(reason) | Failure::Refused(reason)) = failure;
                 director.last_error = reason;
                 director.state = State::Waiting { until: now + wait };
@@ -283,6 +149,7 @@ impl Directors {
                     }
                     let until = now + director.backoff.fail(rng);
                     director.stream = Stream::Waiting { until };
+                    self.troubles.count(Trouble::StreamClosed);
                 }
             }
         }
@@ -306,10 +173,7 @@ impl Directors {
             FlowEvent::Bound { id, reflexive, round_trip, draining } => {
                 let Some(director) = self.flowing(id) else { return };
                 director.reflexive = Some(reflexive);
-                if director.samples.len() >= SAMPLES {
-                    director.samples.pop_front();
-                }
-                director.samples.push_back(round_trip);
+                director.distance.measured(round_trip);
                 director.is_draining |= draining;
                 director.backoff.reset();
                 director.stream = match director.stream {
@@ -317,7 +181,9 @@ impl Directors {
                     Stream::Waiting { .. } => Stream::Closed,
                     other => other,
                 };
+                let before = self.home;
                 self.compare(id);
+                self.count_home(before);
             }
             FlowEvent::Unanswered(id) => {
                 let Some(director) = self.flowing(id) else { return };
@@ -327,6 +193,7 @@ impl Directors {
                     Stream::Closing { .. } => Stream::Open,
                     other => other,
                 };
+                self.troubles.count(Trouble::UdpUnanswered);
             }
             FlowEvent::Dead(id) => {
                 let Some(director) = self.flowing(id) else { return };
@@ -334,6 +201,7 @@ impl Directors {
                     let wait = Duration::from_millis(rng.random_range(RETURN));
                     director.state = State::Waiting { until: now + wait };
                     "it does not know this device any more".clone_into(&mut director.last_error);
+                    self.troubles.count(Trouble::UnknownSession);
                 }
             }
             FlowEvent::NoSuchDevice(..) => {}
@@ -350,8 +218,8 @@ impl Directors {
     pub(super) fn host_moved(&mut self, is_gone: bool, rng: &mut StdRng, now: Instant) {
         let soon = now + Duration::from_millis(rng.random_range(50..250));
         for director in self.known.values_mut() {
-            (director.streak, director.tcp_round_trip) = (0, None);
-            director.samples.clear();
+            director.streak = 0;
+            director.distance.forget();
             director.backoff.reset();
             match &mut director.state {
                 State::Waiting { until } => *until = (*until).min(soon),
@@ -402,7 +270,9 @@ impl Directors {
     pub(super) fn settle(&mut self, rng: &mut StdRng, now: Instant) {
         self.needed.retain(|_, until| until.is_none_or(|until| until > now));
         self.advance_round(rng, now);
+        let before = self.home;
         self.choose(now);
+        self.count_home(before);
         self.leave_draining(now);
         let ids: Vec<DirectorId> = self.known.keys().copied().collect();
         for id in ids {
@@ -413,6 +283,7 @@ impl Directors {
             {
                 director.last_error = format!("no answer within {} s", ANSWER_PATIENCE.as_secs());
                 director.state = State::Waiting { until: now + director.backoff.fail(rng) };
+                self.troubles.count(Trouble::Unavailable);
             }
             match director.state {
                 _ if !wanted => self.detach(id),
@@ -422,6 +293,10 @@ impl Directors {
             }
         }
         self.put_off_round(now);
+    }
+
+    fn count_home(&mut self, before: Option<DirectorId>) {
+        self.home_changes += u64::from(before.is_some() && before != self.home);
     }
 
     /// When [`Self::settle`] is to be called next.
@@ -449,45 +324,6 @@ impl Directors {
         std::mem::take(&mut self.actions).into_iter()
     }
 
-    /// Uids of home and second.
-    pub(super) fn chosen(&self) -> (Option<&str>, Option<&str>) {
-        let uid = |id: Option<DirectorId>| Some(self.known.get(&id?)?.target.uid.as_str());
-        (uid(self.home), uid(self.second))
-    }
-
-    /// This device as directors see it, each address once, what the home sees first.
-    pub(super) fn reflexive(&self) -> Vec<SocketAddr> {
-        let mut addresses: Vec<SocketAddr> = Vec::new();
-        for view in self.views() {
-            addresses.extend(view.reflexive.filter(|address| !addresses.contains(address)));
-        }
-        addresses
-    }
-
-    /// All of them, home and second first.
-    pub(super) fn views(&self) -> Vec<DirectorView<'_>> {
-        let mut views: Vec<_> = self
-            .known
-            .iter()
-            .map(|(id, director)| DirectorView {
-                id: *id,
-                target: &director.target,
-                role: match Some(*id) {
-                    id if id == self.home => Role::Home,
-                    id if id == self.second => Role::Second,
-                    _ => Role::Other,
-                },
-                way: director.way,
-                round_trip: director.median(),
-                reflexive: director.reflexive,
-                udp: director.udp,
-                last_error: if director.way.is_some() { "" } else { &director.last_error },
-            })
-            .collect();
-        views.sort_by_key(|view| (view.role, view.id));
-        views
-    }
-
     fn attach(&mut self, id: DirectorId, now: Instant) {
         let Some(director) = self.known.get_mut(&id) else { return };
         // The stream was of the attachment before.
@@ -507,7 +343,8 @@ impl Directors {
             return;
         };
         director.state = State::Idle;
-        (director.way, director.udp, director.stream, director.reflexive) = (None, None, Stream::Closed, None);
+        (director.way, director.udp, director.stream, director.reflexive) =
+            (None, None, Stream::Closed, None);
         (director.is_draining, director.leave_at, director.streak) = (false, None, 0);
         self.actions.push(Action::Datapath(Command::SetDirector { id, attachment: None }));
         self.actions.push(Action::Detach(id));
@@ -520,6 +357,7 @@ impl Directors {
         self.second = self.second.filter(|second| *second != id);
         if self.home == Some(id) {
             self.home = self.second.take();
+            self.count_home(Some(id));
         }
         if let Some(round) = &mut self.round {
             round.forget(id);
@@ -549,48 +387,5 @@ impl Directors {
         assert!(all.into_iter().all(|id| self.known.contains_key(id)));
         assert!(self.home.is_none() || self.home != self.second, "{:?}", self.home);
         assert!(self.known.values().all(|d| d.state != State::Idle || d.way.is_none()));
-    }
-}
-
-impl Director {
-    fn new(target: DirectorTarget) -> Self {
-        Self {
-            target,
-            state: State::Idle,
-            attempt: 0,
-            backoff: Backoff::new(RETRY.0, RETRY.1),
-            way: None,
-            udp: None,
-            stream: Stream::Closed,
-            reflexive: None,
-            samples: VecDeque::new(),
-            tcp_round_trip: None,
-            streak: 0,
-            is_draining: false,
-            leave_at: None,
-            last_error: String::new(),
-        }
-    }
-
-    /// Frames reach it.
-    fn is_usable(&self) -> bool {
-        self.way.is_some()
-    }
-
-    /// Devices are to leave it if they can.
-    fn is_leaving(&self) -> bool {
-        self.is_draining || self.target.is_drained
-    }
-
-    fn median(&self) -> Option<Duration> {
-        let mut sorted: Vec<Duration> = self.samples.iter().copied().collect();
-        sorted.sort();
-        sorted.get(sorted.len() / 2).copied().or(self.tcp_round_trip)
-    }
-
-    /// How far away it counts as.
-    fn distance(&self) -> Duration {
-        let penalty = if self.way == Some(Way::Tcp) { STREAM_PENALTY } else { Duration::ZERO };
-        self.median().map_or(Duration::MAX, |median| median + penalty)
     }
 }

@@ -10,6 +10,7 @@ use rand::SeedableRng;
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::directors::flow::Attachment;
 
 /// A director as it is in truth.
 #[derive(Clone, Debug)]

@@ -128,7 +128,7 @@ fn mapping(port_mapping: &PortMapping) -> String {
     match external {
         _ if !enabled => "off (tunnel.port_mapping)".to_owned(),
         Some(external) => format!("{} by {protocol}, of gateway {gateway}", show(external)),
-        None if gateway.is_empty() => "none: this host has no gateway for IPv4".to_owned(),
+        None if gateway.is_empty() => "none: this host has no gateway for IPv4, or needs none".to_owned(),
         None => format!("none of gateway {gateway}"),
     }
 }

@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_millis(300);
 /// Of a network kept for documentation (RFC 5737), so only a default route leads there. Nothing is sent.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
-/// The gateway now; `None` if IPv4 leads nowhere, or to no router.
+/// The gateway now; `None` if IPv4 leads nowhere, or to no router, or if this host needs no mapping.
 async fn find() -> Result<Option<Gateway>, InterfaceError> {
     let mut netlink = Netlink::open().map_err(failed("open a netlink socket"))?;
     let route = netlink.best_route(OUTSIDE.into()).await.map_err(failed("look up the default route"))?;
@@ -30,8 +30,16 @@ async fn find() -> Result<Option<Gateway>, InterfaceError> {
             _ => None,
         });
         let Some(IpAddr::V4(own)) = route.source else { return None };
-        Some(Gateway { address: gateway?, own })
+        Some(Gateway { address: gateway?, own }).filter(|_| is_translated(own))
     }))
+}
+
+/// Whether there must be a NAT between `own` and the internet: servers with public addresses leave their gateways alone.
+fn is_translated(own: Ipv4Addr) -> bool {
+    let [first, second, ..] = own.octets();
+    // Of a provider's own (RFC 6598).
+    let is_shared = first == 100 && (64..128).contains(&second);
+    own.is_private() || is_shared
 }
 
 /// The gateway, now and after each change. Ends when the receiver is dropped.
@@ -59,4 +67,22 @@ pub(super) async fn watch() -> Result<watch::Receiver<Option<Gateway>>, Interfac
         connection.abort();
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_addresses_need_no_mapping() {
+        let translated = |text: &str| is_translated(text.parse().unwrap());
+        assert!(
+            ["10.1.2.3", "172.31.0.1", "192.168.1.7", "100.64.0.1", "100.127.255.1"].map(translated)
+                == [true; 5]
+        );
+        assert!(
+            ["8.8.8.8", "100.63.0.1", "100.128.0.1", "172.32.0.1", "169.254.1.1"].map(translated)
+                == [false; 5]
+        );
+    }
 }

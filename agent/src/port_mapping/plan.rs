@@ -15,7 +15,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 /// Between attempts to renew at least.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 /// From one round to another that is begun because the gateway may have forgotten the mapping.
-const RECHECK_PAUSE: Duration = Duration::from_secs(60);
+const RECHECK_PAUSE: Duration = Duration::from_secs(30);
 
 /// How a gateway is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -315,8 +315,8 @@ mod tests {
         let giving = Some((Protocol::Upnp, 7_200));
         round(&mut plan, at(0), giving);
         plan.recheck(at(10));
-        assert_eq!(plan.timeout(), Some(at(60)));
-        assert_eq!(round(&mut plan, at(60), giving), [Protocol::Upnp]);
+        assert_eq!(plan.timeout(), Some(at(30)));
+        assert_eq!(round(&mut plan, at(30), giving), [Protocol::Upnp]);
         plan.recheck(at(200));
         assert_eq!(plan.timeout(), Some(at(200)));
         let mut without = self::plan();

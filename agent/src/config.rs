@@ -2,18 +2,21 @@
 //! environment (`MUSTER_…`). `--print-config` shows all of it.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use ipnet::IpNet;
 use muster_common::{
     config::{self, ConfigError},
+    name::Label,
     telemetry::LogConfig,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    control::Offer,
     cpu, host_dns,
     resolver::{CacheLimits, Completion, Prefetch, Settings, Stub, StubTransport, server_address},
 };
@@ -25,6 +28,9 @@ pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 const INTERFACE_NAME_MAX: usize = 15;
 /// Far more than help: each has buffers of some megabytes, and the kernel gives a TUN device no more than 256 queues.
 const THREADS_MAX: usize = 64;
+/// Hosts without an agent that the registrar takes of one device, and subnets.
+const HOSTS_MAX: usize = 256;
+const SUBNETS_MAX: usize = 64;
 /// The CA certificates that Debian's and Ubuntu's programs trust (package ca-certificates).
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -44,6 +50,8 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// The host's resolver for names of the network.
     pub resolver: Resolver,
+    /// What this host speaks for beside itself.
+    pub site: Site,
     /// Metrics and health.
     pub http: Http,
     /// Logs.
@@ -129,6 +137,29 @@ pub struct StubDomain {
     pub ca: PathBuf,
 }
 
+/// The `[site]` section: hosts without an agent, and subnets, that are reached through this host. An operator decides on
+/// both; nothing is forwarded before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Site {
+    /// Hosts that get names and virtual addresses of their own; at most 256.
+    pub hosts: Vec<SiteHost>,
+    /// Networks that are reached as they are, in CIDR notation; at most 64.
+    pub subnets: Vec<String>,
+    /// Whether hosts see this host's address in place of whoever calls them, and so need no route to the network.
+    pub masquerade: bool,
+}
+
+/// An item of `site.hosts`.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SiteHost {
+    /// Its name in the network, a DNS label.
+    pub name: String,
+    /// Where this host reaches it.
+    pub address: String,
+}
+
 /// The `[http]` section.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -146,6 +177,7 @@ impl Default for Config {
             interface: Interface::default(),
             tunnel: Tunnel::default(),
             resolver: Resolver::default(),
+            site: Site::default(),
             http: Http::default(),
             log: LogConfig::default(),
         }
@@ -186,6 +218,12 @@ impl Default for Resolver {
     }
 }
 
+impl Default for Site {
+    fn default() -> Self {
+        Self { hosts: Vec::new(), subnets: Vec::new(), masquerade: true }
+    }
+}
+
 impl Default for Http {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 7581)) }
@@ -222,6 +260,7 @@ impl Config {
             let reason = "write an address to listen on, such as \"169.254.20.10:53\", or set resolver.enabled = false";
             return Err(ConfigError::value("resolver.listen", "[]", reason));
         }
+        self.site.offer()?;
         self.resolver.settings().map(drop)
     }
 
@@ -229,6 +268,52 @@ impl Config {
     pub fn accepts_aes(&self) -> bool {
         self.tunnel.aes && cpu::has_aes()
     }
+}
+
+impl Site {
+    /// What the registrar is asked to let this host speak for.
+    pub fn offer(&self) -> Result<Offer, ConfigError> {
+        let refuse = |key, value: &str, reason| Err(ConfigError::value(key, value, reason));
+        if self.hosts.len() > HOSTS_MAX {
+            return refuse("site.hosts", &self.hosts.len().to_string(), "name at most 256 hosts");
+        }
+        if self.subnets.len() > SUBNETS_MAX {
+            return refuse("site.subnets", &self.subnets.len().to_string(), "name at most 64 subnets");
+        }
+        let mut offer = Offer::default();
+        for SiteHost { name, address } in &self.hosts {
+            if name.parse::<Label>().is_err() {
+                let reason = "write a name of letters, digits and dashes, such as \"printer\"";
+                return refuse("site.hosts.name", name, reason);
+            }
+            let Some(ip) = address.parse().ok().filter(is_host) else {
+                let reason = "write the address at which this host reaches it, such as \"192.168.7.9\"";
+                return refuse("site.hosts.address", address, reason);
+            };
+            if offer.hosts.iter().any(|(other, at)| other.eq_ignore_ascii_case(name) || *at == ip) {
+                return refuse("site.hosts", name, "name each host once, with an address of its own");
+            }
+            offer.hosts.push((name.to_ascii_lowercase(), ip));
+        }
+        for text in &self.subnets {
+            let wide = |net: &IpNet| net.prefix_len() >= if net.addr().is_ipv4() { 8 } else { 16 };
+            let Some(net) = text.parse::<IpNet>().ok().filter(|net| *net == net.trunc() && wide(net)) else {
+                let reason = "write networks, such as \"192.168.7.0/24\", of /8 or smaller (IPv6: /16)";
+                return refuse("site.subnets", text, reason);
+            };
+            offer.subnets.push(net);
+        }
+        Ok(offer)
+    }
+}
+
+/// Whether an address can be one host on a network.
+fn is_host(address: &IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local)
 }
 
 impl Resolver {
@@ -386,6 +471,17 @@ mod tests {
                 ["resolver.stub.server_name", "certificate"],
             ),
             ("[[resolver.stub]]\ntransport = \"https\"\n", ["transport", "agent.toml"]),
+            (
+                "[site]\nhosts = [{ name = \"a.b\", address = \"192.0.2.1\" }]\n",
+                ["site.hosts.name", "printer"],
+            ),
+            ("[site]\nhosts = [{ name = \"a\", address = \"a\" }]\n", ["site.hosts.address", "192.168.7.9"]),
+            (
+                "[site]\nhosts = [{ name = \"a\", address = \"::2\" }, { name = \"A\", address = \"::3\" }]\n",
+                ["site.hosts", "once"],
+            ),
+            ("[site]\nsubnets = [\"192.168.7.9/24\"]\n", ["site.subnets", "192.168.7.0/24"]),
+            ("[site]\nsubnets = [\"0.0.0.0/0\"]\n", ["site.subnets", "/8"]),
             ("[tunel]\nport = 1\n", ["tunel", "agent.toml"]),
             ("[http]\nlisten = \"localhost\"\n", ["listen", "agent.toml"]),
         ] {

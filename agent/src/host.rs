@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     control::Settings,
     datapath::{Command, Datapath, DatapathConfig, Event, Handle},
     host_dns::{self, HostDns},
@@ -22,6 +22,7 @@ use crate::{
     local_api::Shared,
     private_addresses,
     resolver::{self, Resolver},
+    site::{Carried, Site},
     tun::{self, Tun},
     udp::UdpSockets,
 };
@@ -43,6 +44,9 @@ pub struct Host {
     /// Of the interface, in octets; once it is there.
     mtu: u32,
     host_dns: Option<HostDns>,
+    site: Site,
+    /// Why nothing is forwarded for the site; empty while it is, or there is nothing to forward.
+    site_error: String,
 }
 
 /// What a host tells once it is configured for the first time.
@@ -69,6 +73,10 @@ impl Host {
             tracing::info!(?swept, "removed what an agent that was killed had left");
         }
         host_dns::sweep(&host_dns::Paths::new(&config.state_dir)).await;
+        let site = Site::sweep(&config.interface.name, config.site.masquerade, &config.state_dir).await;
+        if config.site != config::Site::default() {
+            site.check().await?;
+        }
         let threads = NonZeroUsize::new(config.tunnel.threads).unwrap_or_else(Datapath::threads);
         let sockets = UdpSockets::bind_many(config.tunnel.port, threads)?;
         let port = sockets.first().map_or(0, UdpSockets::port);
@@ -95,6 +103,8 @@ impl Host {
             settings: None,
             mtu: config.interface.mtu,
             host_dns: None,
+            site,
+            site_error: String::new(),
         })
     }
 
@@ -124,11 +134,13 @@ impl Host {
             self.program(settings).await?;
             let started = self.start(settings, queues, names).await?;
             self.settings = Some(settings.clone());
+            self.update_site().await;
             return Ok(Some(started));
         }
         self.update(settings).await;
         self.dns_servers.send_replace(settings.dns_servers.clone());
         self.settings = Some(settings.clone());
+        self.update_site().await;
         self.program(settings).await?;
         Ok(None)
     }
@@ -151,11 +163,35 @@ impl Host {
         }
     }
 
+    /// Forwards for what this device carries. To be called again from time to time: interfaces come and go, and firewalls
+    /// are reloaded.
+    pub async fn update_site(&mut self) {
+        let Some(settings) = &self.settings else { return };
+        let carried = Carried::new(settings);
+        let error = match self.site.update(&carried).await {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        if error != self.site_error {
+            if !error.is_empty() {
+                tracing::error!(error, "this host does not forward for its site; trying again");
+            }
+            self.site_error = error;
+        }
+        let addresses = settings.proxied_addresses();
+        self.tell(Command::SetCarried { addresses, subnets: carried.subnets }).await;
+    }
+
+    /// Why nothing is forwarded for the site; empty while it is, or there is nothing to forward.
+    pub fn site_error(&self) -> &str {
+        &self.site_error
+    }
+
     /// What fits into the host's other interfaces.
     async fn inner_mtu(&self, settings: &Settings) -> u32 {
         let exclusions = private_addresses::Exclusions {
             interface: self.config.interface.name.clone(),
-            pools: settings.routes.clone(),
+            pools: settings.pools(),
         };
         private_addresses::inner_mtu(&exclusions).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "the interface gets the usual MTU");
@@ -225,7 +261,7 @@ impl Host {
             resolv_conf: hook.resolv_conf().to_owned(),
             ..self.config.resolver.settings()?
         };
-        let network = resolver::Network { domain: settings.domain.clone(), routes: settings.routes.clone() };
+        let network = resolver::Network { domain: settings.domain.clone(), routes: settings.pools() };
         self.dns_servers.send_replace(settings.dns_servers.clone());
         let servers = self.dns_servers.subscribe();
         let mut started = None;
@@ -270,7 +306,7 @@ impl Host {
             server,
             interface: self.config.interface.name.clone(),
             domain: settings.domain.to_string(),
-            routes: settings.routes.clone(),
+            routes: settings.pools(),
             search: self.config.resolver.search.iter().map(absolute).collect(),
             paths: host_dns::Paths::new(&self.config.state_dir),
         })
@@ -290,7 +326,7 @@ impl Host {
                 let _ = handle.set_pools(settings.routes.clone()).await;
             }
             if let Some(resolver) = self.shared.resolver.load_full() {
-                resolver.set_routes(settings.routes.clone());
+                resolver.set_routes(settings.pools());
             }
         }
         if old.domain != settings.domain {
@@ -312,6 +348,7 @@ impl Host {
         if let Some(mut hook) = self.host_dns.take() {
             hook.stop().await;
         }
+        self.site.remove().await;
         self.shared.resolver.store(None);
         self.shared.datapath.store(None);
         if let Some(interface) = self.interface.take()

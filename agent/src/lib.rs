@@ -24,6 +24,7 @@ pub mod resolver;
 pub mod run;
 pub mod service_list;
 pub mod session;
+pub mod site;
 pub mod state;
 pub mod tun;
 pub mod writer;

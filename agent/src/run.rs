@@ -33,7 +33,7 @@ mod status;
 
 use crate::{
     config::Config,
-    control::{Action, Control, Persist, Start, Validity},
+    control::{self, Action, Control, Persist, Start, Validity},
     datapath::{Command, Event},
     directors::attach::Attachments,
     host::{Host, Started},
@@ -173,7 +173,7 @@ impl Agent {
 
         let device_config = state.config();
         let held = state.peers();
-        let pools = device_config.iter().flat_map(|c| &c.routes).filter_map(|r| r.parse().ok()).collect();
+        let pools = device_config.iter().flat_map(control::pools).collect();
         let exclusions = Exclusions { interface: config.interface.name.clone(), pools };
         let addresses = private_addresses::watch(exclusions).await?;
         let start = Start {
@@ -181,6 +181,7 @@ impl Agent {
             public_key,
             agent_version: VERSION.to_owned(),
             accepts_aes: config.accepts_aes(),
+            offer: config.site.offer()?,
             registrar: identity.registrar.clone(),
             config: device_config,
             peers: held.peers,
@@ -311,6 +312,7 @@ impl Agent {
                     tracing::info!(?endpoints, "private addresses");
                     self.control.handle_private_endpoints(endpoints, Instant::now());
                     self.host.roam().await;
+                    self.host.update_site().await;
                 }
                 mapped = mapping(&mut inputs.port_mapping), if inputs.port_mapping.is_some() => {
                     self.control.handle_mapped(mapped, Instant::now());
@@ -323,6 +325,7 @@ impl Agent {
                     }
                 }
                 _ = metrics_tick.tick() => {
+                    self.host.update_site().await;
                     self.metrics.control(&self.control);
                     self.metrics.port_mapping(inputs.port_mapping.as_ref().and_then(PortMapping::protocol));
                     if let Some(snapshot) = self.shared.snapshot().await {

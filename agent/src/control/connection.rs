@@ -11,7 +11,7 @@ use muster_proto::{
 };
 use rand::RngExt;
 
-use super::{Action, Control, Failure, Persist, Settings, peer::endpoint, peers::Reason};
+use super::{Action, Control, Failure, Persist, Settings, SettingsError, peer::endpoint, peers::Reason};
 
 /// A registrar that is silent for so long does not answer any more.
 pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
@@ -143,7 +143,8 @@ impl Control {
             agent_version: self.start.agent_version.clone(),
             transport_ciphers: ciphers.into_iter().map(i32::from).collect(),
             reachability: Some(self.tell_reachability(now)),
-            ..RegisterRequest::default()
+            proxied_hosts: self.start.offer.hosts(),
+            offered_subnets: self.start.offer.subnets.iter().map(ToString::to_string).collect(),
         };
         let registrar = self.registrars.current().to_owned();
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });
@@ -206,11 +207,27 @@ impl Control {
         }
     }
 
+    fn settings_from(&self, config: &DeviceConfig) -> Result<Settings, SettingsError> {
+        let mut settings = Settings::new(config, &self.start.device_uid, &self.start.offer)?;
+        settings.stay_off(&self.endpoints);
+        Ok(settings)
+    }
+
+    /// The host has other addresses: what is routed may depend on them.
+    pub(super) fn reconfigure(&mut self) {
+        if let Some(settings) = self.config.as_ref().and_then(|config| self.settings_from(config).ok())
+            && self.settings.as_ref() != Some(&settings)
+        {
+            self.actions.push_back(Action::Configure(Box::new(settings.clone())));
+            self.settings = Some(settings);
+        }
+    }
+
     pub(super) fn apply_config(&mut self, config: DeviceConfig, now: Instant) {
         if self.config.as_ref() == Some(&config) {
             return;
         }
-        let settings = match Settings::new(&config, &self.start.device_uid) {
+        let settings = match self.settings_from(&config) {
             Ok(settings) => settings,
             Err(error) => {
                 tracing::warn!(%error, "cannot use the configuration from the registrar; going on with the last one");

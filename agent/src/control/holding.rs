@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use muster_common::time::Instant;
 use muster_proto::registration::Peer;
 
@@ -32,6 +33,12 @@ impl Control {
 
     pub(super) fn put(&mut self, mut info: PeerInfo, reason: Reason, now: Instant) {
         info.config.relays = self.directors.relays(&info.message);
+        if let Some(settings) = &self.settings {
+            // Of the pools each address is looked up by itself.
+            let pools = settings.pools();
+            let is_in_pool = |s: &IpNet| pools.iter().any(|pool| pool.contains(s) || s.contains(pool));
+            info.config.subnets.retain(|subnet| !is_in_pool(subnet));
+        }
         let mut commands = Vec::new();
         let name = info.message.name.clone();
         if self.peers.put(info, reason, &mut commands) {
@@ -84,9 +91,9 @@ impl Control {
 
     /// Whether another device may have `address`.
     pub(super) fn is_peer_address(&self, address: IpAddr) -> bool {
-        self.settings.as_ref().is_some_and(|settings| {
-            is_routed(&settings.routes, address) && !settings.virtual_addresses().contains(&address)
-        })
+        self.settings
+            .as_ref()
+            .is_some_and(|settings| is_routed(&settings.routes, address) && !settings.is_own(address))
     }
 
     /// There is no such device; if it was held, it is hidden or gone by now.
@@ -96,7 +103,16 @@ impl Control {
             LookupBy::PublicKey(key) => self.peers.by_key(&key),
         };
         if let Some(uid) = held.map(str::to_owned) {
-            self.remove_for_good(&uid, now);
+            match by {
+                // An address of a network behind it says nothing of the peer itself.
+                LookupBy::Address(address) if !self.peers.has_address(&uid, address) => {
+                    let mut commands = Vec::new();
+                    self.peers.lose_subnets_at(&uid, address, &mut commands);
+                    self.tell_datapath(commands);
+                    self.persist_soon(now);
+                }
+                _ => self.remove_for_good(&uid, now),
+            }
         }
         if awaited {
             self.answer_negative(by);
@@ -117,7 +133,10 @@ impl Control {
 
 pub(super) fn is_it(info: &PeerInfo, by: LookupBy) -> bool {
     match by {
-        LookupBy::Address(address) => info.config.virtual_addresses.contains(&address),
+        LookupBy::Address(address) => {
+            info.config.virtual_addresses.contains(&address)
+                || info.config.subnets.iter().any(|subnet| subnet.contains(&address))
+        }
         LookupBy::PublicKey(key) => info.config.public_key == key,
     }
 }

@@ -205,6 +205,7 @@ impl Control {
             let is_gone = self.endpoints.iter().any(|old| !endpoints.contains(old));
             self.endpoints = endpoints;
             self.endpoints_told = false;
+            self.reconfigure();
             self.directors.host_moved(is_gone, &mut self.rng, now);
             match &mut self.link {
                 // The host is on another network: what failed there may succeed here.

@@ -34,7 +34,7 @@ pub use directors::{DirectorEvent, DirectorTarget, DirectorView, Role, Way};
 pub use lookups::LookupBy;
 pub use machine::Control;
 pub use peer::{PeerError, PeerInfo};
-pub use settings::{Settings, SettingsError};
+pub use settings::{Offer, Proxied, Settings, SettingsError, pools};
 
 use crate::{
     datapath::{Command, PublicKey},
@@ -67,6 +67,8 @@ pub struct Start {
     pub accepts_aes: bool,
     /// The registrar that the device joined through, `HOST:PORT`.
     pub registrar: String,
+    /// What this host offers to the network.
+    pub offer: Offer,
     /// The last configuration received.
     pub config: Option<DeviceConfig>,
     /// The peers held.

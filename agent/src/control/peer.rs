@@ -2,16 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use muster_proto::{
     admin::{Endpoint, TransportCipher},
     registration::Peer,
 };
 
-use super::MAX_ENDPOINTS;
+use super::{MAX_ENDPOINTS, settings::route};
 use crate::datapath::{Cipher, PeerConfig, PublicKey};
 
-/// Virtual addresses a peer may have.
-const MAX_ADDRESSES: usize = 4;
+/// Virtual addresses a peer may have: its own, and those of the hosts that it speaks for.
+const MAX_ADDRESSES: usize = 512;
+/// Subnets that a peer may carry; further ones are ignored.
+const MAX_SUBNETS: usize = 64;
 /// Room for reflexive endpoints among all endpoints of a peer.
 const MAX_REFLEXIVE: usize = 4;
 /// Longest uid and name, in octets.
@@ -79,8 +82,31 @@ impl PeerInfo {
         let cipher = if both { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
         // Directors have numbers here, which whoever holds the peer knows.
         let relays = Vec::new();
-        let config = PeerConfig { public_key, virtual_addresses, endpoints, relays, keepalive: None, cipher };
+        let subnets = message.subnets.iter().take(MAX_SUBNETS).filter_map(|subnet| route(subnet).ok());
+        let subnets: Vec<IpNet> = subnets.collect();
+        let config =
+            PeerConfig { public_key, virtual_addresses, subnets, endpoints, relays, keepalive: None, cipher };
         Ok(Self { message, config })
+    }
+}
+
+impl PeerInfo {
+    /// Takes what is another peer's by now: virtual addresses, and subnets that are exactly those.
+    pub(super) fn lose(&mut self, other: &Self) {
+        let (addresses, subnets) = (&other.config.virtual_addresses, &other.config.subnets);
+        self.config.virtual_addresses.retain(|address| !addresses.contains(address));
+        self.config.subnets.retain(|subnet| !subnets.contains(subnet));
+        // It is what is kept on disk.
+        let is_lost = |address: &str| address.parse().is_ok_and(|address| addresses.contains(&address));
+        self.message.virtual_addresses.retain(|address| !is_lost(address));
+        let is_lost = |subnet: &str| route(subnet).is_ok_and(|subnet| subnets.contains(&subnet));
+        self.message.subnets.retain(|subnet| !is_lost(subnet));
+    }
+
+    /// Carries no subnet with `address` in it any more.
+    pub(super) fn lose_subnets_at(&mut self, address: IpAddr) {
+        self.config.subnets.retain(|subnet| !subnet.contains(&address));
+        self.message.subnets.retain(|subnet| !route(subnet).is_ok_and(|subnet| subnet.contains(&address)));
     }
 }
 

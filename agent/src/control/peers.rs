@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use muster_proto::registration::{HeldPeers, Peer};
 use muster_tunnel::{DirectorId, Handle};
 
@@ -33,6 +34,7 @@ pub(super) struct Peers {
     held: BTreeMap<String, Held>,
     keys: BTreeMap<PublicKey, String>,
     addresses: BTreeMap<IpAddr, String>,
+    subnets: BTreeMap<IpNet, String>,
     order: BTreeMap<u64, String>,
     clock: u64,
     added: BTreeSet<String>,
@@ -70,16 +72,14 @@ impl Peers {
                 commands.push(Command::RemovePeer(old.config.public_key));
             }
         }
-        // An address or a key has one owner; the registrar's newest word counts.
-        let others: BTreeSet<String> = info
-            .config
-            .virtual_addresses
-            .iter()
-            .filter_map(|address| self.addresses.get(address))
-            .chain(self.keys.get(&info.config.public_key))
-            .cloned()
-            .collect();
+        // An address, a subnet or a key has one owner; the registrar's newest word counts.
+        let addresses = info.config.virtual_addresses.iter().filter_map(|a| self.addresses.get(a));
+        let subnets = info.config.subnets.iter().filter_map(|s| self.subnets.get(s));
+        let others: BTreeSet<String> = addresses.chain(subnets).cloned().collect();
         for other in others {
+            self.lose(&other, &info, commands);
+        }
+        if let Some(other) = self.keys.get(&info.config.public_key).cloned() {
             self.remove(&other, commands);
         }
         while old.is_none() && self.held.len() >= MAX_PEERS {
@@ -96,6 +96,9 @@ impl Peers {
         self.keys.insert(info.config.public_key, uid.clone());
         for address in &info.config.virtual_addresses {
             self.addresses.insert(*address, uid.clone());
+        }
+        for subnet in &info.config.subnets {
+            self.subnets.insert(*subnet, uid.clone());
         }
         self.clock += 1;
         if let Some(old) = self.held.insert(uid.clone(), Held { info, used: self.clock }) {
@@ -120,6 +123,37 @@ impl Peers {
                 held.info.config.relays = relays;
                 commands.push(Command::UpdatePeer(held.info.config.clone()));
             }
+        }
+    }
+
+    /// `winner` has addresses or subnets of `uid` from now on. One without an address left goes; any other keeps its
+    /// session.
+    fn lose(&mut self, uid: &str, winner: &PeerInfo, commands: &mut Vec<Command>) {
+        self.change(uid, |info| info.lose(winner), commands);
+        if self.get(uid).is_some_and(|info| info.config.virtual_addresses.is_empty()) {
+            self.remove(uid, commands);
+        }
+    }
+
+    /// The registrar says that nobody carries `address`, which lies in a subnet of this peer's.
+    pub(super) fn lose_subnets_at(&mut self, uid: &str, address: IpAddr, commands: &mut Vec<Command>) {
+        self.change(uid, |info| info.lose_subnets_at(address), commands);
+    }
+
+    fn change(&mut self, uid: &str, act: impl FnOnce(&mut PeerInfo), commands: &mut Vec<Command>) {
+        let Some(mut info) = self.get(uid).cloned() else { return };
+        self.unindex(&info);
+        act(&mut info);
+        self.keys.insert(info.config.public_key, uid.to_owned());
+        for address in &info.config.virtual_addresses {
+            self.addresses.insert(*address, uid.to_owned());
+        }
+        for subnet in &info.config.subnets {
+            self.subnets.insert(*subnet, uid.to_owned());
+        }
+        commands.push(Command::UpdatePeer(info.config.clone()));
+        if let Some(held) = self.held.get_mut(uid) {
+            held.info = info;
         }
     }
 
@@ -185,9 +219,18 @@ impl Peers {
         self.keys.get(key).map(String::as_str)
     }
 
-    /// Uid of the peer with this virtual address.
+    /// Uid of the peer with this virtual address, or else of the one that carries it.
     pub(super) fn by_address(&self, address: IpAddr) -> Option<&str> {
-        self.addresses.get(&address).map(String::as_str)
+        let carries = || {
+            let subnets = self.subnets.iter().filter(|(subnet, _)| subnet.contains(&address));
+            subnets.max_by_key(|(subnet, _)| subnet.prefix_len()).map(|(_, uid)| uid)
+        };
+        self.addresses.get(&address).or_else(carries).map(String::as_str)
+    }
+
+    /// Whether `address` is one of the peer's own.
+    pub(super) fn has_address(&self, uid: &str, address: IpAddr) -> bool {
+        self.get(uid).is_some_and(|info| info.config.virtual_addresses.contains(&address))
     }
 
     /// What is known of `uid`.
@@ -238,6 +281,9 @@ impl Peers {
         for address in &info.config.virtual_addresses {
             self.addresses.remove(address);
         }
+        for subnet in &info.config.subnets {
+            self.subnets.remove(subnet);
+        }
     }
 
     #[cfg(test)]
@@ -249,8 +295,10 @@ impl Peers {
             assert_eq!(self.keys.get(&held.info.config.public_key), Some(uid));
             assert_eq!(self.order.get(&held.used), Some(uid));
             assert!(held.info.config.virtual_addresses.iter().all(|a| self.addresses.get(a) == Some(uid)));
+            assert!(held.info.config.subnets.iter().all(|s| self.subnets.get(s) == Some(uid)));
         }
         assert!(self.addresses.values().all(|uid| self.held.contains_key(uid)));
+        assert!(self.subnets.values().all(|uid| self.held.contains_key(uid)));
         assert!(self.added.len() + self.removed.len() <= 2 * MAX_PEERS + 64);
         assert!(self.tombstones.len() <= MAX_PEERS);
     }

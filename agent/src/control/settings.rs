@@ -1,11 +1,13 @@
 //! The registrar's decisions for this device, checked.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use muster_common::name::{Domain, NameError};
-use muster_proto::registration::DeviceConfig;
+use muster_proto::registration::{DeviceConfig, ProxiedDevice, ProxiedHost};
 
+/// Routes that a configuration may have: pools, and the subnets behind all other devices.
+const MAX_ROUTES: usize = 4096;
 /// Items that a list in a configuration may have.
 const MAX_LIST: usize = 64;
 
@@ -24,12 +26,73 @@ pub struct Settings {
     pub virtual_ipv4: Option<Ipv4Addr>,
     /// Virtual IPv6 address.
     pub virtual_ipv6: Option<Ipv6Addr>,
-    /// What is routed into the interface.
+    /// What is routed into the interface: pools, and subnets that other devices carry.
     pub routes: Vec<IpNet>,
+    /// The hosts without an agent that this device offers to speak for, as far as the registrar has heard of them.
+    pub proxied: Vec<Proxied>,
+    /// Subnets that this device offers and may carry.
+    pub subnets: Vec<IpNet>,
+    /// Those of them that it carries now.
+    pub active_subnets: Vec<IpNet>,
     /// `HOST:PORT` of the registrars, for gRPC.
     pub registrars: Vec<String>,
     /// `HOST:PORT` of the registrars, for DNS over TLS.
     pub dns_servers: Vec<String>,
+}
+
+/// What this host offers to the network beside itself. What the registrar says counts only within it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Hosts without an agent: their names, and where they are reached.
+    pub hosts: Vec<(String, IpAddr)>,
+    /// Subnets of its site.
+    pub subnets: Vec<IpNet>,
+}
+
+impl Offer {
+    /// As the registrar is told of them.
+    pub(super) fn hosts(&self) -> Vec<ProxiedHost> {
+        let host = |(name, address): &(String, IpAddr)| ProxiedHost {
+            name: name.clone(),
+            lan_address: address.to_string(),
+        };
+        self.hosts.iter().map(host).collect()
+    }
+}
+
+/// A host without an agent, as a device of the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxied {
+    /// Its name in the network.
+    pub name: String,
+    /// Where it is reached from this host.
+    pub lan_address: IpAddr,
+    /// Its virtual addresses, IPv4 first; none while it is refused.
+    pub virtual_addresses: Vec<IpAddr>,
+    /// Why it is not reachable; empty if it is.
+    pub refused: String,
+}
+
+impl Proxied {
+    fn new(device: &ProxiedDevice, offer: &Offer) -> Option<Self> {
+        let lan_address = device.lan_address.parse().ok()?;
+        if !offer.hosts.iter().any(|(_, offered)| *offered == lan_address) {
+            return None;
+        }
+        let addresses = [&device.virtual_ipv4, &device.virtual_ipv6];
+        let virtual_addresses = match device.refused.as_str() {
+            "" => addresses.into_iter().filter_map(|address| address.parse().ok()).collect(),
+            _ => Vec::new(),
+        };
+        let name = device.name.clone();
+        Some(Self { name, lan_address, virtual_addresses, refused: device.refused.clone() })
+    }
+
+    /// The virtual address of the family in which the host is reached; the other is translated into nothing.
+    pub fn translated(&self) -> Option<IpAddr> {
+        let is_ipv4 = self.lan_address.is_ipv4();
+        self.virtual_addresses.iter().copied().find(|address| address.is_ipv4() == is_ipv4)
+    }
 }
 
 /// Why a configuration cannot be used.
@@ -56,14 +119,24 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Checks `config`, which must be for `device_uid`.
-    pub fn new(config: &DeviceConfig, device_uid: &str) -> Result<Self, SettingsError> {
+    /// Checks `config`, which must be for `device_uid`, whose host offers `offer`.
+    pub fn new(config: &DeviceConfig, device_uid: &str, offer: &Offer) -> Result<Self, SettingsError> {
         if config.device_uid != device_uid {
             return Err(SettingsError::Device(config.device_uid.chars().take(80).collect()));
         }
-        let lists = [config.routes.len(), config.registrars.len(), config.dns_servers.len()];
-        if lists.iter().any(|length| *length > MAX_LIST) {
+        let lists = [config.registrars.len(), config.dns_servers.len()];
+        if lists.iter().any(|length| *length > MAX_LIST) || config.routes.len() > MAX_ROUTES {
             return Err(SettingsError::TooLong);
+        }
+        let offered = |subnets: &[String]| -> Vec<IpNet> {
+            let subnets = subnets.iter().filter_map(|subnet| route(subnet).ok());
+            subnets.filter(|subnet| offer.subnets.contains(subnet)).collect()
+        };
+        let mut proxied: Vec<Proxied> = Vec::new();
+        for host in config.proxied_devices.iter().filter_map(|device| Proxied::new(device, offer)) {
+            if !proxied.iter().any(|other| other.lan_address == host.lan_address) {
+                proxied.push(host);
+            }
         }
         let settings = Self {
             name: config.name.clone(),
@@ -73,6 +146,9 @@ impl Settings {
             virtual_ipv4: address(&config.virtual_ipv4)?,
             virtual_ipv6: address(&config.virtual_ipv6)?,
             routes: config.routes.iter().map(|r| route(r)).collect::<Result<_, _>>()?,
+            proxied,
+            subnets: offered(&config.subnets),
+            active_subnets: offered(&config.active_subnets),
             registrars: config.registrars.clone(),
             dns_servers: config.dns_servers.clone(),
         };
@@ -84,6 +160,43 @@ impl Settings {
         let (v4, v6) = (self.virtual_ipv4.map(IpAddr::V4), self.virtual_ipv6.map(IpAddr::V6));
         v4.into_iter().chain(v6).collect()
     }
+
+    /// The network's pools, as far as this device has addresses in them: no routes of subnets.
+    pub fn pools(&self) -> Vec<IpNet> {
+        let own = self.virtual_addresses();
+        self.routes.iter().filter(|route| own.iter().any(|a| route.contains(a))).copied().collect()
+    }
+
+    /// The virtual addresses of the hosts that this device speaks for.
+    pub fn proxied_addresses(&self) -> Vec<IpAddr> {
+        self.proxied.iter().flat_map(|host| host.virtual_addresses.iter().copied()).collect()
+    }
+
+    /// Whether packets to `address` are for this host, or for what it forwards to.
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        self.virtual_addresses().contains(&address)
+            || self.proxied.iter().any(|host| host.virtual_addresses.contains(&address))
+            || self.active_subnets.iter().any(|subnet| subnet.contains(&address))
+    }
+
+    /// Leaves out routes to subnets that this host is in itself: those that it may carry, and those that it has an
+    /// address in.
+    pub(super) fn stay_off(&mut self, endpoints: &[SocketAddr]) {
+        let pools = self.pools();
+        let subnets = std::mem::take(&mut self.subnets);
+        self.routes.retain(|route| {
+            pools.contains(route)
+                || !(subnets.contains(route) || endpoints.iter().any(|e| route.contains(&e.ip())))
+        });
+        self.subnets = subnets;
+    }
+}
+
+/// [`Settings::pools`] of a configuration that has not been checked.
+pub fn pools(config: &DeviceConfig) -> Vec<IpNet> {
+    let own = [&config.virtual_ipv4, &config.virtual_ipv6].map(|address| address.parse::<IpAddr>());
+    let routes = config.routes.iter().filter_map(|text| route(text).ok());
+    routes.filter(|route| own.iter().flatten().any(|address| route.contains(address))).collect()
 }
 
 fn address<A: std::str::FromStr>(text: &str) -> Result<Option<A>, SettingsError> {
@@ -94,7 +207,7 @@ fn address<A: std::str::FromStr>(text: &str) -> Result<Option<A>, SettingsError>
 }
 
 /// A route must not be wide enough to take the host off its own networks.
-fn route(text: &str) -> Result<IpNet, SettingsError> {
+pub(super) fn route(text: &str) -> Result<IpNet, SettingsError> {
     let error = || SettingsError::Route(text.chars().take(80).collect());
     let net: IpNet = text.parse().map_err(|_| error())?;
     let narrowest = match net {
@@ -117,7 +230,7 @@ mod tests {
             routes: vec!["100.64.0.1/11".into()],
             ..DeviceConfig::default()
         };
-        let settings = Settings::new(&good, "d").unwrap();
+        let settings = Settings::new(&good, "d", &Offer::default()).unwrap();
         assert_eq!(settings.routes, ["100.64.0.0/11".parse().unwrap()]);
         let bad = [
             DeviceConfig { device_uid: "e".into(), ..good.clone() },
@@ -125,10 +238,59 @@ mod tests {
             DeviceConfig { virtual_ipv4: "::1".into(), ..good.clone() },
             DeviceConfig { virtual_ipv4: String::new(), ..good.clone() },
             DeviceConfig { routes: vec!["0.0.0.0/0".into()], ..good.clone() },
-            DeviceConfig { routes: vec!["100.64.0.0/11".into(); 65], ..good.clone() },
+            DeviceConfig { routes: vec!["100.64.0.0/11".into(); 4097], ..good.clone() },
         ];
         for config in bad {
-            assert!(Settings::new(&config, "d").is_err(), "{config:?}");
+            assert!(Settings::new(&config, "d", &Offer::default()).is_err(), "{config:?}");
         }
+    }
+
+    #[test]
+    fn only_what_the_host_offers_is_carried() {
+        let config = DeviceConfig {
+            device_uid: "d".into(),
+            domain: "net.example".into(),
+            virtual_ipv4: "100.64.1.1".into(),
+            routes: vec!["100.64.0.0/11".into(), "192.168.7.0/24".into(), "192.168.9.0/24".into()],
+            subnets: vec!["192.168.7.0/24".into(), "10.0.0.0/8".into()],
+            active_subnets: vec!["10.0.0.0/8".into(), "192.168.7.0/24".into()],
+            proxied_devices: [
+                ("printer", "192.168.7.9", ""),
+                ("safe", "192.168.7.1", ""),
+                ("tv", "192.168.7.8", "no"),
+            ]
+            .map(|(name, lan_address, refused)| ProxiedDevice {
+                name: name.into(),
+                lan_address: lan_address.into(),
+                virtual_ipv4: "100.64.3.3".into(),
+                virtual_ipv6: "fd00::3".into(),
+                refused: refused.into(),
+                ..ProxiedDevice::default()
+            })
+            .into(),
+            ..DeviceConfig::default()
+        };
+        let offer = Offer {
+            hosts: vec![
+                ("printer".into(), "192.168.7.9".parse().unwrap()),
+                ("tv".into(), "192.168.7.8".parse().unwrap()),
+            ],
+            subnets: vec!["192.168.7.0/24".parse().unwrap()],
+        };
+        let mut settings = Settings::new(&config, "d", &offer).unwrap();
+        assert_eq!(settings.active_subnets, ["192.168.7.0/24".parse().unwrap()]);
+        let [printer, tv] = &settings.proxied[..] else { panic!("{:?}", settings.proxied) };
+        assert_eq!(printer.translated(), Some("100.64.3.3".parse().unwrap()));
+        assert_eq!((tv.name.as_str(), tv.refused.as_str(), tv.translated()), ("tv", "no", None));
+        assert_eq!(settings.pools(), pools(&config));
+        assert!(
+            settings.is_own("fd00::3".parse().unwrap()) && settings.is_own("192.168.7.77".parse().unwrap())
+        );
+        assert!(!settings.is_own("10.1.1.1".parse().unwrap()));
+        settings.stay_off(&[]);
+        let texts = |settings: &Settings| settings.routes.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&settings), ["100.64.0.0/11", "192.168.9.0/24"]);
+        settings.stay_off(&["192.168.9.5:7551".parse().unwrap()]);
+        assert_eq!(texts(&settings), ["100.64.0.0/11"]);
     }
 }

@@ -23,9 +23,11 @@ pub(super) enum Loss {
     InvalidFrame,
     /// The host forwards, or uses an address that peers do not know as this device's.
     ForeignSource,
+    /// A peer has sent it to an address that is not this device's, nor of what it carries.
+    ForeignDestination,
 }
 
-const LOSSES: [(Loss, &str); 9] = [
+const LOSSES: [(Loss, &str); 10] = [
     (Loss::TunReceive, "tun_receive_failed"),
     (Loss::TunSend, "tun_send_failed"),
     (Loss::UdpReceive, "udp_receive_failed"),
@@ -35,6 +37,7 @@ const LOSSES: [(Loss, &str); 9] = [
     (Loss::StreamFull, "stream_full"),
     (Loss::InvalidFrame, "invalid_frame"),
     (Loss::ForeignSource, "foreign_source"),
+    (Loss::ForeignDestination, "foreign_destination"),
 ];
 
 /// A number that one thread counts and others read: no more than a plain addition.

@@ -37,6 +37,7 @@ use crate::{
 mod counters;
 mod lane;
 mod linger;
+mod local;
 mod shared;
 mod steering;
 mod streams;
@@ -89,6 +90,8 @@ pub struct PeerConfig {
     pub public_key: PublicKey,
     /// The addresses that the peer may send from and is sent to.
     pub virtual_addresses: Vec<IpAddr>,
+    /// Networks behind the peer, for which it forwards.
+    pub subnets: Vec<IpNet>,
     /// Where the peer may be reached, best first; may be empty if the peer will call.
     pub endpoints: Vec<SocketAddr>,
     /// Directors that the peer is attached to, and what it is called there, best first; none for a peer that is no
@@ -135,6 +138,13 @@ pub enum Command {
     UnknownKey(PublicKey),
     /// Replaces this device's virtual addresses.
     SetLocalAddresses(Vec<IpAddr>),
+    /// Replaces what this device forwards for: packets from and to these pass as its own do.
+    SetCarried {
+        /// Virtual addresses of hosts without an agent.
+        addresses: Vec<IpAddr>,
+        /// Networks.
+        subnets: Vec<IpNet>,
+    },
     /// Opens a flow to a director, or renews it; `None` closes it, and its stream.
     SetDirector {
         /// Which director.

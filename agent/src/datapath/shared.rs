@@ -19,7 +19,7 @@ use muster_tunnel::{Ecn, Fragmentation, Hop, Transmit, Tunnel};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 use tokio::sync::mpsc;
 
-use super::{Event, Offloads, Snapshot, lane::Lane, streams::Streams, traffic, translate};
+use super::{Event, Offloads, Snapshot, lane::Lane, local::LocalAddresses, streams::Streams, traffic, translate};
 use crate::{
     directors::flow::{FlowEvent, Flows},
     udp::{Run, Sent, TooBig},
@@ -48,7 +48,7 @@ pub(super) struct Core {
     /// To directors.
     pub(super) flows: Flows,
     flow_events: VecDeque<FlowEvent>,
-    pub(super) local_addresses: Vec<IpAddr>,
+    pub(super) local_addresses: LocalAddresses,
     pub(super) pools: Vec<IpNet>,
     events: mpsc::Sender<Event>,
     /// The latest time that the core was told.
@@ -169,7 +169,7 @@ impl Core {
             tunnel,
             flows: Flows::new(),
             flow_events: VecDeque::new(),
-            local_addresses,
+            local_addresses: LocalAddresses::new(local_addresses),
             pools,
             events,
             now,

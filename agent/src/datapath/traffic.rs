@@ -234,7 +234,12 @@ fn open(
                 core.tunnel.finish_receive(opening, source, ecn, message, now)
             {
                 let len = packet.len();
-                tun.push(octets, start..start + len);
+                if core.local_addresses.is_destination(packet) {
+                    tun.push(octets, start..start + len);
+                } else {
+                    // The host may be a router, but not for peers.
+                    lane.counters.lose(Loss::ForeignDestination);
+                }
             }
         }
     })?;

@@ -26,10 +26,11 @@ pub(super) fn key(key: PublicKey) -> muster_tunnel::PublicKey {
 
 /// Leaves out endpoints in `pools`: the way to them would lead through the tunnel itself.
 pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConfig {
-    let PeerConfig { public_key, virtual_addresses, mut endpoints, relays, keepalive, cipher } = peer;
+    let PeerConfig { public_key, virtual_addresses, subnets, mut endpoints, relays, keepalive, cipher } = peer;
     endpoints.retain(|endpoint| is_outside(*endpoint, pools) && !virtual_addresses.contains(&endpoint.ip()));
     muster_tunnel::PeerConfig {
         virtual_addresses,
+        subnets,
         endpoints,
         relays,
         persistent_keepalive: keepalive,
@@ -138,6 +139,7 @@ mod tests {
         let config = PeerConfig {
             public_key: [1; 32],
             virtual_addresses: vec!["10.0.0.1".parse().expect("an address")],
+            subnets: vec![],
             endpoints: [
                 "192.0.2.1:51820",
                 "100.64.0.9:51820",

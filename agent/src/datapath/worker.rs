@@ -239,7 +239,8 @@ impl Core {
             }
             Command::NoSuchDevice(address) => self.tunnel.no_such_device(address, now),
             Command::UnknownKey(key) => self.tunnel.unknown_key(translate::key(key), now),
-            Command::SetLocalAddresses(addresses) => self.local_addresses = addresses,
+            Command::SetLocalAddresses(addresses) => self.local_addresses.set_own(addresses),
+            Command::SetCarried { addresses, subnets } => self.local_addresses.carry(addresses, subnets),
             Command::SetDirector { id, attachment: Some(attachment) } => {
                 let attachment = translate::attachment(attachment, &self.pools);
                 self.flows.attach(id, attachment, now);

@@ -29,6 +29,10 @@ pub const MTU_DEFAULT: u32 = 1420;
 /// The MTU that fits into Ethernet's largest usual frames, of 9000.
 pub const MTU_JUMBO: u32 = 8920;
 
+/// Metric of routes to networks that are not the device's own pools: a host that is in such a network itself, and so has
+/// a route to it with a lower metric, goes on to use that.
+const SUBNET_METRIC: u32 = 30_000;
+
 /// What the tunnel adds to a packet: IPv6 (40), UDP (8) and WireGuard (32) headers.
 pub const MTU_OVERHEAD: u32 = 80;
 
@@ -259,7 +263,8 @@ impl Interface {
             }
         }
         for route in missing {
-            match netlink.add_route(*index, route, source(&route), PROTOCOL).await {
+            let metric = if sources.iter().any(|s| route.contains(s)) { 0 } else { SUBNET_METRIC };
+            match netlink.add_route(*index, route, source(&route), metric, PROTOCOL).await {
                 // The host's own route to exactly this pool is left alone, and is among the warnings.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 result => result.map_err(failed(format!("route {route} to interface {name}")))?,

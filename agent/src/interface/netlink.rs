@@ -208,6 +208,7 @@ impl Netlink {
         link: u32,
         destination: IpNet,
         source: Option<IpAddr>,
+        metric: u32,
         protocol: u8,
     ) -> io::Result<()> {
         let invalid = |e| io::Error::new(io::ErrorKind::InvalidInput, e);
@@ -216,6 +217,9 @@ impl Netlink {
             .map_err(invalid)?
             .output_interface(link)
             .protocol(RouteProtocol::Other(protocol));
+        if metric != 0 {
+            route = route.priority(metric);
+        }
         if let Some(source) = source {
             route = route.pref_source(source).map_err(invalid)?;
         }

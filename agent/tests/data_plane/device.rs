@@ -101,6 +101,7 @@ impl Device {
         PeerConfig {
             public_key: self.public_key,
             virtual_addresses: virtual_addresses(self.number),
+            subnets: vec![],
             endpoints,
             relays: vec![],
             keepalive: None,

@@ -115,6 +115,7 @@ impl<'a> Machine<'a> {
         PeerConfig {
             public_key: public_key(PRIVATE_KEY),
             virtual_addresses: virtual_addresses(3),
+            subnets: vec![],
             ..self.device.as_peer(vec!["10.9.0.2:51820".parse().expect("an address")])
         }
     }

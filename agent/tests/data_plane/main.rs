@@ -18,6 +18,7 @@ mod path_mtu;
 mod ping;
 mod private_addresses;
 mod relayed;
+mod site;
 mod stream;
 mod threads;
 mod tun;

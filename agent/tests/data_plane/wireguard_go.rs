@@ -88,6 +88,7 @@ impl WireGuardGo {
         PeerConfig {
             public_key: public_key(PRIVATE_KEY),
             virtual_addresses: virtual_addresses(3),
+            subnets: vec![],
             ..device.as_peer(vec!["10.9.0.2:51820".parse().expect("an address")])
         }
     }

@@ -151,6 +151,7 @@ impl World {
             public_key: *private_key.public_key().as_bytes(),
             agent_version: "sim".into(),
             accepts_aes: aes,
+            offer: Default::default(),
             registrar: disk.registrar,
             config: disk.config,
             peers: disk.peers,

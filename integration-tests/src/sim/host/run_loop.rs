@@ -178,6 +178,7 @@ impl World {
                         tunnel.unknown_key(muster_tunnel::PublicKey::from_bytes(key), now);
                     }
                     datapath::Command::SetLocalAddresses(_)
+                    | datapath::Command::SetCarried { .. }
                     | datapath::Command::SetDirector { .. }
                     | datapath::Command::SetStream { .. } => {}
                 }

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{self, Config},
-    control::Settings,
+    control::{Proxied, Settings},
     datapath::{Command, Datapath, DatapathConfig, Event, Handle},
     host_dns::{self, HostDns},
     interface::{self, Interface, InterfaceConfig},
@@ -47,6 +47,8 @@ pub struct Host {
     site: Site,
     /// Why nothing is forwarded for the site; empty while it is, or there is nothing to forward.
     site_error: String,
+    /// Hosts that the log has said to be refused.
+    refused: Vec<Proxied>,
 }
 
 /// What a host tells once it is configured for the first time.
@@ -105,6 +107,7 @@ impl Host {
             host_dns: None,
             site,
             site_error: String::new(),
+            refused: Vec::new(),
         })
     }
 
@@ -167,6 +170,13 @@ impl Host {
     /// are reloaded.
     pub async fn update_site(&mut self) {
         let Some(settings) = &self.settings else { return };
+        let refused: Vec<Proxied> =
+            settings.proxied.iter().filter(|host| !host.refused.is_empty()).cloned().collect();
+        for host in refused.iter().filter(|host| !self.refused.contains(host)) {
+            let Proxied { name, lan_address, refused: reason, .. } = host;
+            tracing::warn!(name, %lan_address, reason, "the registrar does not let this device speak for a host");
+        }
+        self.refused = refused;
         let carried = Carried::new(settings);
         let error = match self.site.update(&carried).await {
             Ok(()) => String::new(),

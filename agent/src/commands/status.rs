@@ -6,7 +6,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
 use muster_common::time::Timestamp;
 use muster_proto::agent::{
-    DatapathStatus, DirectorStatus, GetStatusRequest, GetStatusResponse, PeerStatus, TrafficCounter,
+    DatapathStatus, DirectorStatus, GetStatusRequest, GetStatusResponse, PeerStatus, ProxiedHostStatus,
+    TrafficCounter,
 };
 
 use super::{
@@ -210,6 +211,15 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     for of in &status.directors {
         row("Director", director(of));
     }
+    for host in &status.proxied_hosts {
+        row("Speaks for", proxied(host));
+    }
+    for subnet in &status.site_subnets {
+        row("Subnet", format!("{}, {}", subnet.subnet, subnet.state));
+    }
+    if !status.site_error.is_empty() {
+        row("Site", format!("nothing is forwarded: {}", status.site_error));
+    }
     if let Some(resolver) = &status.resolver {
         let upstream = resolver.upstream.join(", ");
         row(
@@ -247,6 +257,16 @@ fn director(status: &DirectorStatus) -> String {
         ("none", "") => format!("{name} ({role}), not attached"),
         ("none", error) => format!("{name} ({role}), not reached: {error}"),
         (transport, _) => format!("{name} ({role}), {}over {transport}", time.unwrap_or_default()),
+    }
+}
+
+/// Such as `printer (192.168.7.9) at 100.64.3.3`.
+fn proxied(host: &ProxiedHostStatus) -> String {
+    let ProxiedHostStatus { name, lan_address, virtual_ipv4, virtual_ipv6, refused } = host;
+    match (virtual_ipv4.as_str(), virtual_ipv6.as_str(), refused.as_str()) {
+        ("", "", "") => format!("{name} ({lan_address}), not known to the registrar yet"),
+        (_, _, refused) if !refused.is_empty() => format!("{name} ({lan_address}), refused: {refused}"),
+        ("", address, _) | (address, _, _) => format!("{name} ({lan_address}) at {address}"),
     }
 }
 
@@ -307,7 +327,10 @@ fn octets(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::{admin::Endpoint, agent::RegistrarStatus};
+    use muster_proto::{
+        admin::Endpoint,
+        agent::{RegistrarStatus, SiteSubnetStatus},
+    };
 
     use super::*;
 
@@ -464,6 +487,33 @@ mod tests {
             assert!(text.contains(line), "{text}");
         }
         assert!(text.contains("relay   d1"), "{text}");
+    }
+
+    #[test]
+    fn what_a_device_speaks_for_is_told() {
+        let host = |refused: &str, virtual_ipv4: &str| ProxiedHostStatus {
+            name: "printer".into(),
+            lan_address: "192.168.7.9".into(),
+            virtual_ipv4: virtual_ipv4.into(),
+            refused: refused.into(),
+            ..ProxiedHostStatus::default()
+        };
+        let status = GetStatusResponse {
+            proxied_hosts: vec![host("", "100.64.3.3"), host("no", ""), host("", "")],
+            site_subnets: vec![SiteSubnetStatus { subnet: "192.168.7.0/24".into(), state: "standby".into() }],
+            site_error: "no nft".into(),
+            ..GetStatusResponse::default()
+        };
+        let text = table(&status, Timestamp::from_epoch(Duration::from_secs(10)));
+        for line in [
+            "Speaks for   printer (192.168.7.9) at 100.64.3.3",
+            "printer (192.168.7.9), refused: no",
+            "printer (192.168.7.9), not known to the registrar yet",
+            "Subnet       192.168.7.0/24, standby",
+            "Site         nothing is forwarded: no nft",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

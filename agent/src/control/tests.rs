@@ -10,6 +10,7 @@ use muster_proto::{
 
 mod ciphers;
 mod directors;
+mod site;
 mod registrar;
 
 use super::*;

@@ -4,13 +4,18 @@ use std::net::SocketAddr;
 
 use muster_proto::registration::{DeviceConfig, Peer};
 
-use super::{Control, DirectorView, PeerInfo, RegistrarStatus, Settings, connection::Link};
+use super::{Control, DirectorView, Offer, PeerInfo, RegistrarStatus, Settings, connection::Link};
 use crate::datapath::PublicKey;
 
 impl Control {
     /// The configuration in use, as it was received.
     pub fn config(&self) -> Option<&DeviceConfig> {
         self.config.as_ref()
+    }
+
+    /// What this host offers to the network.
+    pub fn site_offer(&self) -> &Offer {
+        &self.start.offer
     }
 
     /// The settings in use.

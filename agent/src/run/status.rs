@@ -8,7 +8,7 @@ use crate::{
     control::{DirectorView, PeerInfo},
     local_api::{endpoint, proto_duration, timestamp},
     netcheck::{Director, Surroundings},
-    port_mapping,
+    port_mapping, site,
 };
 
 impl Agent {
@@ -54,6 +54,10 @@ impl Agent {
         status.directors = self.control.directors().iter().map(director).collect();
         status.reflexive_endpoints = self.control.reflexive_endpoints().into_iter().map(endpoint).collect();
         status.peers = self.control.peers().map(peer).collect();
+        let (offer, settings) = (self.control.site_offer(), self.control.settings());
+        status.proxied_hosts = site::status::hosts(offer, settings);
+        status.site_subnets = site::status::subnets(offer, settings);
+        self.host.site_error().clone_into(&mut status.site_error);
         status
     }
 }

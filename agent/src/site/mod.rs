@@ -21,6 +21,7 @@ use crate::{
 
 mod forwarding;
 mod rules;
+pub mod status;
 
 /// File in the state directory that says what forwarding has been switched on.
 const STATE_FILE: &str = "forwarding";

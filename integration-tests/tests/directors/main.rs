@@ -1,6 +1,7 @@
 //! Directors at work in networks of real routers: packets arrive where no direct path can be, and nobody on the way reads
 //! them.
 
+mod asleep;
 mod bad;
 mod blocked;
 mod first;
@@ -9,6 +10,7 @@ mod heal;
 mod life;
 mod many;
 mod matrix;
+mod metrics;
 mod netcheck;
 mod port_mapping;
 mod roam;

@@ -1,7 +1,11 @@
 //! What hosts send each other while something happens: pings, of which none may be lost, and TCP transfers, whose octets
 //! are compared.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use muster_integration_tests::{Host, Process, Result, expect, process::wait_for};
 use rustix::process::Signal;
@@ -31,16 +35,14 @@ pub(crate) struct Pinged {
 }
 
 impl Pings {
-    /// A hundred a second to the device called `name`.
+    /// A hundred a second to the device called `name`. (More than that is not to be had of `ping`.)
     pub(crate) fn start(host: &Host, name: &str) -> Result<Self> {
-        Self::every(host, name, "0.01")
-    }
-
-    /// One each `interval`, which is in seconds.
-    pub(crate) fn every(host: &Host, name: &str, interval: &str) -> Result<Self> {
+        // Each has a log of its own.
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let mut ping = host.command("sh");
-        ping.args(["-ec", &format!("exec ping -D -i {interval} $(dig +short {name}.net.example)")]);
-        host.spawn(&format!("ping-{name}"), ping).map(Self)
+        ping.args(["-ec", &format!("exec ping -D -i 0.01 $(dig +short {name}.net.example)")]);
+        host.spawn(&format!("ping-{number}-{name}"), ping).map(Self)
     }
 
     /// How many answers there were.

@@ -146,6 +146,9 @@ impl Metrics {
         registry.register("peer_paths", "Peers held, by the path in use", self.peer_paths.clone());
         let changes = "Paths of peers that have become direct, or relayed again";
         registry.register("path_changes", changes, self.path_changes.clone());
+        for to in [Path::Direct, Path::Relay] {
+            drop(self.path_changes.get_or_create(&ChangeLabels { to: to.as_str() }));
+        }
         let mapping = "1 for the protocol by which the gateway maps a port to the tunnel";
         registry.register("port_mapping", mapping, self.port_mapping.clone());
     }

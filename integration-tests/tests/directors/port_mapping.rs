@@ -133,7 +133,7 @@ fn symmetric_nats_are_passed_where_one_maps_a_port() {
 #[test]
 fn a_gateway_is_asked_by_upnp_and_again_when_it_is_another() {
     scenario("port mapping by UPnP", |lab| {
-        let mut internet = Internet::new(lab, 1)?;
+        let mut internet = Internet::new(lab, 2)?;
         let site = internet.site("alice", PortRestricted)?;
         let router = site.routers[0].host().clone();
         let daemon = miniupnpd(&router, "enable_natpmp=no\nenable_upnp=yes")?;
@@ -196,6 +196,12 @@ fn a_gateway_with_nat_pmp_alone_will_do_and_one_with_nothing_does_no_harm() {
             "a mapping of UDP was asked for",
             &daemon.log(),
         )?;
+        // A router that has restarted has forgotten it, and directors see other addresses.
+        alice.site.rebind()?;
+        wait_for("the gateway to be asked again", PATIENCE, || {
+            let log = daemon.log();
+            if log.contains("map 1 7551 7777 7200") { Ok(()) } else { Err(log) }
+        })?;
         alice.agent.stop()?;
         expect(daemon.log().contains("map 1 7551 0 0"), "it was given back", &daemon.log())?;
 

@@ -1,0 +1,4 @@
+//! Hosts without an agent, and subnets, behind an agent that speaks for them.
+
+mod carried;
+mod lan;

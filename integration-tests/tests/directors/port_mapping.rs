@@ -140,6 +140,15 @@ fn a_gateway_is_asked_by_upnp_and_again_when_it_is_another() {
         let agent = internet.agent(&site.host, PortRestricted)?;
         let alice = Joined { site, agent };
         wait_mapped(&alice, &router, "upnp")?;
+        // Another host behind it gets another port.
+        let (_, twin) = internet.beside(&alice.site, "twin")?;
+        wait_for("a port for the other host", PATIENCE, || {
+            let found = netcheck(&twin).map_err(|e| e.to_string())?;
+            let external = found.pointer("/portMapping/external");
+            let is = |key: &str| external.and_then(|external| external.get(key)).cloned().unwrap_or_default();
+            let is_another = is("address") == OUTSIDE && is("port").as_u64().is_some_and(|port| port != 7551);
+            if is_another { Ok(()) } else { Err(format!("{found:#}")) }
+        })?;
         // Without a gateway there is no mapping, and no gateway is asked; when it is back, it is asked at once.
         let address = alice.site.host.sh("ip -4 route show default")?;
         alice.site.host.sh("ip route del default")?;

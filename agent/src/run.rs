@@ -24,6 +24,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+mod arrivals;
 mod ending;
 mod names;
 mod readiness;
@@ -31,6 +32,7 @@ mod registrar;
 mod relays;
 mod status;
 
+use self::arrivals::{change, completion, mapping, receive};
 use crate::{
     config::Config,
     control::{self, Action, Control, Persist, Start, Validity},
@@ -466,34 +468,6 @@ fn alive(event: Option<Event>) -> anyhow::Result<Event> {
         None => "its thread is gone; look for a panic above".to_owned(),
     };
     anyhow::bail!("the data plane has ended: {reason}\nremedy: restart the agent")
-}
-
-/// The next of what comes, if anything can.
-async fn receive<T>(receiver: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
-    match receiver {
-        Some(receiver) => receiver.recv().await,
-        None => None,
-    }
-}
-
-/// What the gateway maps to the tunnel, once that has changed.
-async fn mapping(port_mapping: &mut Option<PortMapping>) -> Option<SocketAddr> {
-    match port_mapping {
-        Some(port_mapping) => port_mapping.changed().await,
-        None => None,
-    }
-}
-
-/// The next change, if there can be any.
-async fn change(receiver: &mut Option<watch::Receiver<u64>>) -> Option<()> {
-    receiver.as_mut()?.changed().await.ok()
-}
-
-/// What comes once.
-async fn completion<T>(receiver: &mut Option<oneshot::Receiver<T>>) -> Option<T> {
-    let outcome = receiver.as_mut()?.await.ok();
-    *receiver = None;
-    outcome
 }
 
 #[cfg(test)]

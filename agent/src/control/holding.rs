@@ -62,10 +62,7 @@ impl Control {
     }
 
     pub(super) fn handle_wanted(&mut self, by: LookupBy, now: Instant) {
-        let held = match by {
-            LookupBy::Address(address) => self.peers.by_address(address),
-            LookupBy::PublicKey(key) => self.peers.by_key(&key),
-        };
+        let held = self.holder(by);
         if let Some(info) = held.and_then(|uid| self.peers.get(uid)) {
             let (uid, config) = (info.message.device_uid.clone(), info.config.clone());
             self.peers.touch(&uid);
@@ -80,6 +77,14 @@ impl Control {
             self.want(by, true, now);
         } else {
             self.answer_negative(by);
+        }
+    }
+
+    /// Uid of the peer held that a lookup by `by` would find.
+    pub(super) fn holder(&self, by: LookupBy) -> Option<&str> {
+        match by {
+            LookupBy::Address(address) => self.peers.by_address(address),
+            LookupBy::PublicKey(key) => self.peers.by_key(&key),
         }
     }
 
@@ -98,10 +103,7 @@ impl Control {
 
     /// There is no such device; if it was held, it is hidden or gone by now.
     pub(super) fn not_found(&mut self, by: LookupBy, awaited: bool, now: Instant) {
-        let held = match by {
-            LookupBy::Address(address) => self.peers.by_address(address),
-            LookupBy::PublicKey(key) => self.peers.by_key(&key),
-        };
+        let held = self.holder(by);
         if let Some(uid) = held.map(str::to_owned) {
             match by {
                 // An address of a network behind it says nothing of the peer itself.

@@ -131,7 +131,13 @@ impl Control {
                 let own = peer.device_uid == self.start.device_uid;
                 match PeerInfo::new(*peer, self.start.accepts_aes) {
                     _ if outdated => self.want(by, awaited, now),
-                    Ok(info) if !own && is_it(&info, by) => self.put(info, Reason::Lookup, now),
+                    Ok(info) if !own && is_it(&info, by) => {
+                        self.put(info, Reason::Lookup, now);
+                        // What is held may be newer than the answer, and say otherwise.
+                        if awaited && self.holder(by).is_none() {
+                            self.answer_negative(by);
+                        }
+                    }
                     Ok(_) => self.not_found(by, awaited, now),
                     Err(error) => {
                         tracing::debug!(%error, "a lookup found a peer that cannot be used");

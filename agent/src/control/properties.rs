@@ -2,17 +2,17 @@
 //! consistent, removed peers stay removed, the registrar knows which Services are held, and the same seed gives the same
 //! actions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_common::time::Instant;
 use muster_proto::registration::{
-    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RegisterResponse, ServiceChanged,
+    self, Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RegisterResponse, ServiceChanged,
     SessionResponse, session_request, session_response::Message,
 };
 use proptest::{collection::vec, prelude::*};
 
 use super::{
-    tests::{address, at, config, peer, start},
+    tests::{address, at, config, start},
     *,
 };
 use crate::datapath::Event;
@@ -36,6 +36,8 @@ enum Input {
     NotFound,
     LookupUnavailable,
     WantAddress(u8),
+    /// An address in a subnet that some peers carry at some revisions.
+    WantInside(u8),
     WantKey(u8),
     Idle(u8),
     Down(u8),
@@ -67,6 +69,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => Just(Input::NotFound),
         1 => Just(Input::LookupUnavailable),
         3 => n.clone().prop_map(Input::WantAddress),
+        2 => n.clone().prop_map(Input::WantInside),
         2 => n.clone().prop_map(Input::WantKey),
         1 => n.clone().prop_map(Input::Idle),
         1 => n.clone().prop_map(Input::Down),
@@ -79,6 +82,22 @@ fn input() -> impl Strategy<Value = Input> {
     ]
 }
 
+/// Subnets move from peer to peer, as an address does, too.
+fn peer(n: u8, revision: u64) -> registration::Peer {
+    let mut peer = tests::peer(n, revision);
+    match (u64::from(n) + revision) % 4 {
+        0 => peer.subnets = vec![format!("192.168.{}.0/24", n % 2)],
+        1 => peer.subnets = vec!["192.168.0.0/24".into(), "192.168.0.0/16".into()],
+        2 => peer.virtual_addresses.push(address(100 + n % 2).to_string()),
+        _ => {}
+    }
+    peer
+}
+
+fn inside(n: u8) -> IpAddr {
+    IpAddr::from([192, 168, n % 3, n])
+}
+
 /// Plays `inputs`, checks what must hold after each, and returns all actions.
 fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
     let mut control = Control::new(start(), seed, at(0));
@@ -86,7 +105,7 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
     // Lookups under way, with the peers that have been removed since each was sent.
     let mut lookups: Vec<(u64, LookupBy, BTreeSet<u8>)> = Vec::new();
     // What the data plane would hold, and what it waits for.
-    let (mut plane, mut awaited) = (BTreeSet::new(), BTreeSet::new());
+    let (mut plane, mut awaited) = (BTreeMap::new(), BTreeSet::new());
     // What the resolver holds names of, what the registrar knows of that, and what is to be forgotten.
     let (mut resolver, mut registrar, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for input in inputs {
@@ -107,7 +126,9 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
                 control.handle_certificate(validity, civil, now);
             }
             Input::Registered(ok) => {
-                let answer = RegisterResponse { config: Some(config()) };
+                let mut config = config();
+                config.routes.push("192.168.0.0/16".into());
+                let answer = RegisterResponse { config: Some(config) };
                 let failure = Failure::Unavailable(String::new());
                 control.handle_registered(attempt, if ok { Ok(answer) } else { Err(failure) }, now);
             }
@@ -166,6 +187,10 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
                 awaited.insert(LookupBy::Address(address(n)));
                 control.handle_datapath(&Event::LookupAddress(address(n)), now);
             }
+            Input::WantInside(n) => {
+                awaited.insert(LookupBy::Address(inside(n)));
+                control.handle_datapath(&Event::LookupAddress(inside(n)), now);
+            }
             Input::WantKey(n) => {
                 awaited.insert(LookupBy::PublicKey([n; 32]));
                 control.handle_datapath(&Event::LookupKey([n; 32]), now);
@@ -214,18 +239,25 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
                 Action::Send(request) => tell(&mut registrar, request, &mut changed),
                 Action::ForgetServices(services) => services.iter().for_each(|s| _ = changed.remove(s)),
                 Action::Datapath(Command::AddPeer(p) | Command::UpdatePeer(p)) => {
-                    plane.insert(p.public_key);
+                    plane.insert(p.public_key, p.clone());
                     awaited.remove(&LookupBy::PublicKey(p.public_key));
-                    p.virtual_addresses.iter().for_each(|a| _ = awaited.remove(&LookupBy::Address(*a)));
+                    awaited.retain(|by| match by {
+                        LookupBy::Address(a) => {
+                            !(p.virtual_addresses.contains(a) || p.subnets.iter().any(|s| s.contains(a)))
+                        }
+                        LookupBy::PublicKey(_) => true,
+                    });
                 }
-                Action::Datapath(Command::RemovePeer(key)) => assert!(plane.remove(key), "not held"),
+                Action::Datapath(Command::RemovePeer(key)) => {
+                    assert!(plane.remove(key).is_some(), "not held");
+                }
                 Action::Datapath(Command::NoSuchDevice(a)) => drop(awaited.remove(&LookupBy::Address(*a))),
                 Action::Datapath(Command::UnknownKey(k)) => drop(awaited.remove(&LookupBy::PublicKey(*k))),
                 _ => {}
             }
             trace.push(action);
         }
-        let held: BTreeSet<_> = control.peers().map(|p| p.config.public_key).collect();
+        let held: BTreeMap<_, _> = control.peers().map(|p| (p.config.public_key, p.config.clone())).collect();
         assert_eq!(held, plane, "data plane and core hold the same");
         assert!(control.poll_timeout().is_some() || control.is_connected(), "nothing to wait for");
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use ipnet::IpNet;
 use muster_common::{telemetry, tls::Credentials};
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
@@ -47,6 +48,8 @@ pub struct Host {
     site: Site,
     /// Why nothing is forwarded for the site; empty while it is, or there is nothing to forward.
     site_error: String,
+    /// What the data plane has been told of it.
+    carried: (Vec<IpAddr>, Vec<IpNet>),
     /// Hosts that the log has said to be refused.
     refused: Vec<Proxied>,
 }
@@ -107,6 +110,7 @@ impl Host {
             host_dns: None,
             site,
             site_error: String::new(),
+            carried: Default::default(),
             refused: Vec::new(),
         })
     }
@@ -188,8 +192,12 @@ impl Host {
             }
             self.site_error = error;
         }
-        let addresses = settings.proxied_addresses();
-        self.tell(Command::SetCarried { addresses, subnets: carried.subnets }).await;
+        let told = (settings.proxied_addresses(), carried.subnets);
+        if told != self.carried {
+            let (addresses, subnets) = told.clone();
+            self.tell(Command::SetCarried { addresses, subnets }).await;
+            self.carried = told;
+        }
     }
 
     /// Why nothing is forwarded for the site; empty while it is, or there is nothing to forward.

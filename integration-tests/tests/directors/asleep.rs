@@ -1,4 +1,5 @@
-//! A host that sleeps until its NAT and its director have forgotten it is reached again when it wakes up.
+//! A host that sleeps until its NAT and its director have forgotten it is reached again when it wakes up. Meanwhile there
+//! is time for those that roam.
 
 use std::time::Duration;
 
@@ -7,16 +8,25 @@ use muster_integration_tests::{Result, expect, nat::Kind, process::wait_for, sce
 use rustix::process::Signal;
 
 use crate::{
-    roam::wait_path,
-    site::{Internet, Joined},
+    roam::{self, wait_path},
+    site::{Internet, Joined, together},
     traffic::reaches,
 };
 
 /// A director forgets addresses after a minute.
 const SLEEP: Duration = Duration::from_secs(70);
 
-/// To be run beside others: it takes longer than a minute.
-pub(crate) fn a_host_that_wakes_up_is_reached() {
+#[test]
+fn hosts_sleep_and_move() {
+    together(&[
+        a_host_that_wakes_up_is_reached,
+        roam::transfers_survive_other_addresses_and_interfaces,
+        roam::transfers_survive_a_nat_that_forgets,
+        roam::a_lost_introduction_costs_a_few_seconds,
+    ]);
+}
+
+fn a_host_that_wakes_up_is_reached() {
     scenario("sleep", |lab| {
         let mut internet = Internet::new(lab, 1)?;
         let (alice, bob) = (internet.host("alice", Kind::Open)?, internet.host("bob", Kind::Symmetric)?);

@@ -8,7 +8,7 @@ use muster_integration_tests::{
 };
 
 use crate::{
-    site::{Internet, Joined},
+    site::{Internet, Joined, together},
     traffic::{Pings, reaches},
 };
 
@@ -39,6 +39,15 @@ pub(crate) fn two_hosts(lab: &Lab) -> Result<(Internet<'_>, Joined, Joined, Dire
 }
 
 #[test]
+fn directors_come_and_go_and_nats_forget() {
+    together(&[
+        a_director_that_drains_loses_no_packet,
+        a_director_that_dies_is_replaced_within_seconds,
+        directors_do_without_registrars,
+        a_nat_that_forgets_is_found_out,
+    ]);
+}
+
 fn a_director_that_drains_loses_no_packet() {
     scenario("draining director", |lab| {
         let (_internet, alice, _bob, mut home, other) = two_hosts(lab)?;
@@ -52,7 +61,6 @@ fn a_director_that_drains_loses_no_packet() {
     });
 }
 
-#[test]
 fn a_director_that_dies_is_replaced_within_seconds() {
     scenario("dying director", |lab| {
         let (_internet, alice, _bob, mut home, _other) = two_hosts(lab)?;
@@ -66,7 +74,6 @@ fn a_director_that_dies_is_replaced_within_seconds() {
     });
 }
 
-#[test]
 fn directors_do_without_registrars() {
     scenario("directors without registrar", |lab| {
         let (mut internet, alice, _bob, mut home, mut other) = two_hosts(lab)?;
@@ -86,7 +93,6 @@ fn directors_do_without_registrars() {
     });
 }
 
-#[test]
 fn a_nat_that_forgets_is_found_out() {
     scenario("rebinding NATs", |lab| {
         let (_internet, alice, bob, _home, _other) = two_hosts(lab)?;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use muster_integration_tests::{Host, Result, expect, nat::Kind, process::wait_for, scenario};
 
 use crate::{
-    asleep::a_host_that_wakes_up_is_reached,
     site::{Internet, Joined},
     traffic::{Pings, Transfer, reaches},
 };
@@ -42,23 +41,7 @@ fn survives(what: &str, port: u16, a: &Host, b: &Host, change: impl FnOnce() -> 
     expect(pinged.gap < GAP, "pings stay away for a moment only", &format!("{what}: {pinged:?}"))
 }
 
-/// These have little to do and much to wait for.
-#[test]
-fn hosts_move_and_sleep() {
-    let scenarios = [
-        transfers_survive_other_addresses_and_interfaces,
-        transfers_survive_a_nat_that_forgets,
-        a_lost_introduction_costs_a_few_seconds,
-        a_host_that_wakes_up_is_reached,
-    ];
-    std::thread::scope(|scope| {
-        for scenario in scenarios {
-            scope.spawn(scenario);
-        }
-    });
-}
-
-fn transfers_survive_other_addresses_and_interfaces() {
+pub(crate) fn transfers_survive_other_addresses_and_interfaces() {
     scenario("roaming", |lab| {
         let mut internet = Internet::new(lab, 1)?;
         let alice = internet.host("alice", Kind::Open)?;
@@ -82,7 +65,7 @@ fn transfers_survive_other_addresses_and_interfaces() {
     });
 }
 
-fn transfers_survive_a_nat_that_forgets() {
+pub(crate) fn transfers_survive_a_nat_that_forgets() {
     scenario("rebinding in mid-transfer", |lab| {
         let mut internet = Internet::new(lab, 1)?;
         for (n, kind, path) in [(0, Kind::PortRestricted, "direct"), (1, Kind::Symmetric, "relay")] {
@@ -98,7 +81,7 @@ fn transfers_survive_a_nat_that_forgets() {
     });
 }
 
-fn a_lost_introduction_costs_a_few_seconds() {
+pub(crate) fn a_lost_introduction_costs_a_few_seconds() {
     scenario("lost introduction", |lab| {
         let mut internet = Internet::new(lab, 1)?;
         let (alice, bob) = (internet.host("alice", Kind::Symmetric)?, internet.host("bob", Kind::Symmetric)?);

@@ -103,3 +103,12 @@ fn plugged(lab: &Lab, switch: &Switch, name: &str, number: u8) -> Result<Host> {
 pub(crate) fn failed(what: &str, error: &(impl ToString + ?Sized)) -> LabError {
     LabError::Command { command: what.into(), reason: error.to_string() }
 }
+
+/// Runs scenarios at the same time that have little to do and much to wait for.
+pub(crate) fn together(scenarios: &[fn()]) {
+    std::thread::scope(|scope| {
+        for scenario in scenarios {
+            scope.spawn(scenario);
+        }
+    });
+}

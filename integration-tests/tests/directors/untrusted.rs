@@ -118,20 +118,18 @@ fn an_agent_that_lies_about_its_addresses_hurts_itself_alone() {
         })?;
         reaches(&alice.site.host, "carol")?;
         let others = Pings::start(&alice.site.host, "carol")?;
-        for _ in 0..2 {
-            for from in [&alice, &carol] {
-                reaches(&from.site.host, "liar")?;
-                let pings = Pings::start(&from.site.host, "liar")?;
-                pings.more(400)?;
-                let pinged = pings.end()?;
-                expect(pinged.lost * 20 < pinged.sent, "even it is reached", &format!("{pinged:?}"))?;
-            }
+        for from in [&alice, &carol] {
+            reaches(&from.site.host, "liar")?;
+            let pings = Pings::start(&from.site.host, "liar")?;
+            pings.more(400)?;
+            let pinged = pings.end()?;
+            expect(pinged.lost * 20 < pinged.sent, "even it is reached", &format!("{pinged:?}"))?;
         }
         let got = counted(&victim)?;
-        eprintln!("of 1600 pings and their sessions, the victim got {got:?} datagrams and octets");
+        eprintln!("of 800 pings and their sessions, the victim got {got:?} datagrams and octets");
         // Probes to two addresses, from two hosts, now and then.
         expect(got.0 > 0, "the lie is believed as far as a probe", "it is not")?;
-        expect(got.0 < 120 && got.1 < 30_000, "the victim gets a trickle", &format!("{got:?}"))?;
+        expect(got.0 < 60 && got.1 < 15_000, "the victim gets a trickle", &format!("{got:?}"))?;
         let pinged = others.end()?;
         expect(pinged.lost == 0, "others lose nothing", &format!("{pinged:?}"))?;
         let path = alice.agent.path_to("liar")?.0;

@@ -1,5 +1,7 @@
 //! What must hold: after each operation, and, once everything has healed and had its time, of everybody.
 
+mod paths;
+
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use muster_agent::datapath;
@@ -44,7 +46,7 @@ impl World {
             let (wanted, in_flight) = running.control.lookups();
             must(in_flight <= wanted && wanted <= 256, || format!("h{h} has {wanted} lookups"))?;
         }
-        Ok(())
+        self.check_directors()
     }
 
     /// For how long a host has had a sound session at a registrar that knows of `revision`.
@@ -70,6 +72,7 @@ impl World {
             }
             self.start_registrar(r)?;
         }
+        self.heal_paths()?;
         for h in 0..self.hosts.len() {
             self.start_agent(h)?;
         }
@@ -175,7 +178,8 @@ impl World {
             let delivered = sent.iter().any(|id| self.model.was_delivered(*id));
             must(delivered, || format!("h{from} does not reach {to}: none of packets {sent:?} arrived"))?;
         }
-        self.send_all(&pairs, "with sessions up")
+        self.send_all(&pairs, "with sessions up")?;
+        self.check_paths(&pairs)
     }
 
     /// Sends a packet for each pair; all arrive.

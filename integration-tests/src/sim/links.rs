@@ -1,4 +1,4 @@
-//! The simulated network between hosts and registrars: delay, loss, duplicates, reordering (by delays that differ)
+//! The simulated network between hosts, registrars and directors: delay, loss, duplicates, reordering (by delays that differ)
 //! and partitions. What is between two parties is the same in both directions.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -13,6 +13,7 @@ pub(super) const MAX_DELAY: Duration = Duration::from_secs(1);
 pub(super) enum Node {
     Host(usize),
     Registrar(usize),
+    Director(usize),
 }
 
 /// The state of the network.
@@ -25,6 +26,8 @@ pub(super) struct Links {
     pub(super) duplicates: f64,
     /// Share of calls whose answer is lost, since the connection breaks.
     pub(super) broken: f64,
+    /// Share of introductions that never leave their registrar.
+    pub(super) mute: f64,
 }
 
 impl Links {

@@ -1,5 +1,7 @@
 //! What may happen at random: to hosts, registrars and the network, by operators and by an adversary.
 
+mod paths;
+
 use std::{net::IpAddr, net::SocketAddr, time::Duration};
 
 use muster_common::tls::SpkiHash;
@@ -9,11 +11,13 @@ use rand::RngExt as _;
 use uuid::Uuid;
 
 use super::{
-    Checked,
+    Checked, Scenario,
+    connections::Purpose,
     host::Joining,
+    internet::Place,
     links::Node,
     requests::{Enroll, Request},
-    world::{Event, Purpose, Token, World},
+    world::{Datagram, Event, Token, World},
 };
 
 impl World {
@@ -227,26 +231,30 @@ impl World {
         }
     }
 
-    fn part(&mut self, a: Node, b: Node) {
+    pub(super) fn part(&mut self, a: Node, b: Node) {
         self.note(format_args!("{a:?} and {b:?} are parted"));
         self.links.part(a, b);
-        if let (Node::Host(host), Node::Registrar(registrar)) = (a, b) {
+        if let (Node::Host(host), with @ (Node::Registrar(_) | Node::Director(_))) = (a, b) {
             if self.rng.random_bool(0.5) {
-                self.doom_all(|c| c.host == host && c.registrar == registrar);
+                self.doom_between(host, with);
             } else {
-                self.after(Duration::from_secs(30), Event::KeepAlive { host, registrar });
+                self.after(Duration::from_secs(30), Event::KeepAlive { host, with });
             }
         }
     }
 
     /// A host gets another private address: a new one, one that another host had before, or another port.
     fn relocate(&mut self, h: usize) -> Checked {
+        if self.scenario == Scenario::Paths {
+            let place = self.new_place(h);
+            return self.move_host(h, place);
+        }
         let [net, host] = [self.rng.random_range(0..8), self.rng.random_range(2..5)];
-        let address = SocketAddr::from(([10, 0, net, host], 7551));
-        if self.hosts.iter().any(|other| other.address == address) {
+        let place = Place::open(net, host);
+        if self.hosts.iter().any(|other| other.place == place) {
             return Ok(());
         }
-        self.move_host(h, address)
+        self.move_host(h, place)
     }
 
     fn resolve(&mut self, h: usize, r: usize) {
@@ -265,22 +273,23 @@ impl World {
                 return Ok(());
             }
             let n = self.rng.random_range(0..self.recorded.len());
-            let (mut from, mut to, mut octets) = self.recorded.swap_remove(n);
+            let mut sent = Datagram { origin: None, ..self.recorded.swap_remove(n) };
             match self.rng.random_range(0..4) {
-                0 => from = SocketAddr::from(([203, 0, 113, 9], 4444)),
+                0 => sent.from = SocketAddr::from(([203, 0, 112, 9], 4444)),
                 1 => {
-                    let at = self.rng.random_range(0..octets.len());
-                    octets[at] ^= 1 << self.rng.random_range(0..8);
+                    let at = self.rng.random_range(0..sent.octets.len());
+                    sent.octets[at] ^= 1 << self.rng.random_range(0..8);
                 }
                 2 => {
                     let other = self.rng.random_range(0..self.hosts.len());
-                    to = self.hosts[other].address;
+                    sent.to = self.hosts[other].place.addresses[0];
                 }
                 _ => {}
             }
-            self.note(format_args!("somebody sends {} octets from {from} to {to}", octets.len()));
+            let (from, to, len) = (sent.from, sent.to, sent.octets.len());
+            self.note(format_args!("somebody sends {len} octets from {from} to {to}"));
             let at = self.span(0, 50);
-            self.after(at, Event::Datagram { from, to, octets });
+            self.after(at, Event::Datagram(Box::new(sent)));
         }
         Ok(())
     }

@@ -6,12 +6,8 @@ use std::{
     time::Duration,
 };
 
-use muster_agent::control::{Failure, LookupBy, LookupResult, Validity};
 use muster_common::time::{Instant, Timestamp};
-use muster_proto::{
-    admin,
-    registration::{RegisterResponse, SessionHello, SessionRequest, SessionResponse},
-};
+use muster_proto::admin;
 use muster_registrar::{
     registry::plan::{Outcome, network},
     store::{KeyRange, Txn, TxnOutcome, memory::MemoryStore},
@@ -21,8 +17,14 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use uuid::Uuid;
 
 use super::{
-    Checked, Counts, Summary, Violation,
-    host::{Host, Joining},
+    Checked, Counts, Scenario, Summary, Violation,
+    connections::{Answer, Call, Connection, Down, Up},
+    directors::{
+        Director,
+        channels::{Channel, ToAgent, ToDirector},
+    },
+    host::Host,
+    internet::{Internet, Place},
     links::{Links, Node},
     model::Model,
     must,
@@ -45,7 +47,7 @@ pub(super) enum Event {
     /// An agent looks at its certificate, since clocks get set.
     Certificate { host: usize, life: u64 },
     /// A datagram arrives.
-    Datagram { from: SocketAddr, to: SocketAddr, octets: Vec<u8> },
+    Datagram(Box<Datagram>),
     /// A call reaches its registrar.
     Call(u64),
     /// A call is answered.
@@ -61,7 +63,7 @@ pub(super) enum Event {
     /// A program sends its next packet.
     Flow { from: usize, to: IpAddr, left: u32 },
     /// Connections between two that have been parted since are broken.
-    KeepAlive { host: usize, registrar: usize },
+    KeepAlive { host: usize, with: Node },
     /// A registrar that drains has waited long enough.
     Stop { registrar: usize, life: u64 },
     /// A registrar forgets addresses whose quarantine is over.
@@ -70,78 +72,34 @@ pub(super) enum Event {
     Up(u64, Up),
     /// A message arrives at the agent's end of a session.
     Down(u64, Down),
+    /// A host that was suspended goes on.
+    Resume { host: usize },
+    /// A timeout of a relay.
+    DirectorWake { director: usize, life: u64 },
+    /// A director looks after its session with a registrar.
+    DirectorTick { director: usize, life: u64 },
+    /// A director that drains has waited long enough.
+    DirectorStop { director: usize, life: u64 },
+    /// A registrar hears that a device has attached.
+    Vet { director: usize, life: u64, uid: Uuid },
+    /// A director hears of a device that it must not relay for.
+    Refuse { director: usize, life: u64, registrar: usize, uid: Uuid },
+    /// A message arrives at the director's end of a channel.
+    ChannelUp(u64, ToDirector),
+    /// A message arrives at the agent's end of a channel.
+    ChannelDown(u64, ToAgent),
 }
 
-/// What goes up on a connection.
-#[derive(Debug)]
-pub(super) enum Up {
-    Open(SessionHello),
-    Message(SessionRequest),
-    /// The agent has gone.
-    Hangup,
-}
-
-/// What comes down on a connection.
-#[derive(Debug)]
-pub(super) enum Down {
-    Opened,
-    Message(Box<SessionResponse>),
-    Closed(Failure),
-}
-
-/// A unary call under way.
-#[derive(Debug)]
-pub(super) struct Call {
-    pub(super) host: usize,
-    pub(super) life: u64,
-    pub(super) registrar: usize,
-    pub(super) registrar_life: u64,
-    pub(super) purpose: Purpose,
-    /// The certificate that it is made with.
-    pub(super) caller: Option<(Uuid, Validity)>,
-}
-
-/// What a call is for.
-#[derive(Debug)]
-pub(super) enum Purpose {
-    Enroll(Box<Joining>),
-    Register { attempt: u64, message: muster_proto::registration::RegisterRequest },
-    Lookup { attempt: u64, id: u64, by: LookupBy },
-    Renew { attempt: u64 },
-    Leave,
-    Resolve(String),
-}
-
-/// What comes of a call.
-#[derive(Debug)]
-pub(super) enum Answer {
-    /// None, in time.
-    Unavailable(String),
-    Refused(String),
-    Enrolled {
-        uid: Uuid,
-        validity: Validity,
-    },
-    NotEnrolled(super::requests::Refusal),
-    Registered(Box<RegisterResponse>),
-    LookedUp(LookupResult),
-    Renewed(Validity),
-    Left,
-    Resolved(Vec<IpAddr>),
-}
-
-/// A session's connection. Each direction is ordered; once doomed, nothing passes any more.
-#[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) host: usize,
-    pub(super) life: u64,
-    pub(super) attempt: u64,
-    pub(super) uid: Uuid,
-    pub(super) registrar: usize,
-    pub(super) registrar_life: u64,
-    up: Duration,
-    down: Duration,
-    pub(super) doomed: bool,
+/// A datagram under way.
+#[derive(Clone, Debug)]
+pub(super) struct Datagram {
+    /// Who has sent it; `None` for somebody else.
+    pub(super) origin: Option<Node>,
+    /// The site whose LAN it does not leave.
+    pub(super) lan: Option<usize>,
+    pub(super) from: SocketAddr,
+    pub(super) to: SocketAddr,
+    pub(super) octets: Vec<u8>,
 }
 
 /// A token that an operator has made.
@@ -174,11 +132,17 @@ pub(super) struct World {
     /// Nobody sends packets of their own accord: the run is being checked.
     pub(super) quiet: bool,
     /// Datagrams that somebody has recorded.
-    pub(super) recorded: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    pub(super) recorded: Vec<Datagram>,
+    /// What the run is about.
+    pub(super) scenario: Scenario,
+    pub(super) internet: Internet,
+    pub(super) directors: Vec<Director>,
+    pub(super) director_token: Option<JoinToken>,
+    pub(super) channels: BTreeMap<u64, Channel>,
 }
 
 impl World {
-    pub(super) fn new(seed: u64, echo: bool) -> Self {
+    pub(super) fn new(scenario: Scenario, seed: u64, echo: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let lifetime = [3600, 6 * 3600, 48 * 3600, 30 * 86_400][rng.random_range(0..4)];
         let quarantine = Duration::from_secs([600, 7200, 86_400][rng.random_range(0..3)]);
@@ -201,16 +165,28 @@ impl World {
             counts: Counts::default(),
             quiet: false,
             recorded: Vec::new(),
+            scenario,
+            internet: Internet::default(),
+            directors: Vec::new(),
+            director_token: None,
+            channels: BTreeMap::new(),
         }
     }
 
     /// Plays the whole run.
     pub(super) fn play(&mut self) -> Checked {
         self.set_up()?;
-        for n in 1..=self.rng.random_range(100..240) {
+        let operations = match self.scenario {
+            Scenario::Lives => 100..240,
+            Scenario::Paths => 30..70,
+        };
+        for n in 1..=self.rng.random_range(operations) {
             let pause = self.pause();
             self.advance(pause)?;
-            self.operate()?;
+            match self.scenario {
+                Scenario::Paths if self.rng.random_bool(0.7) => self.operate_paths()?,
+                _ => self.operate()?,
+            }
             self.check()?;
             if n % 60 == 0 {
                 self.settle()?;
@@ -254,9 +230,18 @@ impl World {
             self.registrars.push(Registrar::new());
             self.start_registrar(registrar)?;
         }
-        for host in 0..self.rng.random_range(3..=7) {
+        let has_paths = self.scenario == Scenario::Paths;
+        if has_paths {
+            self.set_up_paths()?;
+        }
+        let hosts = if has_paths { 3..=5 } else { 3..=7 };
+        for host in 0..self.rng.random_range(hosts) {
             let skew = Duration::from_secs(self.rng.random_range(0..300));
-            self.hosts.push(Host::new(host, skew));
+            let place = Place::open(host as u8, 2);
+            self.hosts.push(Host::new(place, skew));
+            if has_paths {
+                self.hosts[host].place = self.new_place(host);
+            }
         }
         self.create_token(true)?;
         self.advance(Duration::from_secs(1))?;
@@ -269,6 +254,10 @@ impl World {
 
     /// Time until the next operation.
     fn pause(&mut self) -> Duration {
+        if self.scenario == Scenario::Paths {
+            let most = [100, 1_500, 8_000, 30_000, 90_000, 400_000][self.rng.random_range(0..6)];
+            return self.span(0, most);
+        }
         let all_up = self.registrars.iter().all(|r| r.is_up);
         let (least, most) = match self.rng.random_range(0..100) {
             0..20 => (0, 1),
@@ -298,7 +287,7 @@ impl World {
         match event {
             Event::Wake { host, life } => self.on_wake(host, life),
             Event::Certificate { host, life } => self.on_certificate(host, life),
-            Event::Datagram { from, to, octets } => self.on_datagram(from, to, octets),
+            Event::Datagram(datagram) => self.arrive(*datagram),
             Event::Call(id) => self.on_call(id),
             Event::Answer(id, answer) => self.on_answer(id, answer),
             Event::Txn { registrar, life, job, txn } => self.on_txn(registrar, life, job, &txn),
@@ -307,9 +296,9 @@ impl World {
             Event::Greet { registrar, life, connection } => self.on_greet(registrar, life, connection),
             Event::Sweep { registrar, life } => self.on_sweep(registrar, life),
             Event::Flow { from, to, left } => self.on_flow(from, to, left),
-            Event::KeepAlive { host, registrar } => {
-                if !self.links.is_open(Node::Host(host), Node::Registrar(registrar)) {
-                    self.doom_all(|c| c.host == host && c.registrar == registrar);
+            Event::KeepAlive { host, with } => {
+                if !self.links.is_open(Node::Host(host), with) {
+                    self.doom_between(host, with);
                 }
                 Ok(())
             }
@@ -321,6 +310,26 @@ impl World {
             }
             Event::Up(connection, message) => self.on_up(connection, message),
             Event::Down(connection, message) => self.on_down(connection, message),
+            Event::Resume { host } => self.resume(host),
+            Event::DirectorWake { director, life } => {
+                self.on_director_wake(director, life);
+                Ok(())
+            }
+            Event::DirectorTick { director, life } => self.on_director_tick(director, life),
+            Event::DirectorStop { director, life } => {
+                self.on_director_stop(director, life);
+                Ok(())
+            }
+            Event::Vet { director, life, uid } => {
+                self.on_vet(director, life, uid);
+                Ok(())
+            }
+            Event::Refuse { director, life, registrar, uid } => {
+                self.on_refuse(director, life, registrar, uid);
+                Ok(())
+            }
+            Event::ChannelUp(channel, message) => self.on_channel_up(channel, message),
+            Event::ChannelDown(channel, message) => self.on_channel_down(channel, message),
         }
     }
 
@@ -382,98 +391,5 @@ impl World {
             self.watch_soon(registrar);
         }
         Ok(outcome)
-    }
-
-    // Calls and connections
-
-    /// Sends a call on its way. Whatever happens, it is answered in time.
-    pub(super) fn call(&mut self, host: usize, registrar: usize, purpose: Purpose) {
-        let caller = self.hosts[host].disk.as_ref().map(|disk| (disk.uid, disk.validity));
-        let (life, registrar_life) = (self.hosts[host].life, self.registrars[registrar].life);
-        let id = self.number();
-        let is_lookup = matches!(purpose, Purpose::Lookup { .. });
-        self.calls.insert(id, Call { host, life, registrar, registrar_life, purpose, caller });
-        let timeout = Duration::from_secs(if is_lookup { 5 } else { 20 });
-        self.after(timeout, Event::Answer(id, Answer::Unavailable("no answer".into())));
-        if !self.links.is_open(Node::Host(host), Node::Registrar(registrar)) {
-            return;
-        }
-        let delay = self.links.delay(&mut self.rng);
-        if self.registrars[registrar].is_up {
-            self.after(delay, Event::Call(id));
-        } else {
-            self.after(delay * 2, Event::Answer(id, Answer::Unavailable("connection refused".into())));
-        }
-    }
-
-    /// Sends the answer to a call on its way.
-    pub(super) fn answer(&mut self, id: u64, answer: Answer) {
-        let Some(call) = self.calls.get(&id) else { return };
-        let (host, registrar) = (Node::Host(call.host), Node::Registrar(call.registrar));
-        if self.links.is_open(host, registrar) && !self.rng.random_bool(self.links.broken) {
-            let delay = self.links.delay(&mut self.rng);
-            self.after(delay, Event::Answer(id, answer));
-        }
-    }
-
-    /// A new connection.
-    pub(super) fn connect(&mut self, host: usize, attempt: u64, registrar: usize, uid: Uuid) -> u64 {
-        let id = self.number();
-        let connection = Connection {
-            host,
-            life: self.hosts[host].life,
-            attempt,
-            uid,
-            registrar,
-            registrar_life: self.registrars[registrar].life,
-            up: Duration::ZERO,
-            down: Duration::ZERO,
-            doomed: false,
-        };
-        self.connections.insert(id, connection);
-        id
-    }
-
-    /// Sends a message up.
-    pub(super) fn send_up(&mut self, id: u64, message: Up) {
-        let delay = self.links.delay(&mut self.rng);
-        let now = self.now;
-        let Some(connection) = self.connections.get_mut(&id).filter(|c| !c.doomed) else { return };
-        let (host, registrar) = (Node::Host(connection.host), Node::Registrar(connection.registrar));
-        if !self.links.is_open(host, registrar) || !self.registrars[connection.registrar].is_up {
-            return self.doom(id);
-        }
-        connection.up = connection.up.max(now + delay);
-        let at = connection.up;
-        self.queue.push(at, Event::Up(id, message));
-    }
-
-    /// Sends a message down.
-    pub(super) fn send_down(&mut self, id: u64, message: Down) {
-        let delay = self.links.delay(&mut self.rng);
-        let now = self.now;
-        let Some(connection) = self.connections.get_mut(&id).filter(|c| !c.doomed) else { return };
-        let (host, registrar) = (Node::Host(connection.host), Node::Registrar(connection.registrar));
-        if !self.links.is_open(host, registrar) {
-            return self.doom(id);
-        }
-        connection.down = connection.down.max(now + delay);
-        let at = connection.down;
-        self.queue.push(at, Event::Down(id, message));
-    }
-
-    /// The connection is broken: each side notices, some time or other.
-    pub(super) fn doom(&mut self, id: u64) {
-        let Some(connection) = self.connections.get_mut(&id).filter(|c| !c.doomed) else { return };
-        connection.doomed = true;
-        let (up, down) = (self.span(0, 20_000), self.span(0, 20_000));
-        self.after(up, Event::Up(id, Up::Hangup));
-        self.after(down, Event::Down(id, Down::Closed(Failure::Unavailable("connection lost".into()))));
-    }
-
-    /// Breaks the connections that `broken` picks.
-    pub(super) fn doom_all(&mut self, broken: impl Fn(&Connection) -> bool) {
-        let ids: Vec<u64> = self.connections.iter().filter(|(_, c)| broken(c)).map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.doom(id));
     }
 }

@@ -1,27 +1,31 @@
 //! The run loop of an agent: does what its cores ask for.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use muster_agent::{
     control::{Action, Persist},
     datapath,
+    directors::flow::FlowEvent,
 };
-use rand::RngExt as _;
+use muster_tunnel::{DirectorId, Hop};
 
 use crate::sim::{
     Checked, Violation,
+    connections::{Purpose, Up},
+    directors::channels::What,
     links::Node,
     model::packet_id,
     must,
-    trace::digest,
-    world::{Event, Purpose, Up, World},
+    world::{Event, World},
 };
 
 /// Turns of the run loop without time passing, beyond which an agent counts as spinning.
 const MAX_TURNS: u32 = 500;
 /// Calls to registrars in a minute, beyond which an agent counts as spinning.
 const MAX_CALLS: u32 = 300;
+/// Datagrams that an agent sends in a second though no program sends anything: rounds of probes at the most.
+const MAX_CHATTER: u32 = 400;
 /// The same while no registrar can be reached.
 const MAX_CALLS_AWAY: u32 = 60;
 
@@ -33,10 +37,27 @@ impl World {
             let Some(running) = &mut self.hosts[h].running else { return Ok(()) };
             running.turns = if running.turns.0 == at { (at, running.turns.1 + 1) } else { (at, 0) };
             must(running.turns.1 < MAX_TURNS, || {
-                let due = (running.control.poll_timeout(), running.tunnel.poll_timeout());
+                let of_flows = running.flows.poll_timeout();
+                let due = (running.control.poll_timeout(), running.tunnel.poll_timeout(), of_flows);
                 format!("h{h} spins at {now:?}, with timeouts at {due:?}")
             })?;
             let mut is_busy = false;
+            while let Some(event) = running.flows.poll_event() {
+                is_busy = true;
+                match event {
+                    FlowEvent::Link(id, link) => {
+                        running.tunnel.set_director(id, link, now);
+                        running.links.remove(&id);
+                        running.links.extend(link.map(|link| (id, link)));
+                    }
+                    FlowEvent::NoSuchDevice(id, handle) => {
+                        running.relayed.remove(&(id, handle));
+                        running.tunnel.unreachable_through(id, handle, now);
+                    }
+                    _ => {}
+                }
+                running.control.handle_datapath(&datapath::Event::Director(event), now);
+            }
             while let Some(event) = running.tunnel.poll_event() {
                 is_busy = true;
                 running.control.handle_datapath(&translate(event), now);
@@ -45,7 +66,7 @@ impl World {
                 is_busy = true;
                 self.act(h, action)?;
             }
-            self.transmit(h);
+            self.transmit(h)?;
             self.receive_own(h);
             if !is_busy {
                 break;
@@ -53,7 +74,8 @@ impl World {
         }
         let life = self.hosts[h].life;
         let Some(running) = &mut self.hosts[h].running else { return Ok(()) };
-        let due = [running.control.poll_timeout(), running.tunnel.poll_timeout().map(|(due, _)| due)];
+        let of_tunnel = running.tunnel.poll_timeout().map(|(due, _)| due);
+        let due = [running.control.poll_timeout(), of_tunnel, running.flows.poll_timeout()];
         let Some(due) = due.into_iter().flatten().min() else { return Ok(()) };
         let wake = at + due.saturating_duration_since(now);
         if running.wake.is_none_or(|scheduled| scheduled > wake || scheduled < at) {
@@ -63,11 +85,22 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn transmit(&mut self, h: usize) {
-        while let Some(transmit) = self.hosts[h].running.as_mut().and_then(|r| r.tunnel.poll_transmit()) {
-            if let Some(destination) = transmit.hop.udp() {
-                self.send_datagram(h, destination, transmit.payload);
-            }
+    /// Sends what the cores have to send of their own accord; nobody goes on and on.
+    pub(super) fn transmit(&mut self, h: usize) -> Checked {
+        let at = self.now;
+        loop {
+            let Some(running) = &mut self.hosts[h].running else { return Ok(()) };
+            let next = match running.tunnel.poll_transmit() {
+                Some(transmit) => Some((transmit.hop, transmit.payload)),
+                None => running.flows.poll_transmit().map(|(to, hello)| (Hop::Udp(to), hello.to_vec())),
+            };
+            let Some((hop, octets)) = next else { return Ok(()) };
+            let (since, sent) = running.chatter;
+            let is_same = at - since < Duration::from_secs(1);
+            running.chatter = if is_same { (since, sent + 1) } else { (at, 1) };
+            let sent = running.chatter.1;
+            must(sent < MAX_CHATTER, || format!("h{h} sends {sent} datagrams a second of its own accord"))?;
+            self.send(h, hop, octets)?;
         }
     }
 
@@ -81,26 +114,6 @@ impl World {
                 self.model.unreachable.insert(id);
             }
         }
-    }
-
-    pub(super) fn send_datagram(&mut self, h: usize, to: SocketAddr, octets: Vec<u8>) {
-        let from = self.hosts[h].address;
-        self.counts.datagrams += 1;
-        self.note(format_args!("h{h} > {to} {} octets {:x}", octets.len(), digest(&octets)));
-        if self.recorded.len() < 64 && self.rng.random_bool(0.2) {
-            self.recorded.push((from, to, octets.clone()));
-        }
-        let open = self.hosts.iter().position(|host| host.address == to);
-        let open = open.is_some_and(|peer| self.links.is_open(Node::Host(h), Node::Host(peer)));
-        if !open || self.rng.random_bool(self.links.loss) {
-            return;
-        }
-        if self.rng.random_bool(self.links.duplicates) {
-            let delay = self.links.delay(&mut self.rng);
-            self.after(delay, Event::Datagram { from, to, octets: octets.clone() });
-        }
-        let delay = self.links.delay(&mut self.rng);
-        self.after(delay, Event::Datagram { from, to, octets });
     }
 
     fn act(&mut self, h: usize, action: Action) -> Checked {
@@ -156,11 +169,18 @@ impl World {
                 let (registrar, attempt) = (running.registrar, running.attempt);
                 self.call(h, registrar, Purpose::Renew { attempt });
             }
-            // There are no directors in the simulation.
-            Action::Attach { .. }
-            | Action::Detach(_)
-            | Action::OpenStream { .. }
-            | Action::CloseStream(_) => {}
+            Action::Attach { id, attempt, target } => {
+                self.open_channel(h, What::Attachment, id, attempt, &target);
+            }
+            Action::Detach(id) => {
+                self.close_channel(h, What::Attachment, id, None);
+                self.close_stream(h, id);
+            }
+            Action::OpenStream { id, attempt, target } => {
+                self.close_stream(h, id);
+                self.open_channel(h, What::Stream, id, attempt, &target);
+            }
+            Action::CloseStream(id) => self.close_stream(h, id),
             Action::Configure(settings) => running.settings = Some(*settings),
             Action::Datapath(command) => {
                 let routes = running.settings.as_ref().map(|s| s.routes.clone()).unwrap_or_default();
@@ -177,9 +197,12 @@ impl World {
                     datapath::Command::UnknownKey(key) => {
                         tunnel.unknown_key(muster_tunnel::PublicKey::from_bytes(key), now);
                     }
+                    datapath::Command::SetDirector { id, attachment: Some(attachment) } => {
+                        running.flows.attach(id, attachment, now);
+                    }
+                    datapath::Command::SetDirector { id, attachment: None } => running.flows.detach(id),
                     datapath::Command::SetLocalAddresses(_)
                     | datapath::Command::SetCarried { .. }
-                    | datapath::Command::SetDirector { .. }
                     | datapath::Command::SetStream { .. } => {}
                 }
             }
@@ -197,23 +220,40 @@ impl World {
         Ok(())
     }
 
-    /// Counts what goes to registrars: however bad things are, nobody spins.
+    fn close_stream(&mut self, h: usize, id: DirectorId) {
+        self.close_channel(h, What::Stream, id, None);
+        let now = self.host_now(h);
+        if let Some(running) = &mut self.hosts[h].running {
+            running.flows.stream(id, false, now);
+        }
+    }
+
+    /// Counts what goes to registrars and directors: however bad things are, nobody spins.
     fn count_call(&mut self, h: usize, action: &Action) -> Checked {
         let is_call = matches!(
             action,
-            Action::Register { .. } | Action::OpenSession { .. } | Action::Lookup { .. } | Action::Renew
+            Action::Register { .. }
+                | Action::OpenSession { .. }
+                | Action::Lookup { .. }
+                | Action::Renew
+                | Action::Attach { .. }
+                | Action::OpenStream { .. }
         );
         if !is_call {
             return Ok(());
         }
+        let to_director = matches!(action, Action::Attach { .. } | Action::OpenStream { .. });
         let at = self.now;
-        let away = !(0..self.registrars.len())
-            .any(|r| self.registrars[r].is_up && self.links.is_open(Node::Host(h), Node::Registrar(r)));
+        let away = !to_director
+            && !(0..self.registrars.len())
+                .any(|r| self.registrars[r].is_up && self.links.is_open(Node::Host(h), Node::Registrar(r)));
         let Some(running) = &mut self.hosts[h].running else { return Ok(()) };
         let minute = Duration::from_secs(60);
         let count = |(since, n): (Duration, u32)| if at - since < minute { (since, n + 1) } else { (at, 1) };
         running.calls = count(running.calls);
-        running.away_calls = if away { count(running.away_calls) } else { (at, 0) };
+        if !to_director {
+            running.away_calls = if away { count(running.away_calls) } else { (at, 0) };
+        }
         must(running.calls.1 < MAX_CALLS, || format!("h{h} makes {} calls a minute", running.calls.1))?;
         must(running.away_calls.1 < MAX_CALLS_AWAY, || {
             format!("h{h} makes {} calls a minute while no registrar can be reached", running.away_calls.1)
@@ -238,6 +278,7 @@ fn peer_config(peer: datapath::PeerConfig, routes: &[IpNet]) -> muster_tunnel::P
     muster_tunnel::PeerConfig {
         virtual_addresses: peer.virtual_addresses,
         endpoints,
+        relays: peer.relays,
         persistent_keepalive: peer.keepalive,
         cipher: match peer.cipher {
             datapath::Cipher::ChaCha20Poly1305 => muster_tunnel::Cipher::ChaCha20Poly1305,

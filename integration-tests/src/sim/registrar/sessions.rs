@@ -17,14 +17,16 @@ use muster_registrar::{
     session::mailbox::{End, Item, Mailbox},
     store::Revision,
 };
+use rand::RngExt as _;
 use uuid::Uuid;
 
-use super::{CATCH_UP, Origin, Registrar};
+use super::{CATCH_UP, Registrar, jobs::Origin};
 use crate::sim::{
     Checked, Violation,
+    connections::{Down, Up},
     links::Node,
     requests::{NETWORK, Refusal, Reply, Request, address, outside},
-    world::{Down, Event, Up, World},
+    world::{Event, World},
 };
 
 /// An open session, or one whose hello waits for the index.
@@ -47,7 +49,6 @@ impl Registrar {
                 Change::Device { old, new } => {
                     self.device_changed(old.as_deref(), new.as_deref(), applied.revision);
                 }
-                // There are no directors in the simulation yet.
                 Change::Network { .. } | Change::Director { .. } => {
                     for session in self.sessions.values_mut().filter(|s| s.greeting.is_none()) {
                         session.mailbox.config();
@@ -276,6 +277,7 @@ impl World {
         let ids: Vec<u64> = self.registrars[r].sessions.keys().copied().collect();
         for connection in ids {
             loop {
+                let is_mute = self.rng.random_bool(self.links.mute);
                 let registrar = &mut self.registrars[r];
                 let Some(session) = registrar.sessions.get_mut(&connection) else { break };
                 if session.greeting.is_some() {
@@ -309,6 +311,7 @@ impl World {
                             nanos: 0,
                         }),
                     }),
+                    Item::Introduction(_) if is_mute => continue,
                     Item::Introduction(peer) => match index.peer(NETWORK, uid, peer) {
                         Some(peer) => Message::Introduction(Introduction { peer: Some(peer) }),
                         None => continue,

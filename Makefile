@@ -59,11 +59,13 @@ bench-build: release
 install: release ## Install binaries, units, configuration, completions, man pages (DESTDIR, PREFIX)
 	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/install.sh
 
-fuzz: ## Test with many more random cases than `make test` (FUZZ_CASES each; those of FUZZ_SEED again)
+fuzz: ## Test with many more random cases than `make test` (FUZZ_CASES each, SIM_RUNS; those of FUZZ_SEED again)
 	@$(PREPARE) $(BUILD_PACKAGES)
 	PROPTEST_CASES=$(or $(FUZZ_CASES),100000) PROPTEST_RNG_SEED=$(or $(FUZZ_SEED),$(shell date +%s)) \
 		$(CARGO) test --release --locked -p muster-common -p muster-net -p muster-dns -p muster-cli -p muster-tunnel \
 		-p muster-director --no-fail-fast
+	MUSTER_SIM_SEED=$(or $(FUZZ_SEED),$(shell date +%s)) MUSTER_SIM_RUNS=$(or $(SIM_RUNS),1000) \
+		$(CARGO) test --release --locked -p muster-integration-tests --test simulation
 
 test-systemd: build ## Boot a small Debian in an emulator, and see the units at work there
 	@$(PREPARE) $(SYSTEMD_PACKAGES)

@@ -3,7 +3,11 @@
 
 pub(super) mod channels;
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use muster_common::{frame::DataHeader, time::Timestamp, tls::SpkiHash};
 use muster_director::relay::{Arrival, Limits, Relay, To, Verdict, Verdicts};
@@ -49,6 +53,8 @@ pub(super) struct Director {
     pub(super) since: Duration,
     /// Whom it refuses, as it was told.
     pub(super) refused: BTreeSet<Uuid>,
+    /// When each device last attached.
+    pub(super) attached: BTreeMap<Uuid, Duration>,
     wake: Option<Duration>,
     pub(super) is_draining: bool,
 }
@@ -101,6 +107,7 @@ impl World {
                 registrar: None,
                 since: Duration::ZERO,
                 refused: BTreeSet::new(),
+                attached: BTreeMap::new(),
                 wake: None,
                 is_draining: false,
             });
@@ -327,7 +334,8 @@ impl World {
     /// A device has attached: the registrar is asked whether it may.
     fn vet_soon(&mut self, d: usize, uid: Uuid) {
         let delay = self.links.delay(&mut self.rng) + Duration::from_millis(200);
-        let life = self.directors[d].life;
+        let (life, now) = (self.directors[d].life, self.now);
+        self.directors[d].attached.insert(uid, now);
         self.after(delay, Event::Vet { director: d, life, uid });
     }
 

@@ -151,6 +151,10 @@ impl World {
         {
             return Ok(());
         }
+        // Who has been restarted has closed its connections, and what had not arrived by then is not done any more.
+        if matches!(call.purpose, Purpose::Register { .. }) && self.hosts[host].life != call.life {
+            return Ok(());
+        }
         let now = self.civil();
         let uid = match (&call.purpose, call.caller) {
             (Purpose::Enroll(_), _) => Uuid::nil(),

@@ -199,10 +199,15 @@ impl Paths {
                 candidate.heard = candidate.heard.max(Some(old.heard));
             }
         }
+        // An address that is taken for want of a better one is not fresh for that.
+        let known =
+            self.candidates.get(&endpoint).and_then(|candidate| candidate.heard.max(candidate.proven));
+        let is_makeshift = matches!(why, Why::DirectorLost | Why::Silence) && !endpoint.is_relay();
+        let heard = known.filter(|_| is_makeshift).unwrap_or(now);
         if self.is_relayed {
             self.candidates.learn(endpoint, Some(endpoint));
         }
-        self.current = Some(Current { endpoint, since: now, why, heard: now, is_lost: false });
+        self.current = Some(Current { endpoint, since: now, why, heard, is_lost: false });
         (self.check, self.unanswered, self.doubted) = (None, None, None);
         true
     }

@@ -4,6 +4,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use muster_tunnel::{PublicKey, Why};
+use uuid::Uuid;
 
 use super::NEWS;
 use crate::sim::{Checked, Scenario, internet::direct_possible, must, world::World};
@@ -24,11 +25,12 @@ impl World {
             must(now.refused <= most, || format!("d{d} refuses {now:?}"))?;
             let Some(r) = self.director_session(d) else { continue };
             let attached = director.relay.devices();
+            let since = |uid: &Uuid| director.attached.get(uid).copied().unwrap_or_default();
             for (uid, revision) in &self.model.gone {
                 let Some((_, reached)) = self.registrars[r].progress.range(revision..).next() else {
                     continue;
                 };
-                let known = self.now.saturating_sub(director.since.max(*reached));
+                let known = self.now.saturating_sub(director.since.max(*reached).max(since(uid)));
                 must(known < NEWS || !attached.contains(uid), || {
                     format!("{uid} is attached to d{d}, {known:?} after its registrar knew that it is gone")
                 })?;

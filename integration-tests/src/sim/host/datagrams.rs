@@ -75,6 +75,8 @@ impl World {
             return self.drive(h);
         }
         let delivered = match received {
+            // The kernel knows of no such request: the tunnel has not waited for it any more.
+            Ok(Received::Packet { packet, .. }) if is_echo_reply(packet) => None,
             Ok(Received::Packet { from, packet }) => {
                 Some(self.model.deliver(uid, &addresses, from.as_bytes(), packet)?)
             }
@@ -190,6 +192,13 @@ fn echo_reply(packet: &[u8]) -> Option<Vec<u8>> {
     reply.get_mut(addresses)?.rotate_left(half);
     *reply.get_mut(kind.0)? = kind.1;
     Some(reply)
+}
+
+fn is_echo_reply(packet: &[u8]) -> bool {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => packet.get(9) == Some(&1) && packet.get(20) == Some(&0),
+        _ => packet.get(6) == Some(&58) && packet.get(40) == Some(&129),
+    }
 }
 
 fn outcome(received: &Result<Received<'_>, Dropped>) -> String {

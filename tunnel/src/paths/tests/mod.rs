@@ -402,6 +402,24 @@ fn a_stale_address_is_not_sent_to() {
 }
 
 #[test]
+fn an_address_that_is_taken_for_want_of_a_director_is_no_fresher_for_that() {
+    let mut side = Side::proven(false);
+    side.paths.distress(side.now);
+    side.collect();
+    side.pass(ms(2_000));
+    assert_eq!(side.why(), (relay(0), Why::Silence));
+    side.now += Duration::from_secs(25);
+    side.set_link(0, None);
+    side.set_link(1, None);
+    assert_eq!(side.why(), (direct(1), Why::DirectorLost));
+    side.set_link(0, Some(false));
+    assert_eq!(side.why(), (direct(1), Why::DirectorLost));
+    side.now += Duration::from_secs(15);
+    assert!(side.send(), "its proof is 42 s old");
+    assert_eq!(side.why(), (relay(0), Why::Silence));
+}
+
+#[test]
 fn an_address_in_use_is_kept_fresh() {
     let mut side = Side::proven(false);
     side.send();

@@ -134,9 +134,11 @@ impl ReceiveBuffer {
             }
             self.messages.push(Message { source, ecn, datagram_len: datagram_len.max(1), range });
         }
-        // Fewer at once if they are large, and more, step by step, if they are small.
+        // Fewer at once if they are large, and more, step by step, if they are small. To ask for many where few come takes
+        // time, too: that ends as slowly.
         let fitting = OCTETS.checked_div(octets / count.max(1)).unwrap_or(MESSAGES_MAX);
-        self.wanted = fitting.min(self.wanted * 2).clamp(MESSAGES_MIN, MESSAGES_MAX);
+        let next = if count < self.wanted { self.wanted - self.wanted / 8 } else { self.wanted * 2 };
+        self.wanted = fitting.min(next).clamp(MESSAGES_MIN, MESSAGES_MAX);
     }
 }
 

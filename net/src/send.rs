@@ -90,38 +90,35 @@ impl Sent {
 struct Batch<'a> {
     family: Family,
     fragmentation: Fragmentation,
-    len: usize,
-    entries: [Option<Entry<'a>>; MESSAGES],
+    /// At most [`MESSAGES`].
+    entries: Vec<Entry<'a>>,
 }
 
 type Entry<'a> = (Run<'a>, Outbound<'a>);
 
 impl<'a> Batch<'a> {
-    fn new() -> Self {
+    /// An empty one, with room for as many as are expected: mostly one or two.
+    fn new(expected: usize) -> Self {
         Self {
             family: Family::V4,
             fragmentation: Fragmentation::Known,
-            len: 0,
-            entries: [const { None }; MESSAGES],
+            entries: Vec::with_capacity(expected.min(MESSAGES)),
         }
     }
 
     fn has_room_for(&self, run: &Run<'_>) -> bool {
         let same = || (self.family, self.fragmentation) == (Family::of(run.destination), run.fragmentation);
-        self.len == 0 || (self.len < MESSAGES && same())
+        self.entries.is_empty() || (self.entries.len() < MESSAGES && same())
     }
 
     fn push(&mut self, run: Run<'a>) {
         self.family = Family::of(run.destination);
         self.fragmentation = run.fragmentation;
-        if let Some(entry) = self.entries.get_mut(self.len) {
-            *entry = Some((run, message(&run)));
-            self.len += 1;
-        }
+        self.entries.push((run, message(&run)));
     }
 
     fn rest(&self, done: usize) -> impl Iterator<Item = &Entry<'a>> {
-        self.entries.get(done..self.len).unwrap_or_default().iter().flatten()
+        self.entries.get(done..).unwrap_or_default().iter()
     }
 }
 
@@ -129,7 +126,7 @@ impl UdpSockets {
     /// Sends `runs` in their order. What cannot be sent is dropped and counted, and the rest goes on.
     pub fn send_runs<'a>(&self, runs: impl Iterator<Item = Run<'a>>) -> Sent {
         let mut sent = Sent::default();
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(runs.size_hint().1.unwrap_or(MESSAGES));
         for run in runs {
             if is_segmented(&run) && !self.sends_segments(run.destination) {
                 singly(&run).for_each(|run| self.add(run, &mut batch, &mut sent));
@@ -144,7 +141,7 @@ impl UdpSockets {
     fn add<'a>(&self, run: Run<'a>, batch: &mut Batch<'a>, sent: &mut Sent) {
         if !batch.has_room_for(&run) {
             self.send(batch, sent);
-            batch.len = 0;
+            batch.entries.clear();
         }
         batch.push(run);
     }
@@ -205,7 +202,7 @@ impl UdpSockets {
     /// Sends the datagrams of a run that was refused, and finds out whether that was for being segmented.
     fn send_singly(&self, run: &Run<'_>, refusal: &io::Error, sent: &mut Sent) {
         let before = sent.datagrams;
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(run.datagrams().len());
         singly(run).for_each(|run| self.add(run, &mut batch, sent));
         self.send_batch(&batch, sent);
         // Segments longer than the path takes are refused with EMSGSIZE, and by kernels before 6.14 with EINVAL.

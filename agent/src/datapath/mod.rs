@@ -39,6 +39,7 @@ mod lane;
 mod linger;
 mod local;
 mod shared;
+mod sources;
 mod steering;
 mod streams;
 mod traffic;
@@ -390,7 +391,7 @@ impl Datapath {
         let mut workers = Vec::new();
         for (index, lane) in shared.lanes.iter().enumerate() {
             let (shared, lane) = (Arc::clone(&shared), Arc::clone(lane));
-            workers.push(Worker::new(shared, lane, Arc::clone(&threads), index, first.take())?);
+            workers.push(Worker::new(shared, lane, Arc::clone(&threads), index, first.take()));
         }
         // From here on, dropping it ends the threads.
         let mut this = Self { handle: Handle { requests, frames, threads }, running: Vec::new() };

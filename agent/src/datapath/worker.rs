@@ -10,14 +10,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use muster_common::time::Instant;
 use muster_tunnel::{DirectorId, Outgoing};
-use rustix::{event::epoll, time::Timespec};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Request, StartError,
+    Command, Request,
     lane::Lane,
-    linger::{LINGER, Linger},
+    linger::{Linger, Way},
     shared::{Core, Fatal, Shared, Threads},
+    sources::{Ready, Source, Sources},
     streams::Streams,
     traffic::Incoming,
     translate,
@@ -33,16 +33,6 @@ const BATCHES: usize = 8;
 /// Batches of frames, each with the director whose stream has brought it.
 type FrameReceiver = mpsc::Receiver<(DirectorId, Bytes)>;
 
-/// What epoll reports as ready, as the data of its events.
-mod source {
-    pub(super) const WAKE: u64 = 0;
-    pub(super) const TIMER: u64 = 1;
-    pub(super) const TUN: u64 = 2;
-    pub(super) const UDP_V4: u64 = 3;
-    pub(super) const UDP_V6: u64 = 4;
-    pub(super) const COUNT: usize = 5;
-}
-
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) lane: Arc<Lane>,
@@ -52,7 +42,6 @@ pub(super) struct Worker {
     requests: Option<mpsc::Receiver<Request>>,
     /// The first thread's alone.
     frames: Option<FrameReceiver>,
-    epoll: OwnedFd,
     linger: Linger,
     pub(super) tun: TunPort,
     pub(super) received: ReceiveBuffer,
@@ -68,29 +57,9 @@ impl Worker {
         threads: Arc<Threads>,
         index: usize,
         first: Option<(mpsc::Receiver<Request>, FrameReceiver)>,
-    ) -> Result<Self, StartError> {
-        fn failed(action: &'static str) -> impl Fn(rustix::io::Errno) -> StartError {
-            move |e| StartError { action, source: e.into() }
-        }
+    ) -> Self {
         let (requests, frames) = first.unzip();
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("create an epoll instance"))?;
-        let watch = |fd: &dyn AsFd, source| {
-            let data = epoll::EventData::new_u64(source);
-            epoll::add(&epoll, fd, data, epoll::EventFlags::IN).map_err(failed("wait for packets"))
-        };
-        if let Some(wake) = threads.wake_of(index) {
-            watch(wake, source::WAKE)?;
-        }
-        if requests.is_some() {
-            watch(&shared.timer, source::TIMER)?;
-        }
-        watch(&lane.tun, source::TUN)?;
-        for (family, source) in [(Family::V4, source::UDP_V4), (Family::V6, source::UDP_V6)] {
-            if let Some(fd) = lane.sockets.fd(family) {
-                watch(&fd, source)?;
-            }
-        }
-        Ok(Self {
+        Self {
             tun: TunPort::new(shared.lanes.clone()),
             shared,
             lane,
@@ -98,12 +67,11 @@ impl Worker {
             index,
             requests,
             frames,
-            epoll,
             linger: Linger::default(),
             received: ReceiveBuffer::new(),
             incoming: Vec::new(),
             outgoing: Outgoing::new(),
-        })
+        }
     }
 
     /// Works until it is told to stop, or until a thread cannot go on: then all stop.
@@ -118,52 +86,58 @@ impl Worker {
 
     /// Waits, and gives each source that is ready one turn.
     fn turn(&mut self) -> Result<(), Fatal> {
-        let mut ready =
-            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
-                source::COUNT];
-        let count = match self.wait(&mut ready) {
-            Ok(count) => count,
-            Err(rustix::io::Errno::INTR) => 0,
-            Err(e) => return Err(Fatal { action: "wait for packets", source: e.into() }),
+        let ready = match self.wait() {
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            ready => ready.map_err(|e| Fatal { action: "wait for packets", source: e.into() })?,
         };
-        for event in ready.iter().take(count) {
-            match event.data.u64() {
-                source::WAKE => {
-                    self.requests()?;
-                    self.frames()?;
-                }
-                source::TIMER => self.timer()?,
-                source::TUN => self.packets_from_tun()?,
-                source::UDP_V4 => self.datagrams_from(Family::V4)?,
-                source::UDP_V6 => self.datagrams_from(Family::V6)?,
-                _ => {}
+        if ready.has(Source::Wake) {
+            self.requests()?;
+            self.frames()?;
+        }
+        if ready.has(Source::Timer) {
+            self.timer()?;
+        }
+        if ready.has(Source::Tun) {
+            self.packets_from_tun()?;
+            self.linger.has_moved(Way::Out);
+        }
+        for (source, family) in [(Source::UdpV4, Family::V4), (Source::UdpV6, Family::V6)] {
+            if ready.has(source) {
+                self.datagrams_from(family)?;
+                self.linger.has_moved(Way::In);
             }
         }
         Ok(())
     }
 
     /// Waits until there is something to do: awake for a moment if that is worthwhile, and then asleep.
-    fn wait(&mut self, ready: &mut [epoll::Event; source::COUNT]) -> rustix::io::Result<usize> {
-        if self.linger.is_worthwhile() {
-            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    fn wait(&mut self) -> rustix::io::Result<Ready> {
+        let Self { shared, lane, threads, index, requests, linger, .. } = self;
+        let Some(wake) = threads.wake_of(*index) else { return Ok(Ready::default()) };
+        let timer = requests.as_ref().map(|_| shared.timer.as_fd());
+        let udp = [Family::V4, Family::V6].map(|family| lane.sockets.fd(family));
+        let mut sources = Sources::new(wake.as_fd(), [timer, Some(lane.tun.as_fd()), udp[0], udp[1]]);
+        let limit = linger.limit();
+        if !limit.is_zero() {
             let start = Instant::now();
             loop {
-                let count = epoll::wait(&self.epoll, &mut *ready, Some(&at_once))?;
-                let is_over = count == 0 && Instant::now() - start >= LINGER;
-                if count > 0 || is_over {
-                    self.linger.learn(count > 0);
+                let ready = sources.look()?;
+                let waited = Instant::now() - start;
+                if !ready.is_empty() {
+                    let (packets, datagrams) =
+                        (ready.has(Source::Tun), ready.has(Source::UdpV4) || ready.has(Source::UdpV6));
+                    linger.learn(waited, packets, datagrams);
+                    return Ok(ready);
                 }
-                if count > 0 {
-                    return Ok(count);
-                }
-                if is_over {
+                if waited >= limit {
+                    linger.learn(waited, false, false);
                     break;
                 }
                 // Whoever else wants this processor goes first.
                 std::thread::yield_now();
             }
         }
-        epoll::wait(&self.epoll, ready, None)
+        sources.sleep()
     }
 
     fn timer(&self) -> Result<(), Fatal> {

@@ -50,6 +50,12 @@ impl Paths {
         if is_away && links.reach(&from) {
             return self.go(from, Why::Roamed, now);
         }
+        if self.is_stale(now) && links.reach(&from) {
+            // Data that has waited for a handshake would else go where nobody is any more.
+            let has_moved = self.go(from, Why::Roamed, now);
+            self.begin_round_again(now);
+            return has_moved;
+        }
         let is_quiet = now - current.heard >= QUIET;
         match (current.endpoint.is_relay(), from.is_relay()) {
             (false, false) if !is_known => self.go(from, Why::Roamed, now),

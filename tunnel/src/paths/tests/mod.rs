@@ -420,6 +420,22 @@ fn an_address_that_is_taken_for_want_of_a_director_is_no_fresher_for_that() {
 }
 
 #[test]
+fn a_stale_address_is_left_for_where_the_peer_is_heard() {
+    for what in [Heard::Handshake, Heard::Data] {
+        let mut side = Side::proven(false);
+        side.now += Duration::from_secs(39);
+        assert!(!side.heard(relay(1), what));
+        assert_eq!(side.why(), (direct(1), Why::Probe), "the address is only doubted");
+        side.now += Duration::from_secs(1);
+        assert!(!side.heard(relay(1), Heard::Probe));
+        side.probes.clear();
+        assert!(side.heard(relay(1), what));
+        assert_eq!(side.why(), (relay(1), Why::Roamed));
+        assert_eq!(side.probed(), [direct(1), direct(2), relay(1)], "and asked, in a round");
+    }
+}
+
+#[test]
 fn an_address_in_use_is_kept_fresh() {
     let mut side = Side::proven(false);
     side.send();

@@ -1,34 +1,10 @@
-//! The device's keys, made on this host and never leaving it: an ECDSA P-256 key for TLS, a Curve25519 key for
-//! WireGuard.
+//! The device's keys, made on this host and never leaving it: a Curve25519 key for WireGuard, beside the one for TLS
+//! that every party has.
 
 use aws_lc_rs::rand;
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+use muster_enrollment::KeyError;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
-
-/// Why keys could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The generator or the encoder failed.
-    #[error("cannot make a TLS key and a certificate request for it: {0}")]
-    Tls(#[from] rcgen::Error),
-    /// The system's generator failed.
-    #[error("cannot make a key: the system's random number generator failed")]
-    Random,
-}
-
-/// A new TLS key: PKCS#8, PEM.
-pub fn new_tls_key() -> Result<Zeroizing<String>, KeyError> {
-    Ok(Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?.serialize_pem()))
-}
-
-/// A certificate request (PKCS#10, DER) for the key in `pem`. It asks for no name: the registrar knows who asks.
-pub fn certificate_request(pem: &str) -> Result<Vec<u8>, KeyError> {
-    let key = KeyPair::from_pem(pem)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    Ok(params.serialize_request(&key)?.der().to_vec())
-}
 
 /// A new WireGuard private key.
 pub fn new_wireguard_key() -> Result<Zeroizing<[u8; 32]>, KeyError> {
@@ -54,15 +30,6 @@ mod tests {
     use base64::{Engine, prelude::BASE64_STANDARD};
 
     use super::*;
-
-    #[test]
-    fn requests_name_nobody() {
-        let key = new_tls_key().unwrap();
-        let request = certificate_request(&key).unwrap();
-        let parsed = rcgen::CertificateSigningRequestParams::from_der(&request.into()).unwrap();
-        assert!(parsed.params.subject_alt_names.is_empty());
-        assert_eq!(parsed.params.distinguished_name, DistinguishedName::new());
-    }
 
     #[test]
     fn public_keys_are_those_of_wireguard() {

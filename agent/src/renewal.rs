@@ -6,15 +6,12 @@ use muster_common::{
     time::Timestamp,
     tls::{Credentials, KeyPair, TlsError, certificate_validity, certificates_from_pem},
 };
+use muster_enrollment::{Identity as _, KeyError, certificate_request, new_tls_key, pem};
 use muster_proto::registration::{RenewRequest, registration_service_client::RegistrationServiceClient};
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
-use crate::{
-    control::Validity,
-    keys::{self, KeyError},
-    state::{Identity, pem},
-};
+use crate::{control::Validity, state::Identity};
 
 /// Why a certificate could not be renewed.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +45,8 @@ pub struct Renewed {
 
 /// Asks for the next certificate of `device_uid`.
 pub async fn renew(channel: Channel, device_uid: &str) -> Result<Renewed, RenewalError> {
-    let tls_key = keys::new_tls_key()?;
-    let request = RenewRequest { certificate_request: keys::certificate_request(&tls_key)? };
+    let tls_key = new_tls_key()?;
+    let request = RenewRequest { certificate_request: certificate_request(&tls_key)? };
     let answer = RegistrationServiceClient::new(channel)
         .renew(request)
         .await

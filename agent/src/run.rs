@@ -13,6 +13,7 @@ use muster_common::{
     time::{Instant, Timestamp},
     tls::{ALPN_H2, Credentials},
 };
+use muster_enrollment::Identity as _;
 use muster_proto::agent::LeaveResponse;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustls::ClientConfig;

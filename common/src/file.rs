@@ -1,12 +1,18 @@
 //! Files that hold secrets or state: mode 0600, replaced as a whole, on disk before the call returns. What root makes
 //! in the directory of another user, such as a service's, belongs to that user, who could not read it otherwise.
 
+mod document;
+mod lock;
+
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown},
     path::{Path, PathBuf},
 };
+
+pub use document::{DocumentError, Format, hex};
+pub use lock::{Lock, LockError, lock, owner};
 
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +93,14 @@ pub fn adopt(path: &Path) -> Result<(), FileError> {
 /// Reads the whole of `path`.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(|source| FileError::new("read", path, source))
+}
+
+/// Removes `path`, if it is there.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::new("remove", path, error)),
+        _ => Ok(()),
+    }
 }
 
 /// Creates `path` and what is missing above it; new directories get mode 0700.

@@ -11,9 +11,10 @@ use muster_common::{
     telemetry,
     tls::{SpkiHash, certificate_validity},
 };
+use muster_enrollment::{Identity as _, Join};
 use serde::Serialize;
 
-use crate::{config::Config, identity::State, join};
+use crate::{config::Config, identity::State};
 
 /// What a failed command returns to the shell. (2, for wrong usage, comes from the parser.)
 pub const FAILED: u8 = 1;
@@ -156,8 +157,8 @@ async fn join(
 ) -> anyhow::Result<()> {
     let ca_hash: SpkiHash = arguments.ca_hash.parse()?;
     let request =
-        join::Join { registrar: arguments.registrar, token: arguments.token, ca_hash, name: arguments.name };
-    let identity = Box::pin(join::join(&State::new(&config.state_dir), &request)).await?;
+        Join { registrar: arguments.registrar, token: arguments.token, ca_hash, name: arguments.name };
+    let identity = Box::pin(muster_enrollment::join(&State::new(&config.state_dir), &request)).await?;
     let pair = identity.key_pair()?;
     let own = pair.chain.first().context("there is no certificate")?;
     let (_, expiry) = certificate_validity(own)?;

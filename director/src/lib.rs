@@ -6,7 +6,6 @@ pub mod commands;
 pub mod config;
 mod hub;
 pub mod identity;
-pub mod join;
 pub mod metrics;
 pub mod registrar;
 pub mod relay;

@@ -53,6 +53,7 @@ impl Device {
             token: option("token")?.to_owned(),
             certificate_request: request,
             name: name.to_owned(),
+            party: String::new(),
         };
         let enrolled = EnrollmentServiceClient::new(channel).enroll(request).await?.into_inner();
         let certificates =

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use clap::Args;
 use muster_common::tls::SpkiHash;
+use muster_enrollment::{Identity as _, Join};
 use serde::Serialize;
 
 use super::{Output, print, print_json};
-use crate::{config::Config, join, renewal, state::State};
+use crate::{config::Config, renewal, state::State};
 
 #[derive(Args)]
 #[command(after_help = "Example:
@@ -55,8 +56,8 @@ pub(super) async fn join(
 ) -> anyhow::Result<()> {
     let ca_hash: SpkiHash = arguments.ca_hash.parse()?;
     let request =
-        join::Join { registrar: arguments.registrar, token: arguments.token, ca_hash, name: arguments.name };
-    let identity = Box::pin(join::join(&State::new(&config.state_dir), &request)).await?;
+        Join { registrar: arguments.registrar, token: arguments.token, ca_hash, name: arguments.name };
+    let identity = Box::pin(muster_enrollment::join(&State::new(&config.state_dir), &request)).await?;
     let validity = renewal::validity(&identity.key_pair()?)?;
     let joined = Joined {
         network: identity.network.clone(),

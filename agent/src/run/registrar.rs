@@ -4,6 +4,7 @@ use muster_common::{
     time::{Instant, Timestamp},
     tls::{Credentials, certificates_from_pem},
 };
+use muster_enrollment::Identity as _;
 use rustls::pki_types::CertificateDer;
 
 use super::Agent;

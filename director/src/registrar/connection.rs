@@ -6,6 +6,7 @@ use muster_common::{
     grpc,
     time::{Instant, Timestamp},
 };
+use muster_enrollment::{certificate_request, new_tls_key};
 use muster_proto::director::{
     DevicesChanged, RenewRequest, RenewResponse, Report, SessionHello, SessionRequest, SessionResponse,
     director_service_client::DirectorServiceClient, session_request, session_response,
@@ -22,7 +23,6 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{Client, Relaying};
-use crate::join::{certificate_request, new_key};
 
 /// How long a registrar may take to connect and answer Register, and any other call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -213,7 +213,7 @@ fn failure(status: &Status) -> Failure {
 
 /// Asks for the next certificate, for a new key.
 async fn renew(channel: Channel) -> Result<(Zeroizing<String>, RenewResponse), String> {
-    let key = new_key().map_err(|e| e.to_string())?;
+    let key = new_tls_key().map_err(|e| e.to_string())?;
     let request = RenewRequest { certificate_request: certificate_request(&key).map_err(|e| e.to_string())? };
     let mut client = DirectorServiceClient::new(channel);
     match timeout(CALL_TIMEOUT, client.renew(request)).await {

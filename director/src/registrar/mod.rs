@@ -15,6 +15,7 @@ use muster_common::{
     time::{Instant, Timestamp},
     tls::{ALPN_H2, Credentials, KeyPair, certificate_validity, certificates_from_pem},
 };
+use muster_enrollment::{Identity as _, pem};
 use muster_proto::director::{DirectorConfig, RegisterRequest, RenewResponse};
 use prometheus_client::metrics::gauge::Gauge;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -27,7 +28,7 @@ use self::{
     connection::Failure,
     pace::{Backoff, Registrars, renewal_due},
 };
-use crate::identity::{Identity, State, pem};
+use crate::identity::{Identity, State};
 
 /// Delays between rounds of attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));

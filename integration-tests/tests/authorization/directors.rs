@@ -46,8 +46,12 @@ async fn join(site: &Site, name: &str) -> (String, Channel) {
         .into_inner();
     assert!(created.join_command.starts_with("muster-director join "), "{}", created.join_command);
     let key = Key::generate().unwrap();
-    let request =
-        EnrollRequest { token: created.secret, certificate_request: csr(&key), name: name.to_owned() };
+    let request = EnrollRequest {
+        token: created.secret,
+        certificate_request: csr(&key),
+        name: name.to_owned(),
+        party: "director".into(),
+    };
     let enrolled = EnrollmentServiceClient::new(site.stranger().await).enroll(request).await.unwrap();
     let enrolled = enrolled.into_inner();
     let pair = KeyPair {

@@ -249,7 +249,12 @@ pub(crate) fn by_name(name: &str) -> LookupRequest {
 }
 
 pub(crate) async fn enroll(site: &Site, token: &str, csr: Vec<u8>, name: &str) -> Result<String, Status> {
-    let request = EnrollRequest { token: token.into(), certificate_request: csr, name: name.into() };
+    let request = EnrollRequest {
+        token: token.into(),
+        certificate_request: csr,
+        name: name.into(),
+        party: String::new(),
+    };
     let client = EnrollmentServiceClient::new(site.stranger().await);
     client.clone().enroll(request).await.map(|response| response.into_inner().device_uid)
 }

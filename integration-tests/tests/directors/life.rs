@@ -117,8 +117,13 @@ fn tokens_are_for_one_kind_of_party_and_joins_for_one_director() {
         // A token for devices makes no director, and one for directors no device.
         let for_devices = registrar.new_join_command(&[])?;
         fails(director.try_join(&for_devices, "relay-3")?, "--director")?;
+        let devices = registrar.muster(&["get", "devices"])?;
+        expect(!devices.contains("relay-3"), "no device has been made", &devices)?;
         let agent = Agent::new(&relay, "")?;
         let for_directors = registrar.new_join_command(&["--director"])?;
-        fails(agent.try_join(&for_directors, "web")?, "director")
+        fails(agent.try_join(&for_directors, "web")?, "lets a director join")?;
+        // Neither has been used up.
+        agent.join(&for_devices, "web")?;
+        director.join(&for_directors, "relay-2").map(drop)
     });
 }

@@ -52,6 +52,23 @@ fn too_many() -> Status {
     Status::resource_exhausted("too many requests to join from this address; try again in a minute")
 }
 
+/// Refuses whoever is something else than the token lets in, before there is anything to delete again.
+fn check_party(party: &str, joiner: Joiner) -> Result<(), Status> {
+    let reason = match (party, joiner) {
+        ("", _) | ("device", Joiner::Device) | ("director", Joiner::Director) => return Ok(()),
+        ("device", Joiner::Director) => {
+            "this token lets a director join (muster-director join), not a device; nothing has been changed\n\
+             remedy: ask the operator for a token for devices (muster create token)"
+        }
+        ("director", Joiner::Device) => {
+            "this token lets a device join (muster-agent join), not a director; nothing has been changed\n\
+             remedy: ask the operator for a token for directors (muster create token --director)"
+        }
+        _ => return Err(Status::invalid_argument("party: is neither \"device\" nor \"director\"")),
+    };
+    Err(Status::failed_precondition(reason))
+}
+
 /// A certificate, DER.
 pub(super) struct Issued {
     /// With what is needed to verify it.
@@ -86,7 +103,8 @@ impl Api {
             Refused::Token(status(error))
         })?;
         let now = Timestamp::now();
-        self.check_token(&token, now, failed).await?;
+        let joiner = self.check_token(&token, now, failed).await?;
+        check_party(&request.party, joiner)?;
         let key = csr::check(&request.certificate_request).map_err(status)?;
         let lifetime = self.settings.certificate_lifetime;
         let (uid, mut claim) = (random_uid(), None::<Claim>);
@@ -160,7 +178,7 @@ impl Api {
         token: &JoinToken,
         now: Timestamp,
         failed: impl Fn() -> bool,
-    ) -> Result<(), Refused> {
+    ) -> Result<Joiner, Refused> {
         let check = || enroll::check_token(&self.registry.read(), token, now);
         let mut checked = check();
         if checked.is_err() && !failed() {

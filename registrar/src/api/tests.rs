@@ -111,8 +111,12 @@ impl Fixture {
     }
 
     async fn enroll(&self, token: &str, name: &str, key: &KeyPair) -> Result<EnrollResponse, Status> {
-        let request =
-            EnrollRequest { token: token.into(), certificate_request: request_for(key), name: name.into() };
+        let request = EnrollRequest {
+            token: token.into(),
+            certificate_request: request_for(key),
+            name: name.into(),
+            party: String::new(),
+        };
         let enrolled = enrollment::Enrollment(self.api.clone()).enroll(stranger(request)).await;
         enrolled.map(Response::into_inner)
     }
@@ -253,7 +257,12 @@ async fn bad_requests_to_join_are_refused_each_with_its_reason() {
         ("nonsense", "a", request_for(&key), Code::InvalidArgument, "muster."),
         (&secret[..secret.len() - 1], "a", request_for(&key), Code::InvalidArgument, "too short"),
     ] {
-        let request = EnrollRequest { token: token.into(), certificate_request: csr, name: name.into() };
+        let request = EnrollRequest {
+            token: token.into(),
+            certificate_request: csr,
+            name: name.into(),
+            party: String::new(),
+        };
         let service = enrollment::Enrollment(registrar.api.clone());
         let status = service.enroll(stranger(request)).await.unwrap_err();
         assert_eq!(status.code(), code, "{status}");
@@ -264,6 +273,31 @@ async fn bad_requests_to_join_are_refused_each_with_its_reason() {
     let status = registrar.enroll(&secret, "taken", &KeyPair::generate().unwrap()).await.unwrap_err();
     assert_eq!(status.code(), Code::AlreadyExists);
     assert!(status.message().contains("--name"), "{status}");
+}
+
+#[tokio::test]
+async fn who_is_not_what_the_token_is_for_is_refused_and_the_token_stays() {
+    let registrar = fixture().await;
+    let (_, secret) = registrar.token(false).await;
+    let key = KeyPair::generate().unwrap();
+    let enroll = async |party: &str| {
+        let request = EnrollRequest {
+            token: secret.clone(),
+            certificate_request: request_for(&key),
+            name: "a".into(),
+            party: party.into(),
+        };
+        enrollment::Enrollment(registrar.api.clone()).enroll(stranger(request)).await
+    };
+    for (party, code, says) in [
+        ("director", Code::FailedPrecondition, "--director"),
+        ("registrar", Code::InvalidArgument, "neither"),
+    ] {
+        let status = enroll(party).await.unwrap_err();
+        assert_eq!(status.code(), code);
+        assert!(status.message().contains(says), "{status}");
+    }
+    assert!(!enroll("device").await.unwrap().into_inner().device_uid.is_empty());
 }
 
 #[tokio::test]
@@ -280,7 +314,12 @@ async fn guessing_tokens_is_stopped() {
     assert!((20..=22).contains(&refused), "{refused}");
     assert_eq!(codes.last(), Some(&Code::ResourceExhausted));
     // Others are not held up.
-    let request = EnrollRequest { token: secret, certificate_request: request_for(&key), name: "a".into() };
+    let request = EnrollRequest {
+        token: secret,
+        certificate_request: request_for(&key),
+        name: "a".into(),
+        party: String::new(),
+    };
     let service = enrollment::Enrollment(registrar.api.clone());
     service.enroll(call(request, "192.0.2.99", None)).await.unwrap();
 }

@@ -192,17 +192,17 @@ impl<'a> From<&'a Arc<Director>> for Owner<'a> {
     }
 }
 
-/// Checks a token before anything that costs more: whether its secret is right and it is in force. It may turn out
-/// later that it was used with another key.
+/// Checks a token before anything that costs more: whether its secret is right and it is in force, and if so, whom it
+/// lets in. It may turn out later that it was used with another key.
 ///
 /// # Errors
 /// All of [`TokenError`] but [`TokenError::Used`].
-pub fn check_token(index: &Index, token: &JoinToken, now: Timestamp) -> Result<(), TokenError> {
+pub fn check_token(index: &Index, token: &JoinToken, now: Timestamp) -> Result<Joiner, TokenError> {
     let nobody = SpkiHash::of_spki(&[]);
     for state in index.networks() {
         let Some(stored) = state.tokens.get(token.id().as_str()) else { continue };
         match check(Some(&stored.stored), token, now, &nobody) {
-            Ok(_) | Err(TokenError::Used) => return Ok(()),
+            Ok(_) | Err(TokenError::Used) => return Ok(stored.joiner),
             Err(TokenError::Unknown) => {}
             Err(error) => return Err(error),
         }

@@ -64,7 +64,7 @@ fn bad_names_and_tokens_are_refused() {
         EnrollError::Token(TokenError::Unknown)
     );
     assert_eq!(plan::enroll::check_token(&world.indexes[0], &stranger, world.now), Err(TokenError::Unknown));
-    assert_eq!(plan::enroll::check_token(&world.indexes[0], &token, world.now), Ok(()));
+    assert_eq!(plan::enroll::check_token(&world.indexes[0], &token, world.now), Ok(Joiner::Device));
     world.now = world.now + Duration::from_secs(24 * 3600);
     assert!(matches!(
         world.enroll(0, &token, "a", &key_hash("k")),

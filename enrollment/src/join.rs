@@ -1,12 +1,12 @@
-//! Join: turns a token into this director's certificate. The CA is pinned by its hash before anything is sent, and the
-//! key is on disk before the registrar is asked, so that a lost answer can be asked for again.
+//! Join: turns a token into a party's certificate. The CA is pinned by its hash before anything is sent, keys are made
+//! here, and they are on disk before the registrar is asked, so that a lost answer can be asked for again.
 
 use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::digest;
 use muster_common::{
+    file::hex,
     grpc::{self, ChannelError},
-    identity::Party,
     name::{Label, NameError},
     time::Timestamp,
     tls::{Credentials, SpkiHash, TlsError, certificate_validity, pinned_client_config},
@@ -14,11 +14,14 @@ use muster_common::{
 use muster_proto::enrollment::{
     EnrollRequest, EnrollResponse, enrollment_service_client::EnrollmentServiceClient,
 };
-use rcgen::{CertificateParams, DistinguishedName, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
-use crate::identity::{Identity, Journal, State, StateError, hex, pem};
+use crate::{
+    Identity as _, Journal, Party,
+    keys::{self, KeyError},
+    store::{StateError, Store},
+};
 
 /// How long the registrar may take to issue the certificate.
 const ENROLL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,15 +30,15 @@ const ENROLL_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Join {
     /// `HOST:PORT`.
     pub registrar: String,
-    /// As `muster create token --director` printed it.
+    /// As `muster create token` printed it.
     pub token: String,
     /// Of the CA.
     pub ca_hash: SpkiHash,
-    /// The director's name; empty for the first label of the host's.
+    /// The party's name; empty for the first label of the host's.
     pub name: String,
 }
 
-/// Why the director has not joined. Nothing has changed on this host then.
+/// Why the party has not joined. Nothing has changed on this host then.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// This host's state.
@@ -45,8 +48,13 @@ pub enum JoinError {
     #[error("{0}\nremedy: give another with --name")]
     Name(NameError),
     /// The host's name.
-    #[error("cannot use this host's name as the director's: {0}\nremedy: give a name with --name")]
-    HostName(NameError),
+    #[error("cannot use this host's name as the {kind}'s: {reason}\nremedy: give a name with --name")]
+    HostName {
+        /// What joins.
+        kind: &'static str,
+        /// Why not.
+        reason: NameError,
+    },
     /// No connection, or one to somebody else.
     #[error("cannot join: {0}{remedy}", remedy = .0.remedy())]
     Connect(ChannelError),
@@ -68,13 +76,19 @@ pub enum JoinError {
         /// What was seen instead.
         reason: String,
     },
-    /// The token is for devices.
+    /// The token was for another kind, and the registrar too old to notice.
     #[error(
-        "the token let a device join, named {name}, not a director\nremedy: make a token for directors (muster create token --director), and delete the device (muster delete device {name})"
+        "the token let a {other} join, named {name}, not a {kind}\nremedy: make a token for {kind}s ({create_token}), and delete the {other} (muster delete {other} {name})"
     )]
-    Device {
-        /// The name that the device got.
+    Kind {
+        /// What was to join.
+        kind: &'static str,
+        /// What has joined.
+        other: &'static str,
+        /// The name that it got.
         name: String,
+        /// The command that makes the right token.
+        create_token: &'static str,
     },
     /// This host's clock is off.
     #[error(
@@ -90,15 +104,17 @@ pub enum JoinError {
     },
     /// The registrar's answer makes no sense.
     #[error(
-        "cannot use what registrar {registrar} answered: {reason}\nremedy: look into the registrar's log; are registrar and director of the same version?"
+        "cannot use what registrar {registrar} answered: {reason}\nremedy: look into the registrar's log; are registrar and {program} of the same version?"
     )]
     Answer {
         /// Its address.
         registrar: String,
         /// What is wrong.
         reason: String,
+        /// What joins.
+        program: &'static str,
     },
-    /// No key.
+    /// No keys.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// No TLS.
@@ -106,42 +122,25 @@ pub enum JoinError {
     Tls(#[from] TlsError),
 }
 
-/// Why a key could not be made.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot make a TLS key and a certificate request for it: {0}")]
-pub struct KeyError(#[from] rcgen::Error);
-
-/// A new TLS key: PKCS#8, PEM.
-pub(crate) fn new_key() -> Result<Zeroizing<String>, KeyError> {
-    Ok(Zeroizing::new(rcgen::KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?.serialize_pem()))
-}
-
-/// A certificate request (PKCS#10, DER) for the key in `pem`. It asks for no name: the registrar knows who asks.
-pub(crate) fn certificate_request(pem: &str) -> Result<Vec<u8>, KeyError> {
-    let key = rcgen::KeyPair::from_pem(pem)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    Ok(params.serialize_request(&key)?.der().to_vec())
-}
-
 /// Joins, and returns the identity, which is on disk by then.
 ///
 /// # Errors
 /// See [`JoinError`].
-pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
-    state.check_not_joined()?;
-    let name = director_name(&join.name)?;
+pub async fn join<P: Party>(store: &Store<P>, join: &Join) -> Result<P::Identity, JoinError> {
+    store.check_not_joined()?;
+    let name = name::<P>(&join.name)?;
     let tls = Arc::new(pinned_client_config(join.ca_hash)?);
-    let lock = state.lock()?;
+    let lock = store.lock()?;
     // Whoever had the lock before may have joined.
-    state.check_not_joined()?;
+    store.check_not_joined()?;
     let channel = grpc::connect(&join.registrar, tls).await.map_err(JoinError::Connect)?;
 
-    let journal = journal(state, join, &name)?;
+    let journal = journal(store, join, &name)?;
     let request = EnrollRequest {
         token: join.token.clone(),
-        certificate_request: certificate_request(&journal.tls_key)?,
+        certificate_request: keys::certificate_request(&journal.tls_key)?,
         name: name.to_string(),
+        party: P::WORDS.kind.to_owned(),
     };
     let mut client = EnrollmentServiceClient::new(channel);
     let call = client.enroll(request);
@@ -149,7 +148,7 @@ pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
     let answer = match tokio::time::timeout(ENROLL_TIMEOUT, Box::pin(call)).await {
         Ok(Ok(answer)) => answer.into_inner(),
         Ok(Err(status)) if grpc::is_definite(status.code()) => {
-            state.remove_journal()?;
+            store.remove_journal()?;
             return Err(JoinError::Refused { registrar: registrar(), reason: status.message().to_owned() });
         }
         Ok(Err(status)) => {
@@ -160,57 +159,63 @@ pub async fn join(state: &State, join: &Join) -> Result<Identity, JoinError> {
             return Err(JoinError::Lost { registrar: registrar(), reason });
         }
     };
-    let identity = identity(join, &journal, answer)?;
-    state.set_identity(&identity)?;
-    state.remove_journal()?;
+    let identity = identity::<P>(join, &journal, answer)?;
+    store.set_identity(&identity)?;
+    store.remove_journal()?;
     drop(lock);
     Ok(identity)
 }
 
 /// `given`, or the first label of the host's name.
-fn director_name(given: &str) -> Result<Label, JoinError> {
+fn name<P: Party>(given: &str) -> Result<Label, JoinError> {
+    let label = |text: &str| text.parse::<Label>().and_then(P::check_name);
     if !given.is_empty() {
-        return given.parse().map_err(JoinError::Name);
+        return label(given).map_err(JoinError::Name);
     }
     let uname = rustix::system::uname();
     let host = uname.nodename().to_string_lossy();
-    host.split('.').next().unwrap_or_default().parse().map_err(JoinError::HostName)
+    label(host.split('.').next().unwrap_or_default())
+        .map_err(|reason| JoinError::HostName { kind: P::WORDS.kind, reason })
 }
 
-/// The key of this join: that of an earlier attempt at the very same, or a new one, on disk.
-fn journal(state: &State, join: &Join, name: &Label) -> Result<Journal, JoinError> {
+/// The keys of this join: those of an earlier attempt at the very same, or new ones, on disk.
+fn journal<P: Party>(store: &Store<P>, join: &Join, name: &Label) -> Result<Journal, JoinError> {
     let mut context = digest::Context::new(&digest::SHA256);
     for part in [join.token.as_bytes(), b"\0", name.as_str().as_bytes(), b"\0", join.ca_hash.as_bytes()] {
         context.update(part);
     }
     let purpose = hex(context.finish().as_ref());
-    if let Some(journal) = state.journal()
+    if let Some(journal) = store.journal()
         && journal.purpose == purpose
     {
         return Ok(journal);
     }
-    let journal = Journal { purpose, tls_key: new_key()?.to_string() };
-    state.set_journal(&journal)?;
+    let tls_key = keys::new_tls_key()?.to_string();
+    let journal = Journal { purpose, tls_key, wireguard_key: P::new_further_keys()? };
+    store.set_journal(&journal)?;
     Ok(journal)
 }
 
 /// What the registrar answered, checked.
-fn identity(join: &Join, journal: &Journal, answer: EnrollResponse) -> Result<Identity, JoinError> {
-    let wrong =
-        |reason: &str| JoinError::Answer { registrar: join.registrar.clone(), reason: reason.to_owned() };
-    if answer.director_uid.is_empty() && !answer.device_uid.is_empty() {
-        return Err(JoinError::Device { name: answer.name });
-    }
-    let identity = Identity {
-        network: answer.network,
-        director_uid: answer.director_uid,
-        name: answer.name,
+fn identity<P: Party>(
+    join: &Join,
+    journal: &Journal,
+    answer: EnrollResponse,
+) -> Result<P::Identity, JoinError> {
+    let words = P::WORDS;
+    let wrong = |reason: &str| JoinError::Answer {
         registrar: join.registrar.clone(),
-        registrars: Vec::new(),
-        certificate_chain: pem(&answer.certificate_chain),
-        tls_key: journal.tls_key.clone(),
-        roots: pem(&answer.roots),
+        reason: reason.to_owned(),
+        program: words.program,
     };
+    let (name, someone) =
+        (answer.name.clone(), !answer.device_uid.is_empty() || !answer.director_uid.is_empty());
+    let identity = P::identity(&join.registrar, journal, answer);
+    let own = identity.certified();
+    if own.uid.is_empty() && someone {
+        let (kind, other, create_token) = (words.kind, words.other, words.create_token);
+        return Err(JoinError::Kind { kind, other, name, create_token });
+    }
     let explain = |error: TlsError| wrong(&error.to_string());
     let mut pair = identity.key_pair().map_err(explain)?;
     let roots = identity.root_certificates().map_err(explain)?;
@@ -220,13 +225,12 @@ fn identity(join: &Join, journal: &Journal, answer: EnrollResponse) -> Result<Id
     if !roots.iter().any(pinned) {
         return Err(wrong("the CA whose hash was given is not among the roots to trust"));
     }
-    match pair.identity().map_err(explain)?.party {
-        Party::Director { network, uid }
-            if network.as_str() == identity.network && uid.as_str() == identity.director_uid => {}
-        other => return Err(wrong(&format!("the certificate is for {other}"))),
+    let party = pair.identity().map_err(explain)?.party;
+    if P::of_certificate(&party) != Some((own.network, own.uid)) {
+        return Err(wrong(&format!("the certificate is for {party}")));
     }
-    let own = pair.chain.swap_remove(0);
-    let (not_before, not_after) = certificate_validity(&own).map_err(explain)?;
+    let certificate = pair.chain.swap_remove(0);
+    let (not_before, not_after) = certificate_validity(&certificate).map_err(explain)?;
     let now = Timestamp::now();
     pair.key.zeroize();
     if now < not_before || now > not_after {
@@ -238,6 +242,7 @@ fn identity(join: &Join, journal: &Journal, answer: EnrollResponse) -> Result<Id
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::Relay;
 
     fn request(token: &str) -> Join {
         Join {
@@ -249,53 +254,56 @@ mod tests {
     }
 
     #[test]
-    fn names_are_checked_before_anything_is_sent() {
-        for name in ["-bad-", "a.b", &"x".repeat(64)] {
-            let error = director_name(name).unwrap_err().to_string();
-            assert!(error.contains("not a valid name") && error.contains("--name"), "{error}");
+    fn names_are_checked_by_kind() {
+        for given in ["-bad-", "a.b", &"x".repeat(64), "svc"] {
+            let error = name::<Relay>(given).unwrap_err().to_string();
+            assert!(error.contains("remedy: give another with --name"), "{error}");
         }
-        assert_eq!(director_name("Relay-1").unwrap().as_str(), "relay-1");
+        assert_eq!(name::<Relay>("Relay-1").unwrap().as_str(), "relay-1");
     }
 
     #[test]
-    fn requests_name_nobody() {
-        let request = certificate_request(&new_key().unwrap()).unwrap();
-        let parsed = rcgen::CertificateSigningRequestParams::from_der(&request.into()).unwrap();
-        assert!(parsed.params.subject_alt_names.is_empty());
-        assert_eq!(parsed.params.distinguished_name, DistinguishedName::new());
-    }
-
-    #[test]
-    fn the_same_join_uses_the_same_key_again() {
+    fn the_same_join_uses_the_same_keys_again() {
         let directory = tempfile::tempdir().unwrap();
-        let state = State::new(directory.path());
+        let store = Store::<Relay>::new(directory.path());
         let name: Label = "relay".parse().unwrap();
-        let first = journal(&state, &request("a"), &name).unwrap();
-        assert_eq!(journal(&state, &request("a"), &name).unwrap().tls_key, first.tls_key);
-        assert_ne!(journal(&state, &request("b"), &name).unwrap().tls_key, first.tls_key);
+        let keys = |journal: &Journal| (journal.tls_key.clone(), journal.wireguard_key.clone());
+        let first = keys(&journal(&store, &request("a"), &name).unwrap());
+        assert_eq!(keys(&journal(&store, &request("a"), &name).unwrap()), first);
+        assert_ne!(keys(&journal(&store, &request("b"), &name).unwrap()).0, first.0);
+        let other: Label = "relay2".parse().unwrap();
+        assert_ne!(keys(&journal(&store, &request("a"), &other).unwrap()).0, first.0);
     }
 
     #[test]
-    fn a_device_is_no_director() {
-        let journal = Journal { purpose: String::new(), tls_key: String::new() };
+    fn answers_are_checked() {
+        let journal =
+            Journal { purpose: String::new(), tls_key: String::new(), wireguard_key: String::new() };
         let answer =
             EnrollResponse { device_uid: "d-1".into(), name: "relay".into(), ..EnrollResponse::default() };
-        let error = identity(&request("a"), &journal, answer).unwrap_err().to_string();
-        assert!(error.contains("--director") && error.contains("delete device relay"), "{error}");
-        let error = identity(&request("a"), &journal, EnrollResponse::default()).unwrap_err().to_string();
-        assert!(error.contains("PEM") && error.contains("remedy"), "{error}");
+        let error = identity::<Relay>(&request("a"), &journal, answer).err().unwrap().to_string();
+        assert!(
+            error.contains("create token --director") && error.contains("delete device relay"),
+            "{error}"
+        );
+        let error =
+            identity::<Relay>(&request("a"), &journal, EnrollResponse::default()).err().unwrap().to_string();
+        assert!(
+            error.contains("PEM") && error.contains("registrar and director of the same version"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
     async fn a_registrar_that_is_not_there_leaves_no_trace() {
         let directory = tempfile::tempdir().unwrap();
-        let state = State::new(&directory.path().join("director"));
-        let error = join(&state, &request("t")).await.unwrap_err().to_string();
+        let store = Store::<Relay>::new(&directory.path().join("director"));
+        let error = join(&store, &request("t")).await.err().unwrap().to_string();
         assert!(
             error.contains("127.0.0.1:1") && error.contains("refused") && error.contains("remedy"),
             "{error}"
         );
-        assert!(state.journal().is_none());
-        state.check_not_joined().unwrap();
+        assert!(store.journal().is_none());
+        store.check_not_joined().unwrap();
     }
 }

@@ -1,0 +1,75 @@
+//! A directory for one process at a time: a locked file in it, with the process's number for others to read.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{FileError, adopt, create_private_dir};
+
+/// Keeps other processes away from a directory until it is dropped.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+
+/// Why a directory cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another process has it.
+    #[error("another process{} has it", owner(.0))]
+    Held(String),
+}
+
+/// ` (process 123)`, or nothing if the process is not known: what [`LockError::Held`] says, for sentences.
+pub fn owner(pid: &str) -> String {
+    if pid.is_empty() { String::new() } else { format!(" (process {pid})") }
+}
+
+/// Takes `directory` for this process; creates it if it is missing.
+///
+/// # Errors
+/// Another process has it, or the system refuses.
+pub fn lock(directory: &Path) -> Result<Lock, LockError> {
+    create_private_dir(directory)?;
+    let path = directory.join("lock");
+    let error = |source: io::Error| FileError::new("lock", &path, source);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut lock = options.open(&path).map_err(error)?;
+    // Root, who joins, may come before the service's own user.
+    adopt(&path)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut pid = String::new();
+            let _ = Read::take(&lock, 20).read_to_string(&mut pid);
+            return Err(LockError::Held(pid.trim().to_owned()));
+        }
+        Err(errno) => return Err(error(errno.into()).into()),
+    }
+    lock.set_len(0).map_err(error)?;
+    writeln!(lock, "{}", std::process::id()).map_err(error)?;
+    Ok(Lock(lock))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().join("new");
+        let held = lock(&directory).unwrap();
+        let error = lock(&directory).unwrap_err().to_string();
+        assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
+        drop(held);
+        lock(&directory).unwrap();
+    }
+}

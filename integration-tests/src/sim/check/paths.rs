@@ -57,8 +57,10 @@ impl World {
             self.advance(EVERY)?;
         }
         for (a, to) in pairs {
-            let is_it = |h: &usize| self.hosts[*h].addresses().contains(to);
-            let Some(b) = (0..self.hosts.len()).find(is_it) else { continue };
+            // A host whose device is gone may have the address still.
+            let owner = self.model.addresses.get(to);
+            let is_it = |h: &usize| self.hosts[*h].disk.as_ref().map(|disk| &disk.uid) == owner;
+            let Some(b) = (0..self.hosts.len()).find(is_it).filter(|_| owner.is_some()) else { continue };
             let (one, other) = (self.path(*a, b), self.path(b, *a));
             let wanted = direct_possible(&self.hosts[*a].place, &self.hosts[b].place);
             must(one.0 == Some(wanted), || {

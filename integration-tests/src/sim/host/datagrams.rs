@@ -18,6 +18,8 @@ const DATA: (u8, usize) = (4, 64);
 const MESSAGES: std::ops::RangeInclusive<u8> = 1..=4;
 /// An address from which nothing came for so long is not sent data while there is a director.
 const STALE: Duration = Duration::from_secs(41);
+/// A peer that was heard through a director so lately is certainly reached there: no check can have failed since.
+const LATELY: Duration = Duration::from_secs(2);
 
 impl World {
     pub(in crate::sim) fn on_datagram(&mut self, h: usize, from: SocketAddr, mut octets: Vec<u8>) -> Checked {
@@ -173,7 +175,7 @@ impl World {
         let peer = running.control.peers().find(|peer| at(peer) == Some(Endpoint::Direct(to)));
         peer.is_some_and(|peer| {
             peer.config.relays.iter().any(|relay| {
-                let is_heard = running.relayed.get(relay).is_some_and(|heard| self.now - *heard < STALE);
+                let is_heard = running.relayed.get(relay).is_some_and(|heard| self.now - *heard < LATELY);
                 is_heard && running.links.contains_key(&relay.0)
             })
         })

@@ -61,9 +61,11 @@ impl Linger {
     /// Tells what polling has found, and after how long: packets of the host, datagrams of the network, neither or both.
     pub(super) fn learn(&mut self, waited: Duration, packets: bool, datagrams: bool) {
         let is_soon = waited <= SOON;
+        // What comes later has come while somebody else had the processor: then it is better to sleep, and be woken.
+        let is_in_time = waited <= ANSWER;
         let is_answer = match self.last {
-            Way::Out => datagrams,
-            Way::In => packets,
+            Way::Out => is_in_time && datagrams,
+            Way::In => is_in_time && packets,
         };
         if is_soon && (packets || datagrams) {
             self.soon.learn(true);
@@ -164,6 +166,24 @@ mod tests {
         polls(&mut linger, Way::In, None, Some(100));
         linger.has_moved(Way::In);
         assert_eq!(linger.limit(), ANSWER);
+    }
+
+    #[test]
+    fn does_not_poll_where_others_want_the_processor() {
+        let mut linger = Linger::default();
+        polls(&mut linger, Way::Out, Some(100), None);
+        let mut polls = 0;
+        for _ in 0..640 {
+            linger.has_moved(Way::Out);
+            if !linger.limit().is_zero() {
+                polls += 1;
+                linger.learn(Duration::from_millis(3), false, true);
+            }
+        }
+        assert!(
+            polls <= 4 + 2 * 640 / u64::from(TRY_EVERY),
+            "{polls}: until credit is spent, and then one in 64 for each"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use muster_agent::udp::{Run, UdpSockets};
 use muster_common::frame::{DataHeader, Handle};
 use muster_integration_tests::device::Error;
@@ -24,20 +24,36 @@ pub(crate) enum Kind {
     Channel,
 }
 
-/// Sends to `relay`, for `peer` behind it, until it is ended.
-pub(crate) fn run(
+/// What is sent, and how.
+#[derive(Args)]
+pub(crate) struct Load {
     kind: Kind,
     relay: SocketAddr,
+    /// Behind the relay
     peer: SocketAddr,
     payload: usize,
+    #[arg(long)]
     segments: bool,
-) -> Result<(), Error> {
-    let mut sockets = UdpSockets::bind(0)?;
+    /// To send from; 0 for any
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// Of the attachment that sends, in every frame
+    #[arg(long, default_value_t = 1)]
+    session: u32,
+    /// Of the device that receives
+    #[arg(long, default_value_t = 2)]
+    handle: u64,
+}
+
+/// Sends until it is ended.
+pub(crate) fn run(load: &Load) -> Result<(), Error> {
+    let &Load { kind, relay, peer, payload, segments, port, session, handle } = load;
+    let mut sockets = UdpSockets::bind(port)?;
     if !segments {
         sockets.forgo_offloads();
     }
     let header = match kind {
-        Kind::Frame => DataHeader { session: 1, handle: Handle(2) }.octets().to_vec(),
+        Kind::Frame => DataHeader { session, handle: Handle(handle) }.octets().to_vec(),
         Kind::Channel => {
             let channel = coturn::channel(&sockets, relay, peer)?;
             [channel.to_be_bytes(), u16::try_from(payload)?.to_be_bytes()].concat()

@@ -4,9 +4,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is what this program is for")]
 
 mod coturn;
+mod crowd;
+mod director;
 mod forwarder;
 mod load;
 mod peers;
+mod tcp;
 mod turns;
 
 use std::{net::SocketAddr, process::ExitCode};
@@ -23,6 +26,9 @@ use crate::peers::Peer;
 #[derive(Parser)]
 #[command(name = "bench-relay", after_help = "Example:\n  bench-relay --peer coturn --rounds 1")]
 struct Options {
+    /// Measure this alone (repeat for more)
+    #[arg(long = "only", value_enum, value_name = "PART")]
+    parts: Vec<Part>,
     /// Measure this relay alone (repeat for more)
     #[arg(long = "peer", value_enum, value_name = "PEER")]
     peers: Vec<Peer>,
@@ -37,6 +43,17 @@ struct Options {
     link: Option<Link>,
     #[command(subcommand)]
     role: Option<Role>,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Datagrams, beside other relays
+    Udp,
+    /// Frames over TCP
+    Tcp,
+    /// Ten thousand devices: memory, and how soon they are back after a restart
+    Devices,
 }
 
 /// What the links between the hosts do.
@@ -70,14 +87,7 @@ enum Role {
     },
     /// Sends as fast as it can, until it is ended
     #[command(hide = true)]
-    Load {
-        kind: load::Kind,
-        relay: SocketAddr,
-        peer: SocketAddr,
-        payload: usize,
-        #[arg(long)]
-        segments: bool,
-    },
+    Load(load::Load),
     /// Holds a port and reads nothing
     #[command(hide = true)]
     Hold { address: SocketAddr },
@@ -87,9 +97,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = match &options.role {
         Some(Role::Forward { port, to, offloads }) => forwarder::run(*port, *to, *offloads),
-        Some(Role::Load { kind, relay, peer, payload, segments }) => {
-            load::run(*kind, *relay, *peer, *payload, *segments)
-        }
+        Some(Role::Load(load)) => load::run(load),
         Some(Role::Hold { address }) => load::hold(*address),
         None => turns::bench(&options).map_err(Error::from),
     };

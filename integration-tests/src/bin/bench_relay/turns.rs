@@ -10,26 +10,32 @@ use muster_integration_tests::{
 };
 
 use clap::ValueEnum as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
-    Link, Options,
-    peers::{PORT, Peer, RECEIVER, RELAY, own},
+    Link, Options, Part, crowd,
+    director::Network,
+    peers::{PORT, Peer, RECEIVER, RELAY, Relay, own},
+    tcp,
 };
 
 /// The processor that relays have to themselves, and that of everything else.
-const RELAY_CPU: usize = 0;
+pub(crate) const RELAY_CPU: usize = 0;
 const OTHER_CPU: usize = 1;
 /// Octets that are relayed in each datagram.
 const PAYLOADS: [usize; 2] = [64, 1_400];
 /// Ethernet, IPv4 and UDP headers.
 const HEADERS: f64 = 14.0 + 20.0 + 8.0;
+/// Devices that the registrar knows.
+const DEVICES: u32 = 10_000;
 /// Before a turn is measured.
-const WARM_UP: Duration = Duration::from_millis(300);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
 
-struct Hosts {
-    sender: Host,
-    relay: Host,
-    receiver: Host,
+/// The hosts of the lab.
+pub(crate) struct Hosts {
+    pub(crate) sender: Host,
+    pub(crate) relay: Host,
+    pub(crate) receiver: Host,
 }
 
 /// What a turn has shown.
@@ -49,13 +55,31 @@ pub(crate) fn bench(options: &Options) -> Result {
     let mut pin = Command::new("taskset");
     pin.args(["-a", "-c", "-p", &OTHER_CPU.to_string(), &std::process::id().to_string()]);
     check(pin)?;
+    open_files()?;
     let lab = Lab::new()?;
     let hosts = Hosts::new(&lab)?;
     let mut hold = hosts.receiver.command(own()?);
     hold.args(["hold", RECEIVER]);
     let _hold = hosts.receiver.spawn("hold", hold)?;
+    let mut network = Network::new(&hosts.relay, DEVICES)?;
 
     let mut figures = Figures::new("relay");
+    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
+    if wanted(Part::Udp) {
+        relays(options, &hosts, &mut network, &mut figures)?;
+    }
+    hosts.set_link(Link::Veth)?;
+    if wanted(Part::Tcp) {
+        tcp::measure(&hosts, &mut network, options.rounds, options.seconds, &mut figures)?;
+    }
+    if wanted(Part::Devices) {
+        crowd::measure(&hosts, &mut network, DEVICES, options.rounds, &mut figures)?;
+    }
+    figures.write().map(drop)
+}
+
+/// Every relay under load, with every kind of datagrams and link.
+fn relays(options: &Options, hosts: &Hosts, network: &mut Network, figures: &mut Figures) -> Result {
     let mut samples = Samples::new();
     let wanted = |peer: &Peer| options.peers.is_empty() || options.peers.contains(peer);
     for link in [Link::Veth, Link::Cards] {
@@ -73,7 +97,7 @@ pub(crate) fn bench(options: &Options) -> Result {
                 let measure = format!("{payload} B, {how}, {}", link.name());
                 for _ in 0..options.rounds {
                     for peer in Peer::value_variants().iter().filter(|peer| wanted(peer)) {
-                        match hosts.turn(*peer, payload, runs, options.seconds) {
+                        match hosts.turn(network, *peer, payload, runs, options.seconds) {
                             Ok(sample) => samples.add(&measure, *peer, sample),
                             Err(error) => figures.missing(
                                 &format!("{measure}, {}", peer.name()),
@@ -85,8 +109,16 @@ pub(crate) fn bench(options: &Options) -> Result {
             }
         }
     }
-    samples.report(&mut figures);
-    figures.write().map(drop)
+    samples.report(figures);
+    Ok(())
+}
+
+/// Ten thousand connections are as many open files, here and in the director.
+fn open_files() -> Result {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit { current: most, maximum: most };
+    setrlimit(Resource::Nofile, limit)
+        .map_err(|error| LabError::Command { command: "setrlimit".into(), reason: error.to_string() })
 }
 
 impl Hosts {
@@ -119,13 +151,20 @@ impl Hosts {
     }
 
     /// One relay under load.
-    fn turn(&self, peer: Peer, payload: usize, runs: bool, seconds: u32) -> Result<Sample> {
-        let relay = peer.start(&self.relay, RELAY_CPU)?;
+    fn turn(
+        &self,
+        network: &mut Network,
+        peer: Peer,
+        payload: usize,
+        runs: bool,
+        seconds: u32,
+    ) -> Result<Sample> {
+        let mut relay = Relay::start(peer, self, network, RELAY_CPU)?;
         let mut load = self.sender.command("taskset");
         load.args(["-c", &OTHER_CPU.to_string()]).arg(own()?).arg("load");
         load.arg(peer.kind().to_possible_value().map_or_else(String::new, |kind| kind.get_name().to_owned()));
         load.args([&format!("{RELAY}:{PORT}"), RECEIVER, &payload.to_string()]);
-        load.args(runs.then_some("--segments"));
+        load.args(runs.then_some("--segments")).args(relay.load());
         let mut load = self.sender.spawn("load", load)?;
         let before = self.arrived(peer, payload)?;
         wait_for("datagrams to arrive", Duration::from_secs(10), || {
@@ -177,10 +216,26 @@ impl Report for Samples {
 
     fn report(self, figures: &mut Figures) {
         for (measure, peers) in self {
-            for (peer, (mut rates, mut costs)) in peers {
+            let medians: BTreeMap<Peer, (f64, f64)> = peers
+                .into_iter()
+                .map(|(peer, (mut rates, mut costs))| (peer, (median(&mut rates), median(&mut costs))))
+                .collect();
+            for (peer, (rate, cost)) in &medians {
                 let figure = format!("{measure}, {}", peer.name());
-                figures.report(&figure, median(&mut rates), "k/s");
-                figures.report(&format!("{figure}, processor time"), median(&mut costs), "s per million");
+                figures.report(&figure, *rate, "k/s");
+                figures.report(&format!("{figure}, processor time"), *cost, "s per million");
+            }
+            let Some(&(rate, cost)) = medians.get(&Peer::Director) else { continue };
+            for (other, &(others, its)) in medians.iter().filter(|(peer, _)| **peer != Peer::Director) {
+                let figure = format!("{measure}, director");
+                figures.compare(&figure, rate, "k/s", other.name(), others);
+                figures.compare(
+                    &format!("{figure}, processor time"),
+                    cost,
+                    "s per million",
+                    other.name(),
+                    its,
+                );
             }
         }
     }

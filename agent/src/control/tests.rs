@@ -10,8 +10,8 @@ use muster_proto::{
 
 mod ciphers;
 mod directors;
-mod site;
 mod registrar;
+mod site;
 
 use super::*;
 use crate::datapath::Event;

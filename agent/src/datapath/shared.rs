@@ -19,7 +19,9 @@ use muster_tunnel::{Ecn, Fragmentation, Hop, Transmit, Tunnel};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 use tokio::sync::mpsc;
 
-use super::{Event, Offloads, Snapshot, lane::Lane, local::LocalAddresses, streams::Streams, traffic, translate};
+use super::{
+    Event, Offloads, Snapshot, lane::Lane, local::LocalAddresses, streams::Streams, traffic, translate,
+};
 use crate::{
     directors::flow::{FlowEvent, Flows},
     udp::{Run, Sent, TooBig},

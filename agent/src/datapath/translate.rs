@@ -26,7 +26,8 @@ pub(super) fn key(key: PublicKey) -> muster_tunnel::PublicKey {
 
 /// Leaves out endpoints in `pools`: the way to them would lead through the tunnel itself.
 pub(super) fn peer(peer: PeerConfig, pools: &[IpNet]) -> muster_tunnel::PeerConfig {
-    let PeerConfig { public_key, virtual_addresses, subnets, mut endpoints, relays, keepalive, cipher } = peer;
+    let PeerConfig { public_key, virtual_addresses, subnets, mut endpoints, relays, keepalive, cipher } =
+        peer;
     endpoints.retain(|endpoint| is_outside(*endpoint, pools) && !virtual_addresses.contains(&endpoint.ip()));
     muster_tunnel::PeerConfig {
         virtual_addresses,

@@ -222,19 +222,26 @@ impl Crowd {
             .collect();
         let mut buffer = [0; 2048];
         for _ in 0..HELLOS {
-            for (attachment, proof) in waiting.values_mut() {
-                self.socket.send_to(&attachment.hello(*proof), self.director).await?;
-            }
-            while !waiting.is_empty()
-                && let Ok(received) = timeout(ANSWER, self.socket.recv_from(&mut buffer)).await
-            {
-                let datagram = buffer.get(..received?.0).unwrap_or_default();
-                let Some(Frame::Welcome(welcome)) = frame::parse(datagram) else { continue };
-                let Some((attachment, proof)) = waiting.get_mut(&welcome.session()) else { continue };
-                match attachment.welcome(datagram) {
-                    Some(Answer { is_bound: true, .. }) => drop(waiting.remove(&welcome.session())),
-                    Some(answer) => *proof = answer.proof,
-                    None => {}
+            // Few at a time, so that the answers fit into the socket.
+            for group in waiting.keys().copied().collect::<Vec<_>>().chunks(AT_ONCE) {
+                for session in group {
+                    let Some((attachment, proof)) = waiting.get_mut(session) else { continue };
+                    self.socket.send_to(&attachment.hello(*proof), self.director).await?;
+                }
+                let mut answers = 0;
+                while answers < group.len()
+                    && let Ok(received) = timeout(ANSWER, self.socket.recv_from(&mut buffer)).await
+                {
+                    let datagram = buffer.get(..received?.0).unwrap_or_default();
+                    let Some(Frame::Welcome(welcome)) = frame::parse(datagram) else { continue };
+                    let Some((attachment, proof)) = waiting.get_mut(&welcome.session()) else { continue };
+                    let Some(answer) = attachment.welcome(datagram) else { continue };
+                    answers += 1;
+                    if answer.is_bound {
+                        waiting.remove(&welcome.session());
+                    } else {
+                        *proof = answer.proof;
+                    }
                 }
             }
             if waiting.is_empty() {

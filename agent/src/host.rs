@@ -209,7 +209,7 @@ impl Host {
     async fn inner_mtu(&self, settings: &Settings) -> u32 {
         let exclusions = private_addresses::Exclusions {
             interface: self.config.interface.name.clone(),
-            pools: settings.pools(),
+            pools: settings.pools.clone(),
         };
         private_addresses::inner_mtu(&exclusions).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "the interface gets the usual MTU");
@@ -279,7 +279,7 @@ impl Host {
             resolv_conf: hook.resolv_conf().to_owned(),
             ..self.config.resolver.settings()?
         };
-        let network = resolver::Network { domain: settings.domain.clone(), routes: settings.pools() };
+        let network = resolver::Network { domain: settings.domain.clone(), routes: settings.pools.clone() };
         self.dns_servers.send_replace(settings.dns_servers.clone());
         let servers = self.dns_servers.subscribe();
         let mut started = None;
@@ -324,7 +324,7 @@ impl Host {
             server,
             interface: self.config.interface.name.clone(),
             domain: settings.domain.to_string(),
-            routes: settings.pools(),
+            routes: settings.pools.clone(),
             search: self.config.resolver.search.iter().map(absolute).collect(),
             paths: host_dns::Paths::new(&self.config.state_dir),
         })
@@ -344,7 +344,7 @@ impl Host {
                 let _ = handle.set_pools(settings.routes.clone()).await;
             }
             if let Some(resolver) = self.shared.resolver.load_full() {
-                resolver.set_routes(settings.pools());
+                resolver.set_routes(settings.pools.clone());
             }
         }
         if old.domain != settings.domain {

@@ -35,8 +35,8 @@ impl Control {
         info.config.relays = self.directors.relays(&info.message);
         if let Some(settings) = &self.settings {
             // Of the pools each address is looked up by itself.
-            let pools = settings.pools();
-            let is_in_pool = |s: &IpNet| pools.iter().any(|pool| pool.contains(s) || s.contains(pool));
+            let is_in_pool =
+                |s: &IpNet| settings.pools.iter().any(|pool| pool.contains(s) || s.contains(pool));
             info.config.subnets.retain(|subnet| !is_in_pool(subnet));
         }
         let mut commands = Vec::new();

@@ -127,7 +127,7 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
             }
             Input::Registered(ok) => {
                 let mut config = config();
-                config.routes.push("192.168.0.0/16".into());
+                config.site_routes.push("192.168.0.0/16".into());
                 let answer = RegisterResponse { config: Some(config) };
                 let failure = Failure::Unavailable(String::new());
                 control.handle_registered(attempt, if ok { Ok(answer) } else { Err(failure) }, now);

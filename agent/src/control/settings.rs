@@ -26,6 +26,8 @@ pub struct Settings {
     pub virtual_ipv4: Option<Ipv4Addr>,
     /// Virtual IPv6 address.
     pub virtual_ipv6: Option<Ipv6Addr>,
+    /// The network's pools.
+    pub pools: Vec<IpNet>,
     /// What is routed into the interface: pools, and subnets that other devices carry.
     pub routes: Vec<IpNet>,
     /// The hosts without an agent that this device offers to speak for, as far as the registrar has heard of them.
@@ -125,7 +127,9 @@ impl Settings {
             return Err(SettingsError::Device(config.device_uid.chars().take(80).collect()));
         }
         let lists = [config.registrars.len(), config.dns_servers.len()];
-        if lists.iter().any(|length| *length > MAX_LIST) || config.routes.len() > MAX_ROUTES {
+        if lists.iter().any(|length| *length > MAX_LIST)
+            || config.routes.len() + config.site_routes.len() > MAX_ROUTES
+        {
             return Err(SettingsError::TooLong);
         }
         let offered = |subnets: &[String]| -> Vec<IpNet> {
@@ -138,6 +142,8 @@ impl Settings {
                 proxied.push(host);
             }
         }
+        let pools: Vec<IpNet> = config.routes.iter().map(|r| route(r)).collect::<Result<_, _>>()?;
+        let site_routes = config.site_routes.iter().map(|r| route(r));
         let settings = Self {
             name: config.name.clone(),
             namespace: config.namespace.clone(),
@@ -145,7 +151,8 @@ impl Settings {
             domain: config.domain.parse()?,
             virtual_ipv4: address(&config.virtual_ipv4)?,
             virtual_ipv6: address(&config.virtual_ipv6)?,
-            routes: config.routes.iter().map(|r| route(r)).collect::<Result<_, _>>()?,
+            routes: pools.iter().copied().map(Ok).chain(site_routes).collect::<Result<_, _>>()?,
+            pools,
             proxied,
             subnets: offered(&config.subnets),
             active_subnets: offered(&config.active_subnets),
@@ -159,12 +166,6 @@ impl Settings {
     pub fn virtual_addresses(&self) -> Vec<IpAddr> {
         let (v4, v6) = (self.virtual_ipv4.map(IpAddr::V4), self.virtual_ipv6.map(IpAddr::V6));
         v4.into_iter().chain(v6).collect()
-    }
-
-    /// The network's pools, as far as this device has addresses in them: no routes of subnets.
-    pub fn pools(&self) -> Vec<IpNet> {
-        let own = self.virtual_addresses();
-        self.routes.iter().filter(|route| own.iter().any(|a| route.contains(a))).copied().collect()
     }
 
     /// The virtual addresses of the hosts that this device speaks for.
@@ -182,21 +183,17 @@ impl Settings {
     /// Leaves out routes to subnets that this host is in itself: those that it may carry, and those that it has an
     /// address in.
     pub(super) fn stay_off(&mut self, endpoints: &[SocketAddr]) {
-        let pools = self.pools();
-        let subnets = std::mem::take(&mut self.subnets);
+        let (pools, subnets) = (&self.pools, &self.subnets);
         self.routes.retain(|route| {
             pools.contains(route)
                 || !(subnets.contains(route) || endpoints.iter().any(|e| route.contains(&e.ip())))
         });
-        self.subnets = subnets;
     }
 }
 
 /// [`Settings::pools`] of a configuration that has not been checked.
 pub fn pools(config: &DeviceConfig) -> Vec<IpNet> {
-    let own = [&config.virtual_ipv4, &config.virtual_ipv6].map(|address| address.parse::<IpAddr>());
-    let routes = config.routes.iter().filter_map(|text| route(text).ok());
-    routes.filter(|route| own.iter().flatten().any(|address| route.contains(address))).collect()
+    config.routes.iter().filter_map(|text| route(text).ok()).collect()
 }
 
 fn address<A: std::str::FromStr>(text: &str) -> Result<Option<A>, SettingsError> {
@@ -251,7 +248,8 @@ mod tests {
             device_uid: "d".into(),
             domain: "net.example".into(),
             virtual_ipv4: "100.64.1.1".into(),
-            routes: vec!["100.64.0.0/11".into(), "192.168.7.0/24".into(), "192.168.9.0/24".into()],
+            routes: vec!["100.64.0.0/11".into(), "100.96.0.0/12".into()],
+            site_routes: vec!["192.168.7.0/24".into(), "192.168.9.0/24".into()],
             subnets: vec!["192.168.7.0/24".into(), "10.0.0.0/8".into()],
             active_subnets: vec!["10.0.0.0/8".into(), "192.168.7.0/24".into()],
             proxied_devices: [
@@ -282,15 +280,15 @@ mod tests {
         let [printer, tv] = &settings.proxied[..] else { panic!("{:?}", settings.proxied) };
         assert_eq!(printer.translated(), Some("100.64.3.3".parse().unwrap()));
         assert_eq!((tv.name.as_str(), tv.refused.as_str(), tv.translated()), ("tv", "no", None));
-        assert_eq!(settings.pools(), pools(&config));
+        assert_eq!(settings.pools, pools(&config));
         assert!(
             settings.is_own("fd00::3".parse().unwrap()) && settings.is_own("192.168.7.77".parse().unwrap())
         );
         assert!(!settings.is_own("10.1.1.1".parse().unwrap()));
         settings.stay_off(&[]);
         let texts = |settings: &Settings| settings.routes.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(texts(&settings), ["100.64.0.0/11", "192.168.9.0/24"]);
+        assert_eq!(texts(&settings), ["100.64.0.0/11", "100.96.0.0/12", "192.168.9.0/24"]);
         settings.stay_off(&["192.168.9.5:7551".parse().unwrap()]);
-        assert_eq!(texts(&settings), ["100.64.0.0/11"]);
+        assert_eq!(texts(&settings), ["100.64.0.0/11", "100.96.0.0/12"]);
     }
 }

@@ -46,7 +46,7 @@ fn take(lan: &Lan) -> Result<[String; 2]> {
 
     let caller = State::new(&lan.caller.state());
     let mut config = caller.config().ok_or_else(|| failed("the caller has no configuration"))?;
-    config.routes.extend(["192.168.7.0/24".into(), "192.168.8.0/24".into()]);
+    config.site_routes.extend(["192.168.7.0/24".into(), "192.168.8.0/24".into()]);
     caller.set_config(&config).map_err(failed)?;
     let Peers { revision, mut peers } = caller.peers();
     let gate = peers.iter_mut().find(|peer| peer.name == "gate").ok_or_else(|| failed("no peer"))?;

@@ -13,7 +13,7 @@ fn inside() -> IpAddr {
 
 fn with_subnet() -> DeviceConfig {
     let mut config = config();
-    config.routes.push(SUBNET.into());
+    config.site_routes.push(SUBNET.into());
     config
 }
 
@@ -146,7 +146,7 @@ fn what_this_device_carries_is_its_own() {
     assert_eq!(request.offered_subnets, ["192.168.9.0/24"]);
 
     let mut config = with_subnet();
-    config.routes.push("192.168.9.0/24".into());
+    config.site_routes.push("192.168.9.0/24".into());
     config.subnets = vec!["192.168.9.0/24".into()];
     config.active_subnets = config.subnets.clone();
     config.proxied_devices = vec![ProxiedDevice {

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use muster_common::file;
+
 use super::SiteError;
 
 const SETTINGS: &str = "/proc/sys/net";
@@ -64,11 +66,11 @@ impl Forwarding {
             is_new
         };
         let mut opened = BTreeSet::new();
-        let one_by_one = file("ipv6", own, "force_forwarding").exists();
+        let one_by_one = setting("ipv6", own, "force_forwarding").exists();
         for link in links.iter().map(String::as_str).chain([own]) {
-            let mut is_opened = ipv4 && switch(file("ipv4", link, "forwarding"), "1", &mut plan);
-            if ipv6 && one_by_one && read(&file("ipv6", "all", "forwarding")).as_deref() == Some("0") {
-                is_opened |= switch(file("ipv6", link, "force_forwarding"), "1", &mut plan);
+            let mut is_opened = ipv4 && switch(setting("ipv4", link, "forwarding"), "1", &mut plan);
+            if ipv6 && one_by_one && read(&setting("ipv6", "all", "forwarding")).as_deref() == Some("0") {
+                is_opened |= switch(setting("ipv6", link, "force_forwarding"), "1", &mut plan);
             }
             if is_opened && link != own {
                 opened.insert(link.to_owned());
@@ -77,9 +79,9 @@ impl Forwarding {
         if ipv6 && !one_by_one {
             // A router does not listen to routers, unless it is told to.
             for link in interfaces("ipv6") {
-                switch(file("ipv6", &link, "accept_ra"), "2", &mut plan);
+                switch(setting("ipv6", &link, "accept_ra"), "2", &mut plan);
             }
-            plan.opens_all_ipv6 = switch(file("ipv6", "all", "forwarding"), "1", &mut plan);
+            plan.opens_all_ipv6 = switch(setting("ipv6", "all", "forwarding"), "1", &mut plan);
             if !plan.opens_all_ipv6 {
                 plan.switches.retain(|(path, _)| !path.ends_with("accept_ra"));
             }
@@ -105,8 +107,9 @@ impl Forwarding {
         for (path, was) in &self.changed {
             text += &format!("{was} {}\n", path.display());
         }
-        fs::write(&self.state, text)
-            .map_err(|source| SiteError::State { path: self.state.clone(), source })?;
+        if read(&self.state).as_deref() != Some(text.trim()) {
+            file::write_private(&self.state, text.as_bytes())?;
+        }
         for (path, value) in &plan.switches {
             if read(path).is_some_and(|is| is != *value) {
                 fs::write(path, value)
@@ -119,10 +122,8 @@ impl Forwarding {
     /// Makes it as it was.
     pub(super) fn restore(&mut self) {
         undo(std::mem::take(&mut self.changed));
-        if let Err(error) = fs::remove_file(&self.state)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, file = %self.state.display(), "cannot remove a file");
+        if let Err(error) = file::remove(&self.state) {
+            tracing::warn!(%error, "what has been undone will be undone again");
         }
     }
 }
@@ -139,8 +140,8 @@ fn undo(changed: Vec<(PathBuf, String)>) {
     }
 }
 
-fn file(family: &str, link: &str, setting: &str) -> PathBuf {
-    [SETTINGS, family, "conf", link, setting].iter().collect()
+fn setting(family: &str, link: &str, name: &str) -> PathBuf {
+    [SETTINGS, family, "conf", link, name].iter().collect()
 }
 
 fn read(path: &Path) -> Option<String> {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use muster_common::file::FileError;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use self::{forwarding::Forwarding, rules::Rules};
@@ -72,13 +73,8 @@ pub enum SiteError {
         source: io::Error,
     },
     /// What has been changed cannot be kept on disk, and would be left over after a crash.
-    #[error("cannot write {path}: {source}")]
-    State {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    State(#[from] FileError),
     /// The host's interfaces and routes cannot be read.
     #[error(transparent)]
     Interface(#[from] InterfaceError),

@@ -68,6 +68,13 @@ impl Family {
             hosts,
         }
     }
+
+    /// What sends packets for virtual addresses to the hosts on the LAN.
+    fn dnat(&self) -> String {
+        let Self { ip, hosts, .. } = self;
+        let map = list(hosts.iter().map(|(virtual_address, lan)| format!("{virtual_address} : {lan}")));
+        format!("dnat {ip} to {ip} daddr map {map}")
+    }
 }
 
 fn write_table(
@@ -83,15 +90,13 @@ fn write_table(
     writeln!(text, "table inet {} {{", table(interface))?;
 
     writeln!(text, " chain prerouting {{\n  type nat hook prerouting priority dstnat;")?;
-    for Family { ip, hosts, .. } in translated() {
-        let map = list(hosts.iter().map(|(virtual_address, lan)| format!("{virtual_address} : {lan}")));
-        writeln!(text, "  iifname {own} dnat {ip} to {ip} daddr map {map}")?;
+    for family in translated() {
+        writeln!(text, "  iifname {own} {}", family.dnat())?;
     }
     // What this host itself sends to them.
     writeln!(text, " }}\n chain output {{\n  type nat hook output priority -100;")?;
-    for Family { ip, hosts, .. } in translated() {
-        let map = list(hosts.iter().map(|(virtual_address, lan)| format!("{virtual_address} : {lan}")));
-        writeln!(text, "  dnat {ip} to {ip} daddr map {map}")?;
+    for family in translated() {
+        writeln!(text, "  {}", family.dnat())?;
     }
     writeln!(text, " }}\n chain postrouting {{\n  type nat hook postrouting priority srcnat;")?;
     for Family { ip, hosts, .. } in translated() {

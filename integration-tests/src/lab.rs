@@ -14,6 +14,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     LabError, Output, Process, Result,
+    device::Error,
+    failed,
     process::{self, check},
 };
 
@@ -233,11 +235,10 @@ impl Host {
         };
         let outcome = std::thread::scope(|scope| scope.spawn(run).join());
         let outcome = outcome.unwrap_or_else(|_| Err(std::io::Error::other("it panicked")));
-        let command = format!("a thread on {}", self.name);
-        outcome.map_err(|error| LabError::Command { command, reason: error.to_string() })
+        outcome.map_err(|error| failed(&format!("a thread on {}", self.name), error))
     }
 
-    /// A runtime whose tasks are in the host's network namespace; not so what it blocks on itself.
+    /// A runtime whose tasks are in the host's network namespace; not so what it blocks on itself: see [`run_on`].
     pub fn runtime(&self) -> Result<tokio::runtime::Runtime> {
         // Its threads are where the one is that makes them.
         self.enter(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build())
@@ -306,4 +307,13 @@ fn sweep() -> Result {
         }
     }
     Ok(())
+}
+
+/// Runs `task` to its end where the tasks of `runtime` are.
+pub fn run_on<T: Send + 'static>(
+    runtime: &tokio::runtime::Runtime,
+    task: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T> {
+    let outcome = runtime.block_on(runtime.spawn(task)).map_err(|error| failed("a task", error))?;
+    outcome.map_err(|error| failed("a task", error))
 }

@@ -14,7 +14,7 @@ pub mod router;
 pub mod sim;
 mod usage;
 
-pub use lab::{Host, Lab, Switch};
+pub use lab::{Host, Lab, Switch, run_on};
 pub use process::{Output, Process};
 
 /// Why a step of a scenario could not be taken.
@@ -53,7 +53,12 @@ pub type Result<T = (), E = LabError> = std::result::Result<T, E>;
 
 /// An error that says `what` was not there, and what was `seen` instead, unless `condition` holds.
 pub fn expect(condition: bool, what: &str, seen: &str) -> Result {
-    if condition { Ok(()) } else { Err(LabError::Command { command: what.into(), reason: seen.into() }) }
+    if condition { Ok(()) } else { Err(failed(what, seen)) }
+}
+
+/// An error that says what was attempted, and why it has failed.
+pub fn failed(what: &str, reason: impl ToString) -> LabError {
+    LabError::Command { command: what.to_owned(), reason: reason.to_string() }
 }
 
 /// Runs `body` as the scenario `name`, in a lab of its own; a failure panics, with the logs of all processes.

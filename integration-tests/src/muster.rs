@@ -7,7 +7,7 @@ mod program;
 
 use std::{
     fs,
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -16,7 +16,7 @@ pub use agent::Agent;
 pub use director::Director;
 pub use program::Program;
 
-use crate::{Host, LabError, Output, Result, process};
+use crate::{Host, LabError, Output, Result, device::Error, failed, population, process};
 use program::{Kind, create, write};
 
 /// Where the binaries under test are: beside the test's own, in Cargo's target directory.
@@ -126,6 +126,15 @@ impl Registrar {
         }
         command.arg("--credential").arg(self.credential());
         Ok(command)
+    }
+
+    /// Fills its store with these devices and Services, as [`population`] makes them, while it does not serve.
+    pub fn fill(&self, devices: Range<u32>, services: Range<u32>) -> Result {
+        let failed = |error: Error| failed("filling the registrar's store", error);
+        let runtime = tokio::runtime::Runtime::new().map_err(|error| failed(error.into()))?;
+        let path = self.data().join("registry.db");
+        runtime.block_on(population::fill(&path, devices)).map_err(failed)?;
+        runtime.block_on(population::fill_services(&path, services)).map_err(failed)
     }
 
     /// Starts `muster-registrar serve` and waits until it is ready.

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 
-use crate::{LabError, Result};
+use crate::{LabError, Result, failed};
 
 /// How often a condition is looked at again.
 const POLL: Duration = Duration::from_millis(20);
@@ -29,7 +29,7 @@ pub struct Output {
 /// Runs `command` to its end, whatever that is.
 pub fn run(mut command: Command) -> Result<Output> {
     let line = format!("{command:?}");
-    let output = command.stdin(Stdio::null()).output().map_err(|e| failed(&line, &e))?;
+    let output = command.stdin(Stdio::null()).output().map_err(|e| failed(&line, e))?;
     Ok(Output {
         status: output.status,
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -99,7 +99,7 @@ impl Process {
             .stderr(err)
             .process_group(0)
             .spawn()
-            .map_err(|e| failed(&line, &e))?;
+            .map_err(|e| failed(&line, e))?;
         Ok(Self { name: name.into(), child, log })
     }
 
@@ -121,7 +121,7 @@ impl Process {
     /// Sends `signal` to the process itself.
     pub fn signal(&self, signal: Signal) -> Result {
         let pid = self.pid();
-        kill_process(pid, signal).map_err(|e| failed(&format!("kill {}", self.name), &e.into()))
+        kill_process(pid, signal).map_err(|e| failed(&format!("kill {}", self.name), io::Error::from(e)))
     }
 
     /// Waits for it to end by itself.
@@ -160,8 +160,4 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn failed(command: &str, error: &io::Error) -> LabError {
-    LabError::Command { command: command.to_owned(), reason: error.to_string() }
 }

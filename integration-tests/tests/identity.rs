@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Result,
+    Host, Lab, Result, failed,
     muster::{Agent, Registrar, binary},
     process::{self, wait_for},
     scenario,
@@ -44,10 +44,6 @@ fn wait_connected(agent: &Agent) -> Result {
 /// How often an agent has connected, by its log.
 fn connections(log: &str) -> usize {
     log.matches("connected registrar=").count()
-}
-
-fn failed(what: &str, seen: impl Into<String>) -> LabError {
-    LabError::Command { command: what.into(), reason: seen.into() }
 }
 
 #[test]

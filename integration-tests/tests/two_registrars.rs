@@ -14,9 +14,9 @@ use std::{
 };
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Result,
+    Host, Lab, Result,
     device::{self, Device, register_request},
-    expect,
+    expect, failed,
     muster::{JoinCommand, Registrar},
     process::wait_for,
     scenario,
@@ -157,10 +157,6 @@ fn run(lab: &Lab, clients: &Host) -> Result {
 
 fn own<T: Clone, U: Clone>((name, address): (&T, &U)) -> (T, U) {
     (name.clone(), address.clone())
-}
-
-fn failed(what: &str, reason: impl ToString) -> LabError {
-    LabError::Command { command: what.into(), reason: reason.to_string() }
 }
 
 /// Runs `clients` in this network namespace, on a thread that is there alone.

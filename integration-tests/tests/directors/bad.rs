@@ -15,20 +15,19 @@ use muster_common::{
 use muster_integration_tests::{
     Host, Result,
     attachments::{Attachment, Issuer, connect},
-    device::Error,
-    expect,
+    expect, failed,
     muster::Director,
     nat::Kind,
-    population::{device_uid, fill},
+    population::device_uid,
     process::wait_for,
-    scenario,
+    run_on, scenario,
 };
 use muster_proto::director::{RegisterRequest, director_service_client::DirectorServiceClient};
 use tokio::runtime::Runtime;
 use tonic::Code;
 
 use crate::{
-    site::{DOMAIN, Internet, failed},
+    site::{DOMAIN, Internet},
     traffic::{Pings, reaches},
 };
 
@@ -42,23 +41,6 @@ pub(crate) fn director_address() -> SocketAddr {
     ([198, 51, 100, 201], Director::PORT).into()
 }
 
-/// The registrar knows these devices, none of which has an agent.
-pub(crate) fn with_devices(registrar: &muster_integration_tests::muster::Registrar, devices: u32) -> Result {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| failed("a runtime", &error))?;
-    let filled = runtime.block_on(fill(&registrar.data().join("registry.db"), 0..devices));
-    filled.map_err(|error| failed("filling the store", &error))
-}
-
-/// Runs `task` where the runtime is.
-pub(crate) fn run<T: Send + 'static>(
-    runtime: &Runtime,
-    task: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T> {
-    let outcome = runtime.block_on(runtime.spawn(task)).map_err(|error| failed("a task", &error))?;
-    outcome.map_err(|error| failed("a task", &error))
-}
-
 /// A socket on `host`.
 pub(crate) fn socket(host: &Host) -> Result<UdpSocket> {
     host.enter(|| {
@@ -70,7 +52,7 @@ pub(crate) fn socket(host: &Host) -> Result<UdpSocket> {
 
 /// A device that is attached, and bound to a socket of the host that the runtime is on.
 pub(crate) fn attached(runtime: &Runtime, credentials: Arc<Credentials>) -> Result<(Attachment, UdpSocket)> {
-    run(runtime, async move {
+    run_on(runtime, async move {
         let mut attachment = Attachment::open(&mut connect(&credentials, director_address()).await?).await?;
         let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await?;
         attachment.bind(&socket, director_address()).await?;
@@ -101,7 +83,7 @@ fn answers(what: &str, socket: &UdpSocket, octets: &[u8], answer: Option<&[u8]>)
 
 /// The outcome of attaching with these credentials, unless the director has taken it.
 fn refusal(runtime: &Runtime, credentials: Arc<Credentials>) -> Result<String> {
-    run(runtime, async move {
+    run_on(runtime, async move {
         let mut client = match connect(&credentials, director_address()).await {
             Ok(client) => client,
             Err(error) => return Ok(format!("no connection: {error}")),
@@ -116,7 +98,7 @@ fn refusal(runtime: &Runtime, credentials: Arc<Credentials>) -> Result<String> {
 #[test]
 fn nobody_gets_in_who_does_not_belong() {
     scenario("strangers at a director", |lab| {
-        let mut internet = Internet::prepared(lab, 1, |registrar| with_devices(registrar, 2))?;
+        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2, 0..0))?;
         let mallory = internet.stranger("mallory", 150)?;
         let (runtime, issuer) = (mallory.runtime()?, internet.issuer()?);
         let director = internet.directors.remove(0);
@@ -141,7 +123,7 @@ fn nobody_gets_in_who_does_not_belong() {
 
         // Of the right network, but the registrar knows no such device: let in at first, and put out at once.
         let unknown = of(format!("network/default/device/{}", device_uid(77)))?;
-        let put_out = run(&runtime, async move {
+        let put_out = run_on(&runtime, async move {
             let mut attachment = Attachment::open(&mut connect(&unknown, director_address()).await?).await?;
             let ended = tokio::time::timeout(SOON, attachment.ended()).await?;
             Ok(ended.map(|status| status.code()))
@@ -160,7 +142,7 @@ fn nobody_gets_in_who_does_not_belong() {
         ] {
             let from = if is_foreign { &foreign } else { &issuer };
             let credentials = from.credentials(&party).map_err(|error| failed("a certificate", &error))?;
-            let outcome = run(&runtime, async move {
+            let outcome = run_on(&runtime, async move {
                 let accept = |party: &Party| matches!(party, Party::Registrar { .. });
                 let config = Arc::new(credentials.client_config(accept, ALPN_H2)?);
                 let channel = match muster_common::grpc::connect("198.51.100.200:7500", config).await {
@@ -181,7 +163,7 @@ fn nobody_gets_in_who_does_not_belong() {
 #[test]
 fn what_is_forged_replayed_or_cut_short_has_no_effect() {
     scenario("forged frames", |lab| {
-        let mut internet = Internet::prepared(lab, 1, |registrar| with_devices(registrar, 2))?;
+        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2, 0..0))?;
         let (alice, _bob) =
             (internet.host("alice", Kind::Symmetric)?, internet.host("bob", Kind::Symmetric)?);
         let (carol, _dora) = (internet.host("carol", Kind::Open)?, internet.host("dora", Kind::Open)?);

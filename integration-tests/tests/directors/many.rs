@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use muster_common::time::Instant;
 use muster_integration_tests::{
-    Result, attachments::Crowd, expect, muster::Director, nat::Kind, population::device_uid,
-    process::wait_for, scenario,
+    Result, attachments::Crowd, expect, failed, muster::Director, nat::Kind, population::device_uid,
+    process::wait_for, run_on, scenario,
 };
 
 use crate::{
-    bad::{director_address, run, with_devices},
-    site::{Internet, failed},
+    bad::director_address,
+    site::Internet,
     traffic::{Pings, reaches},
 };
 
@@ -28,7 +28,7 @@ fn memory(director: &mut Director) -> Result<f64> {
 #[expect(clippy::print_stderr, reason = "memory is a figure worth to be seen")]
 fn a_thousand_devices_of_which_a_tenth_restarts_each_second() {
     scenario("a thousand devices", |lab| {
-        let mut internet = Internet::prepared(lab, 1, |registrar| with_devices(registrar, DEVICES))?;
+        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..DEVICES, 0..0))?;
         let (alice, _bob) =
             (internet.host("alice", Kind::Symmetric)?, internet.host("bob", Kind::Symmetric)?);
         let mut director = internet.directors.remove(0);
@@ -45,7 +45,7 @@ fn a_thousand_devices_of_which_a_tenth_restarts_each_second() {
         let runtime = crowd.runtime()?;
         let begin = memory(&mut director)?;
         let all = credentials.len();
-        let mut crowd = run(&runtime, async move {
+        let mut crowd = run_on(&runtime, async move {
             let mut crowd = Crowd::new(credentials, director_address()).await?;
             crowd.attach(0..all).await?;
             Ok(crowd)
@@ -56,7 +56,7 @@ fn a_thousand_devices_of_which_a_tenth_restarts_each_second() {
         let mut seconds = Vec::new();
         for start in (0..all).step_by(TENTH) {
             let started = Instant::now();
-            crowd = run(&runtime, async move {
+            crowd = run_on(&runtime, async move {
                 let which = start..start + TENTH;
                 crowd.crash(which.clone());
                 crowd.attach(which).await?;
@@ -65,7 +65,7 @@ fn a_thousand_devices_of_which_a_tenth_restarts_each_second() {
             })?;
             seconds.push((Instant::now() - started).as_secs_f64());
         }
-        let _crowd = run(&runtime, async move { crowd.greet(0..all).await.map(|()| crowd) })?;
+        let _crowd = run_on(&runtime, async move { crowd.greet(0..all).await.map(|()| crowd) })?;
         director.wait_attached(u64::from(DEVICES) + 2)?;
         // What those who crashed have left is given up soon.
         wait_for("old sessions to end", Duration::from_secs(60), || match director.metric("sessions ") {

@@ -1,8 +1,9 @@
 //! An internet with a registrar, directors, and hosts connected to it in one way or another.
 
 use muster_integration_tests::{
-    Host, Lab, LabError, Result, Switch,
+    Host, Lab, Result, Switch,
     attachments::Issuer,
+    failed,
     muster::{Agent, Director, JoinCommand, Registrar},
     nat::{Kind, Site},
 };
@@ -97,11 +98,6 @@ fn plugged(lab: &Lab, switch: &Switch, name: &str, number: u8) -> Result<Host> {
     let host = lab.host(name)?;
     switch.plug(&host, &[&format!("198.51.100.{number}/24"), &format!("2001:db8::{number}/64")])?;
     Ok(host)
-}
-
-/// Something that a scenario does by itself has failed.
-pub(crate) fn failed(what: &str, error: &(impl ToString + ?Sized)) -> LabError {
-    LabError::Command { command: what.into(), reason: error.to_string() }
 }
 
 /// Runs scenarios at the same time that have little to do and much to wait for.

@@ -7,10 +7,8 @@ use std::{
     time::Duration,
 };
 
-use muster_integration_tests::{Host, Process, Result, expect, process::wait_for};
+use muster_integration_tests::{Host, Process, Result, expect, failed, process::wait_for};
 use rustix::process::Signal;
-
-use crate::site::failed;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -4,7 +4,7 @@
 use std::{fs, time::Duration};
 
 use muster_integration_tests::{
-    Host, Result, expect,
+    Host, Result, expect, failed,
     muster::{Director, Registrar},
     nat::Kind,
     process::wait_for,
@@ -13,7 +13,7 @@ use muster_integration_tests::{
 
 use crate::{
     heal::two_hosts,
-    site::{DOMAIN, Internet, failed},
+    site::{DOMAIN, Internet},
     traffic::{Pings, reaches},
 };
 

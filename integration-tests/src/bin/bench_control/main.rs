@@ -13,7 +13,6 @@ use muster_integration_tests::{
     device::Error,
     figures::{Figures, median},
     muster::{JoinCommand, Registrar},
-    population,
     process::{check, wait_for},
 };
 
@@ -129,7 +128,7 @@ fn populations(lab: &Lab, figures: &mut Figures) -> Result {
     let mut filled = 0;
     for (devices, words) in [(100_000, "100,000"), (1_000_000, "1,000,000")] {
         registrar.stop()?;
-        fill(&registrar, filled..devices)?;
+        registrar.fill(filled..devices, 0..0)?;
         filled = devices;
         let (seconds, _) = start(&mut registrar)?;
         let join = registrar.new_join_command(&["--reusable"])?;
@@ -151,15 +150,6 @@ fn populations(lab: &Lab, figures: &mut Figures) -> Result {
 }
 
 const MEBI: f64 = 1024.0 * 1024.0;
-
-fn fill(registrar: &Registrar, devices: std::ops::Range<u32>) -> Result {
-    let failed = |error: Error| LabError::Command {
-        command: "filling the registrar's store".into(),
-        reason: error.to_string(),
-    };
-    let runtime = tokio::runtime::Runtime::new().map_err(|e| failed(e.into()))?;
-    runtime.block_on(population::fill(&registrar.data().join("registry.db"), devices)).map_err(failed)
-}
 
 /// Starts the registrar; returns the seconds until it is ready, and its memory then.
 fn start(registrar: &mut Registrar) -> Result<(f64, f64)> {

@@ -9,14 +9,13 @@ mod servers;
 mod sys;
 mod udp;
 
-use std::{ops::Range, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use muster_integration_tests::{
     Host, Lab, LabError, Process, Result,
     device::Error,
     figures::{Figures, median},
     muster::{Agent, Registrar},
-    population,
     process::{check, wait_for},
 };
 
@@ -166,17 +165,6 @@ fn wait_for_names(host: &Host, address: &str, names: u32) -> Result {
     })
 }
 
-fn fill(registrar: &Registrar, devices: Range<u32>, services: Range<u32>) -> Result {
-    let failed = |error: Error| LabError::Command {
-        command: "filling the registrar's store".into(),
-        reason: error.to_string(),
-    };
-    let runtime = tokio::runtime::Runtime::new().map_err(|e| failed(e.into()))?;
-    let path = registrar.data().join("registry.db");
-    runtime.block_on(population::fill(&path, devices)).map_err(failed)?;
-    runtime.block_on(population::fill_services(&path, services)).map_err(failed)
-}
-
 /// Serves, pinned, and waits until the last of `names` is answered from what has been encoded before.
 fn serve(host: &Host, registrar: &mut Registrar, names: u32) -> Result {
     registrar.serve()?;
@@ -212,7 +200,7 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
     figures.report("bare echo, UDP, processor time", bare.cost, "s per million");
 
     let mut registrar = Registrar::init(&host, DOMAIN, "127.0.0.1", OPEN)?;
-    fill(&registrar, 0..NAMES, 0..0)?;
+    registrar.fill(0..NAMES, 0..0)?;
     serve(&host, &mut registrar, NAMES)?;
     let udp = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &names])?;
     figures.compare("registrar, UDP, 100,000 names", udp.rate, "queries/s", "bare echo", bare.rate);
@@ -280,11 +268,11 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
 fn million(lab: &Lab, figures: &mut Figures) -> Result {
     let host = lab.host("million")?;
     let mut registrar = Registrar::init(&host, DOMAIN, "127.0.0.1", OPEN)?;
-    fill(&registrar, 0..NAMES, 0..0)?;
+    registrar.fill(0..NAMES, 0..0)?;
     serve(&host, &mut registrar, NAMES)?;
     let few = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &NAMES.to_string()])?;
     registrar.stop()?;
-    fill(&registrar, NAMES..MANY, 0..0)?;
+    registrar.fill(NAMES..MANY, 0..0)?;
     serve(&host, &mut registrar, MANY)?;
     let many = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &MANY.to_string()])?;
     figures.compare("registrar, UDP, 1,000,000 names", many.rate, "queries/s", "100,000 names", few.rate);
@@ -304,7 +292,7 @@ fn million(lab: &Lab, figures: &mut Figures) -> Result {
 
 /// How soon a change is seen among a million devices, which the store has, and ten thousand Services.
 fn changes(host: &Host, registrar: &mut Registrar, figures: &mut Figures) -> Result {
-    fill(registrar, 0..0, 0..SERVICES)?;
+    registrar.fill(0..0, 0..SERVICES)?;
     serve(host, registrar, MANY)?;
     let join = registrar.new_join_command(&["--reusable"])?;
     let credential = registrar.credential().display().to_string();
@@ -336,7 +324,7 @@ fn resolver(lab: &Lab, figures: &mut Figures) -> Result {
     switch.plug(&hq, &["192.0.2.1/24"])?;
     switch.plug(&host, &["192.0.2.10/24"])?;
     let mut registrar = Registrar::init(&hq, DOMAIN, "192.0.2.1", OPEN)?;
-    fill(&registrar, 0..NAMES, 0..0)?;
+    registrar.fill(0..NAMES, 0..0)?;
     // Names that stay in the cache while they are asked for.
     registrar.serve()?;
     let join = registrar.new_join_command(&[])?;

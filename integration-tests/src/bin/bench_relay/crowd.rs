@@ -5,14 +5,16 @@ use std::{net::SocketAddr, time::Duration};
 
 use muster_common::time::Instant;
 use muster_integration_tests::{
-    LabError, Result,
+    Result,
     attachments::Crowd,
+    failed,
     figures::{Figures, median},
     population::device_uid,
+    run_on,
 };
 
 use crate::{
-    director::{Network, failed, run},
+    director::Network,
     peers::{PORT, RELAY},
     turns::{Hosts, RELAY_CPU},
 };
@@ -28,14 +30,14 @@ pub(crate) fn measure(
     rounds: u32,
     figures: &mut Figures,
 ) -> Result {
-    let director = SocketAddr::new(RELAY.parse().map_err(|error| failed("an address", &error))?, PORT);
+    let director = SocketAddr::new(RELAY.parse().map_err(|error| failed("an address", error))?, PORT);
     let credentials = (0..devices)
         .map(|number| network.issuer.device(device_uid(number)))
         .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|error| failed("certificates", &error))?;
+        .map_err(|error| failed("certificates", error))?;
     let all = credentials.len();
     let runtime = hosts.sender.runtime()?;
-    let mut crowd = run(&runtime, async move { Crowd::new(credentials, director).await })?;
+    let mut crowd = run_on(&runtime, async move { Crowd::new(credentials, director).await })?;
 
     let (mut memory, mut attached, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -65,7 +67,7 @@ pub(crate) fn measure(
 /// Seconds until all are attached and have an answer to their hellos.
 fn attach(runtime: &tokio::runtime::Runtime, mut crowd: Crowd, all: usize) -> Result<(Crowd, f64)> {
     let start = Instant::now();
-    let crowd = run(runtime, async move {
+    let crowd = run_on(runtime, async move {
         crowd.crash(0..all);
         crowd.attach(0..all).await?;
         Ok(crowd)
@@ -74,7 +76,6 @@ fn attach(runtime: &tokio::runtime::Runtime, mut crowd: Crowd, all: usize) -> Re
 }
 
 fn resident(network: &mut Network) -> Result<f64> {
-    let ended =
-        || LabError::Command { command: "reading memory".into(), reason: "the director ended".into() };
+    let ended = || failed("reading memory", "the director ended");
     network.director.process().ok_or_else(ended)?.resident()
 }

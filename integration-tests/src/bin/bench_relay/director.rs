@@ -4,12 +4,13 @@ use std::{net::SocketAddr, process::Command};
 
 use muster_common::frame::Handle;
 use muster_integration_tests::{
-    Host, LabError, Result,
+    Host, Result,
     attachments::{Attachment, Issuer, connect},
-    device::Error,
+    failed,
     muster::{Director, Registrar},
-    population::{device_uid, fill},
+    population::device_uid,
     process::check,
+    run_on,
 };
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use tokio::{net::UdpSocket, runtime::Runtime};
@@ -44,10 +45,7 @@ impl Network {
     /// On `host`, with a registrar that knows so many devices, and a director that has joined.
     pub(crate) fn new(host: &Host, devices: u32) -> Result<Self> {
         let mut registrar = Registrar::init(host, DOMAIN, RELAY, "")?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| failed("a runtime", &error))?;
-        let store = registrar.data().join("registry.db");
-        runtime.block_on(fill(&store, 0..devices)).map_err(|error| failed("filling the store", &error))?;
+        registrar.fill(0..devices, 0..0)?;
         registrar.serve()?;
         let configuration = format!(
             "threads = 1\ndrain = 1\n[advertise]\nendpoints = [\"{RELAY}:{PORT}\"]\n[limits]\ndevice_rate = 0\n\
@@ -56,7 +54,7 @@ impl Network {
         let director = Director::new(host, &configuration)?;
         director.join(&registrar.new_join_command(&["--director"])?, host.name())?;
         let issuer =
-            Issuer::of(&registrar.data(), DOMAIN).map_err(|error| failed("the registrar's CA", &error))?;
+            Issuer::of(&registrar.data(), DOMAIN).map_err(|error| failed("the registrar's CA", error))?;
         Ok(Self { director, issuer, _registrar: registrar })
     }
 
@@ -73,7 +71,7 @@ impl Network {
     pub(crate) fn attach(&self, sender: &Host, receiver: &Host) -> Result<Pair> {
         let from = self.device(sender, 0, SENDER, RELAY)?;
         let to = self.device(receiver, 1, RECEIVER, RELAY_BEHIND)?;
-        set_socket_recv_buffer_size(&to.1, 1).map_err(|error| failed("a socket's buffer", &error))?;
+        set_socket_recv_buffer_size(&to.1, 1).map_err(|error| failed("a socket's buffer", error))?;
         let (session, handle) = (from.0.session, to.0.handle);
         Ok(Pair { session, handle, _held: [(from.0, from.2), (to.0, to.2)], _receiver: to.1 })
     }
@@ -87,13 +85,13 @@ impl Network {
         address: &str,
         director: &str,
     ) -> Result<(Attachment, UdpSocket, Runtime)> {
-        let address: SocketAddr = address.parse().map_err(|error| failed("an address", &error))?;
+        let address: SocketAddr = address.parse().map_err(|error| failed("an address", error))?;
         let director: SocketAddr =
-            format!("{director}:{PORT}").parse().map_err(|error| failed("an address", &error))?;
+            format!("{director}:{PORT}").parse().map_err(|error| failed("an address", error))?;
         let credentials = self.issuer.device(device_uid(number));
-        let credentials = credentials.map_err(|error| failed("a certificate", &error))?;
+        let credentials = credentials.map_err(|error| failed("a certificate", error))?;
         let runtime = host.runtime()?;
-        let (attachment, socket) = run(&runtime, async move {
+        let (attachment, socket) = run_on(&runtime, async move {
             let socket = UdpSocket::bind(address).await?;
             let mut attachment = Attachment::open(&mut connect(&credentials, director).await?).await?;
             attachment.bind(&socket, director).await?;
@@ -101,17 +99,4 @@ impl Network {
         })?;
         Ok((attachment, socket, runtime))
     }
-}
-
-/// Runs `task` where the runtime is.
-pub(crate) fn run<T: Send + 'static>(
-    runtime: &Runtime,
-    task: impl Future<Output = std::result::Result<T, Error>> + Send + 'static,
-) -> Result<T> {
-    let outcome = runtime.block_on(runtime.spawn(task)).map_err(|error| failed("a task", &error))?;
-    outcome.map_err(|error| failed("a task", &error))
-}
-
-pub(crate) fn failed(what: &str, error: &dyn std::fmt::Display) -> LabError {
-    LabError::Command { command: what.to_owned(), reason: error.to_string() }
 }

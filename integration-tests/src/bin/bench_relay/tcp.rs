@@ -21,15 +21,17 @@ use muster_integration_tests::{
     Result,
     attachments::Attachment,
     device::Error,
+    failed,
     figures::{Figures, median},
     population::device_uid,
+    run_on,
 };
 use muster_proto::director::{RelayRequest, relay_service_client::RelayServiceClient};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 use crate::{
-    director::{Network, failed, run},
+    director::Network,
     peers::{PORT, RELAY, RELAY_BEHIND},
     turns::{Hosts, RELAY_CPU, WARM_UP},
 };
@@ -37,7 +39,7 @@ use crate::{
 /// Octets in each frame, behind its header.
 const PAYLOAD: usize = 1_400;
 /// As agents have them.
-const OPTIONS: Options = Options { within: Duration::from_secs(5), window: 4 << 20 };
+const OPTIONS: Options = Options { within: Duration::from_secs(5), window: 8 << 20 };
 
 /// Measures `rounds` turns of so many seconds.
 pub(crate) fn measure(
@@ -69,13 +71,13 @@ pub(crate) fn measure(
 
 fn turn(hosts: &Hosts, network: &mut Network, seconds: u32) -> Result<(f64, f64)> {
     let credentials =
-        |number| network.issuer.device(device_uid(number)).map_err(|error| failed("a certificate", &error));
+        |number| network.issuer.device(device_uid(number)).map_err(|error| failed("a certificate", error));
     let (from, to) = (credentials(0)?, credentials(1)?);
     let (sender, receiver) = (hosts.sender.runtime()?, hosts.receiver.runtime()?);
     let arrived = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&arrived);
-    let handle = run(&receiver, receive(to, address(RELAY_BEHIND)?, counter))?;
-    run(&sender, send(from, address(RELAY)?, handle))?;
+    let handle = run_on(&receiver, receive(to, address(RELAY_BEHIND)?, counter))?;
+    run_on(&sender, send(from, address(RELAY)?, handle))?;
     std::thread::sleep(WARM_UP * 4);
     let (start, before, used) = (Instant::now(), arrived.load(Ordering::Relaxed), processor_time(network)?);
     std::thread::sleep(Duration::from_secs(u64::from(seconds)));
@@ -87,7 +89,7 @@ fn turn(hosts: &Hosts, network: &mut Network, seconds: u32) -> Result<(f64, f64)
 }
 
 fn address(host: &str) -> Result<SocketAddr> {
-    format!("{host}:{PORT}").parse().map_err(|error| failed("an address", &error))
+    format!("{host}:{PORT}").parse().map_err(|error| failed("an address", error))
 }
 
 fn processor_time(network: &mut Network) -> Result<Duration> {

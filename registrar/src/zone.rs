@@ -137,8 +137,9 @@ impl Directory for Zones {
     fn device(&self, zone: &Zone, viewer: &Viewer, label: &str) -> Option<Device> {
         self.look(zone, |state| {
             let found = visible(state, viewer, state.devices.by_name(label)?)?;
+            let lan_address = state.proxy_of(found).map(|(_, lan_address)| lan_address);
             let mut private_addresses: Vec<IpAddr> = Vec::with_capacity(found.endpoints.len());
-            for address in found.endpoints.iter().map(SocketAddr::ip) {
+            for address in lan_address.into_iter().chain(found.endpoints.iter().map(SocketAddr::ip)) {
                 if !private_addresses.contains(&address) {
                     private_addresses.push(address);
                 }
@@ -179,7 +180,7 @@ impl Directory for Zones {
 
     fn namespace_of(&self, zone: &Zone, address: IpAddr) -> Option<Label> {
         self.look(zone, |state| {
-            let device = state.devices.by_address(address).filter(|device| device.is_reachable())?;
+            let device = state.devices.by_address(address).filter(|device| state.is_reachable(device))?;
             device.namespace.parse().ok()
         })
     }
@@ -216,7 +217,7 @@ fn visible<'a>(
 ) -> Option<&'a registry::Device> {
     let may = match viewer {
         Viewer::Stranger => false,
-        Viewer::Open => device.is_reachable(),
+        Viewer::Open => state.is_reachable(device),
         Viewer::Member { .. } => state.sees(member_of(state, viewer)?, device),
     };
     may.then_some(device)

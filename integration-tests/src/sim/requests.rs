@@ -132,6 +132,8 @@ impl Request {
                     key,
                     endpoints: &endpoints,
                     outside: outside.as_ref(),
+                    hosts: &[],
+                    subnets: &[],
                     aes_256_gcm: message.transport_ciphers().any(|c| c == admin::TransportCipher::Aes256Gcm),
                     agent_version: &message.agent_version,
                     attempt,

@@ -39,18 +39,34 @@ impl Devices {
     }
 }
 
-/// `device` as operators see it: with the names of its directors.
+/// `device` as operators see it: with the names of its directors and of the device that speaks for it.
 fn show(api: &Api, device: &registry::Device) -> Device {
     let mut shown = device.to_proto(api.hub.is_online(device.uid));
-    let Some(status) = shown.status.as_mut().filter(|_| device.home().or(device.second()).is_some()) else {
+    if device.home().or(device.second()).is_none() && device.site.is_none() {
+        return shown;
+    }
+    let index = api.registry.read();
+    let (Some(status), Some(state)) = (shown.status.as_mut(), index.network(&device.network)) else {
         return shown;
     };
-    let index = api.registry.read();
     let name = |uid: Option<Uuid>| {
-        let director = uid.and_then(|uid| index.director(&device.network, uid));
+        let director = uid.and_then(|uid| state.directors.by_uid(uid));
         director.map(|director| director.name.to_string()).unwrap_or_default()
     };
     (status.home_director, status.second_director) = (name(device.home()), name(device.second()));
+    status.active_subnets = state.active_subnets(device).iter().map(ToString::to_string).collect();
+    if let Some(by) = device.proxied_by() {
+        // Of a device that is gone, its uid says more than nothing.
+        if let Some(agent) = state.devices.by_uid(by) {
+            status.proxied_by = agent.name.to_string();
+            status.online = api.hub.is_online(by);
+        }
+        let lan_address = state.proxy_of(device).map(|(_, lan_address)| lan_address.to_string());
+        if !device.revoked {
+            status.phase = if lan_address.is_some() { "Proxied" } else { "Unreachable" }.to_owned();
+        }
+        status.lan_address = lan_address.unwrap_or_default();
+    }
     shown
 }
 
@@ -107,6 +123,7 @@ impl DeviceService for Devices {
         let device = device.unwrap_or_default();
         let updated = self.0.registry.commit(|index, _| plan::update(index, &device, mask.as_ref())).await;
         let uid = updated.map_err(status)?;
+        self.0.settle(&network_of(&device), uid).await;
         let written = self.written(&network_of(&device), uid)?;
         if written.spec.as_ref().is_some_and(|spec| spec.revoked) {
             tracing::info!(%uid, "device is revoked");

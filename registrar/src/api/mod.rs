@@ -27,7 +27,7 @@ use muster_common::{
     grpc::Caller,
     identity::{Party, SpiffeId},
     name::Label,
-    time::Instant,
+    time::{Instant, Timestamp},
 };
 use muster_proto::{
     admin::{
@@ -51,8 +51,11 @@ use self::{
 use crate::{
     ca::SharedCa,
     registry::{
-        Registry,
-        plan::register::{self, DeviceError},
+        Index, Registry,
+        plan::{
+            register::{self, DeviceError},
+            site,
+        },
     },
     session::Hub,
 };
@@ -260,6 +263,23 @@ impl Api {
             ));
         }
         self.registry.refresh().await.map_err(status)
+    }
+
+    /// Makes devices of the hosts that a device may speak for. What cannot be done now is tried again when it registers.
+    async fn settle(&self, network: &str, device: Uuid) {
+        let now = Timestamp::now();
+        loop {
+            let uids = std::array::from_fn(|_| random_uid());
+            let plan = |index: &mut Index, attempt| site::settle(index, network, device, &uids, attempt, now);
+            match self.registry.commit(plan).await {
+                Ok(false) => {}
+                Ok(true) => return,
+                Err(error) => {
+                    tracing::warn!(network, %device, %error, "cannot add hosts without an agent");
+                    return;
+                }
+            }
+        }
     }
 
     /// Lets a device through that is known and does not write too often.

@@ -29,6 +29,7 @@ use crate::{
         device::{ENDPOINTS_MAX, Outside, VERSION_MAX, public_key},
         field::{self, FieldError},
         plan::register::{self, DeviceError},
+        site,
         token::Joiner,
         view::{self, By},
     },
@@ -61,6 +62,8 @@ impl RegistrationService for Registration {
             .map_err(status)?;
         let outside = request.reachability.as_ref().map(|told| Outside::check("reachability", told));
         let outside = outside.transpose().map_err(status)?;
+        let hosts = site::hosts("proxied_hosts", &request.proxied_hosts).map_err(status)?;
+        let subnets = site::subnets("offered_subnets", &request.offered_subnets).map_err(status)?;
         if request.agent_version.len() > VERSION_MAX {
             let reason = format!("is longer than {VERSION_MAX} bytes");
             return Err(FieldError::new("agent_version", reason).status());
@@ -73,6 +76,8 @@ impl RegistrationService for Registration {
                     key,
                     endpoints: &endpoints,
                     outside: outside.as_ref(),
+                    hosts: &hosts,
+                    subnets: &subnets,
                     aes_256_gcm: request
                         .transport_ciphers()
                         .any(|cipher| cipher == TransportCipher::Aes256Gcm),
@@ -84,6 +89,7 @@ impl RegistrationService for Registration {
             })
             .await
             .map_err(status)?;
+        self.0.settle(network, uid).await;
         let index = registry.read();
         let device = register::find(&index, network, uid).map_err(status)?;
         let state = index.network(network).ok_or_else(|| status(DeviceError::Gone))?;

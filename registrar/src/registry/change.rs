@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ipnet::IpNet;
 use muster_common::time::Timestamp;
+use uuid::Uuid;
 
 use super::{
     device::Device, director::Director, namespace::Namespace, network::Network, service::Service,
-    services::Effects, slice::Slice, state::NetworkState, token::Token,
+    services::Effects, site::Carrier, slice::Slice, state::NetworkState, token::Token,
 };
 use crate::store::Revision;
 
@@ -62,6 +64,24 @@ pub enum Change {
         old: Option<Arc<Slice>>,
         /// As it is.
         new: Option<Arc<Slice>>,
+    },
+    /// Which device carries a subnet.
+    Carrier {
+        /// Name of the network.
+        network: Arc<str>,
+        /// The subnet.
+        subnet: IpNet,
+        /// As it was.
+        old: Option<Carrier>,
+        /// As it is.
+        new: Option<Carrier>,
+    },
+    /// A registrar that has begun or ceased to run.
+    Registrar {
+        /// Its uid.
+        uid: Uuid,
+        /// Whether it runs.
+        runs: bool,
     },
 }
 

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use muster_common::{labels::Labels, name::Label, time::Timestamp};
 use muster_proto::{
     admin::{self, TransportCipher},
@@ -14,7 +15,10 @@ use muster_proto::{
 use prost::Message as _;
 use uuid::Uuid;
 
-use super::field::{self, FieldError};
+use super::{
+    field::{self, FieldError},
+    site::{self, Host, Site},
+};
 use crate::store::Revision;
 
 /// The most private endpoints of a device.
@@ -58,6 +62,8 @@ pub struct Device {
     pub endpoints: Box<[SocketAddr]>,
     /// How it is reached from outside; `None` while nothing is known.
     pub outside: Option<Box<Outside>>,
+    /// What it has to do with hosts without an agent; `None` if nothing.
+    pub site: Option<Box<Site>>,
     /// Whether it can receive packets in AES-256-GCM, too.
     pub aes_256_gcm: bool,
     /// Version of its agent.
@@ -90,8 +96,8 @@ impl Outside {
         let endpoints = format!("{path}.reflexive_endpoints");
         Ok(Self {
             reflexive: field::endpoints(&endpoints, &told.reflexive_endpoints, REFLEXIVE_MAX)?,
-            home: director(&format!("{path}.home_director_uid"), &told.home_director_uid)?,
-            second: director(&format!("{path}.second_director_uid"), &told.second_director_uid)?,
+            home: uid_of(&format!("{path}.home_director_uid"), &told.home_director_uid, "director")?,
+            second: uid_of(&format!("{path}.second_director_uid"), &told.second_director_uid, "director")?,
         })
     }
 
@@ -101,12 +107,12 @@ impl Outside {
     }
 }
 
-/// Reads the uid of a director; empty for none.
-fn director(path: &str, text: &str) -> Result<Option<Uuid>, FieldError> {
+/// Reads the uid of a `kind`; empty for none.
+fn uid_of(path: &str, text: &str, kind: &str) -> Result<Option<Uuid>, FieldError> {
     if text.is_empty() {
         return Ok(None);
     }
-    Uuid::try_parse(text).map(Some).map_err(|_| FieldError::new(path, "is not a director's uid"))
+    Uuid::try_parse(text).map(Some).map_err(|_| FieldError::new(path, format!("is not a {kind}'s uid")))
 }
 
 /// What few devices have.
@@ -155,7 +161,24 @@ impl Device {
         self.meta = (!empty).then(|| Box::new(Meta { labels, annotations }));
     }
 
-    /// Whether others may know of it: it has registered and is not revoked.
+    /// Changes what it has to do with hosts without an agent.
+    pub(crate) fn change_site(&mut self, change: impl FnOnce(&mut Site)) {
+        let mut site = self.site.take().map(|site| *site).unwrap_or_default();
+        change(&mut site);
+        self.site = site.known();
+    }
+
+    /// For a host without an agent: uid of the device that has registered it last.
+    pub fn proxied_by(&self) -> Option<Uuid> {
+        self.site.as_deref()?.proxied_by
+    }
+
+    /// The subnets that it offers, and that an operator lets it carry.
+    pub fn may_carry(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.site.iter().flat_map(|site| site.may_carry())
+    }
+
+    /// Whether others may know of the host that its agent runs on: that has registered and is not revoked.
     pub fn is_reachable(&self) -> bool {
         self.key.is_some() && !self.revoked
     }
@@ -165,7 +188,7 @@ impl Device {
         self.aes_256_gcm.then_some(TransportCipher::Aes256Gcm.into()).into_iter().collect()
     }
 
-    /// As the admin API shows it, but with the uids of its directors in the place of their names.
+    /// As the admin API shows it, but with the uids of other objects in the place of their names.
     pub fn to_proto(&self, online: bool) -> admin::Device {
         let mut device = self.to_stored();
         if let Some(meta) = &mut device.metadata {
@@ -193,6 +216,8 @@ impl Device {
         let (ipv4, ipv6) = (text(self.ipv4.map(|a| a.to_string())), text(self.ipv6.map(|a| a.to_string())));
         let chosen = |is: bool, address: &str| if is { address.to_owned() } else { String::new() };
         let meta = self.meta.as_deref().cloned().unwrap_or_default();
+        let site = self.site.as_deref().cloned().unwrap_or_default();
+        let nets = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect();
         admin::Device {
             metadata: Some(admin::ObjectMeta {
                 name: self.name.to_string(),
@@ -208,6 +233,8 @@ impl Device {
                 virtual_ipv4: chosen(self.chosen_ipv4, &ipv4),
                 virtual_ipv6: chosen(self.chosen_ipv6, &ipv6),
                 revoked: self.revoked,
+                may_proxy: site.may_proxy,
+                subnets: nets(&site.approved),
             }),
             status: Some(admin::DeviceStatus {
                 phase: String::new(),
@@ -223,6 +250,11 @@ impl Device {
                 reflexive_endpoints: self.reflexive().iter().map(field::to_endpoint).collect(),
                 home_director: text(self.home().map(|uid| uid.to_string())),
                 second_director: text(self.second().map(|uid| uid.to_string())),
+                proxied_hosts: site.hosts.iter().map(Host::to_proto).collect(),
+                offered_subnets: nets(&site.offered),
+                active_subnets: Vec::new(),
+                proxied_by: text(site.proxied_by.map(|uid| uid.to_string())),
+                lan_address: String::new(),
             }),
         }
     }
@@ -253,8 +285,15 @@ impl Device {
         };
         let outside = Outside {
             reflexive: field::endpoints("status.reflexive_endpoints", reflexive, REFLEXIVE_MAX)?,
-            home: director("status.home_director", &status.home_director)?,
-            second: director("status.second_director", &status.second_director)?,
+            home: uid_of("status.home_director", &status.home_director, "director")?,
+            second: uid_of("status.second_director", &status.second_director, "director")?,
+        };
+        let site = Site {
+            may_proxy: spec.may_proxy,
+            approved: site::subnets("spec.subnets", &spec.subnets)?,
+            hosts: site::hosts("status.proxied_hosts", &status.proxied_hosts)?,
+            offered: site::subnets("status.offered_subnets", &status.offered_subnets)?,
+            proxied_by: uid_of("status.proxied_by", &status.proxied_by, "device")?,
         };
         let mut device = Self {
             uid,
@@ -274,6 +313,7 @@ impl Device {
                 ENDPOINTS_MAX,
             )?,
             outside: outside.known(),
+            site: site.known(),
             aes_256_gcm: status.transport_ciphers().any(|cipher| cipher == TransportCipher::Aes256Gcm),
             agent_version: intern(&status.agent_version),
             created: meta.creation_timestamp.as_ref().map(field::timestamp).unwrap_or_default(),
@@ -323,6 +363,13 @@ mod tests {
                 reflexive: ["[2001:db8::1]:7".parse().unwrap(), "192.0.2.7:7".parse().unwrap()].into(),
                 home: Some(Uuid::from_u128(8)),
                 second: None,
+            })),
+            site: Some(Box::new(Site {
+                may_proxy: true,
+                approved: ["10.0.0.0/8".parse().unwrap()].into(),
+                hosts: [Host { name: "tv".into(), lan_address: [192, 168, 7, 8].into() }].into(),
+                offered: ["192.168.7.0/24".parse().unwrap(), "fd07::/64".parse().unwrap()].into(),
+                proxied_by: Some(Uuid::from_u128(9)),
             })),
             aes_256_gcm: true,
             agent_version: "0.1.0".into(),

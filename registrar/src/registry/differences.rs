@@ -1,7 +1,10 @@
 //! What is different between two indexes: for one that was loaded anew because the store had forgotten the changes
 //! between.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     change::{Change, ServiceName},
@@ -53,6 +56,15 @@ impl Index {
                     changes.push(Change::Director { old: None, new: Some(director.clone()) });
                 }
             }
+            let none = BTreeMap::new();
+            let (carried, now) =
+                (old.map_or(&none, |state| &state.carriers), new.map_or(&none, |state| &state.carriers));
+            for subnet in carried.keys().chain(now.keys()).collect::<BTreeSet<_>>() {
+                let (old, new) = (carried.get(subnet).copied(), now.get(subnet).copied());
+                if old != new {
+                    changes.push(Change::Carrier { network: name.clone(), subnet: *subnet, old, new });
+                }
+            }
             for token in old.iter().flat_map(|state| state.tokens.values()) {
                 let now = new.and_then(|state| state.tokens.get(&token.name));
                 if now.is_none_or(|now| now.revision != token.revision) {
@@ -65,6 +77,10 @@ impl Index {
                 }
             }
         }
+        let different = self.registrars().symmetric_difference(newer.registrars());
+        changes.extend(
+            different.map(|uid| Change::Registrar { uid: *uid, runs: newer.registrars().contains(uid) }),
+        );
         changes
     }
 

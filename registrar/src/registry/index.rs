@@ -3,12 +3,12 @@
 //! left in the store.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
 use muster_common::time::Timestamp;
-use muster_proto::storage::{Format, StoredAddress};
+use muster_proto::storage::{self, Format, StoredAddress};
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -22,6 +22,7 @@ use super::{
     network::Network,
     service::Service,
     services::Services,
+    site::Carrier,
     slice::Slice,
     token::Token,
 };
@@ -48,6 +49,8 @@ pub struct Index {
     /// Revision of `meta/networks`; 0 if it does not exist.
     networks_revision: Revision,
     format: Option<Format>,
+    /// The registrars that run.
+    registrars: BTreeSet<Uuid>,
     interned: HashSet<Arc<str>>,
 }
 
@@ -99,6 +102,11 @@ impl Index {
     /// What the store says of itself; `None` before `muster-registrar init`.
     pub fn format(&self) -> Option<&Format> {
         self.format.as_ref()
+    }
+
+    /// Uids of the registrars that run.
+    pub fn registrars(&self) -> &BTreeSet<Uuid> {
+        &self.registrars
     }
 
     /// The number of devices in all networks.
@@ -243,6 +251,18 @@ impl Index {
                     Change::EndpointSlice { old, new: Some(new) }
                 });
             }
+            Key::Carrier { network, subnet } => {
+                let state = self.networks.get_mut(network).ok_or_else(orphan)?;
+                let stored = storage::Carrier::decode(&*kv.value).map_err(decode)?;
+                let new = Carrier::read(&stored, kv.mod_revision)?;
+                let old = state.carriers.insert(subnet, new);
+                changes.push(Change::Carrier { network: network.into(), subnet, old, new: Some(new) });
+            }
+            Key::Registrar(uid) => {
+                if self.registrars.insert(uid) {
+                    changes.push(Change::Registrar { uid, runs: true });
+                }
+            }
             Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_) => {}
         }
         Ok(())
@@ -376,6 +396,22 @@ impl Index {
                 let Some(state) = self.networks.get_mut(network) else { return };
                 applied.remove_slice(state, &named::key(namespace, name), now);
             }
+            Some(Key::Carrier { network, subnet }) => {
+                let Some(state) = self.networks.get_mut(network) else { return };
+                if let Some(old) = state.carriers.remove(&subnet) {
+                    changes.push(Change::Carrier {
+                        network: network.into(),
+                        subnet,
+                        old: Some(old),
+                        new: None,
+                    });
+                }
+            }
+            Some(Key::Registrar(uid)) => {
+                if self.registrars.remove(&uid) {
+                    changes.push(Change::Registrar { uid, runs: false });
+                }
+            }
             Some(
                 Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_),
             )
@@ -402,8 +438,14 @@ fn check_namespace(state: &NetworkState, namespace: &str) -> Result<(), FieldErr
 }
 
 fn is_served_differently(old: &Device, new: &Device) -> bool {
-    (&old.name, old.ipv4, old.ipv6, old.is_reachable(), &old.endpoints, old.home())
-        != (&new.name, new.ipv4, new.ipv6, new.is_reachable(), &new.endpoints, new.home())
+    fn served(device: &Device) -> impl PartialEq + '_ {
+        let revoked = device.revoked;
+        (
+            (&device.name, device.ipv4, device.ipv6, device.is_reachable(), revoked),
+            (&device.endpoints, device.home(), &device.site),
+        )
+    }
+    served(old) != served(new)
 }
 
 fn intern(interned: &mut HashSet<Arc<str>>, text: &str) -> Arc<str> {

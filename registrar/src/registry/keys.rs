@@ -17,6 +17,8 @@
 //! | `namespaces/<network>/<name>` | `admin.Namespace` |
 //! | `services/<network>/<namespace>/<name>` | `admin.Service` |
 //! | `endpoint-slices/<network>/<namespace>/<name>` | `admin.EndpointSlice` |
+//! | `carriers/<network>/<4 or 6><hex>-<length>` | `storage.Carrier`: the device that carries a subnet |
+//! | `registrars/<uid>` | nothing: there as long as the registrar runs |
 //! | `roots/<number>` | `storage.StoredRoot` |
 
 use std::{
@@ -25,6 +27,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use ipnet::IpNet;
 use uuid::Uuid;
 
 use crate::store::KeyRange;
@@ -65,12 +68,14 @@ pub enum Key<'a> {
     Namespace { network: &'a str, name: &'a str },
     Service { network: &'a str, namespace: &'a str, name: &'a str },
     EndpointSlice { network: &'a str, namespace: &'a str, name: &'a str },
+    Carrier { network: &'a str, subnet: IpNet },
+    Registrar(Uuid),
     Root(u64),
 }
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
 /// transactions, and need not be loaded.
-pub fn loaded() -> [KeyRange; 10] {
+pub fn loaded() -> [KeyRange; 12] {
     [
         "meta/",
         "networks/",
@@ -82,6 +87,8 @@ pub fn loaded() -> [KeyRange; 10] {
         "namespaces/",
         "services/",
         "endpoint-slices/",
+        "carriers/",
+        "registrars/",
     ]
     .map(KeyRange::prefix)
 }
@@ -124,11 +131,14 @@ pub fn device_key(network: &str, key: &[u8; 32]) -> Bytes {
 
 /// `addresses/<network>/<owner>/<4 or 6><hex>`: sorts as the addresses do, IPv4 first.
 pub fn address(network: &str, owner: Owner, address: IpAddr) -> Bytes {
-    let sortable = match address {
+    join("addresses", &[network, owner.as_str(), &sortable(address)])
+}
+
+fn sortable(address: IpAddr) -> String {
+    match address {
         IpAddr::V4(v4) => format!("4{}", hex(&v4.octets())),
         IpAddr::V6(v6) => format!("6{}", hex(&v6.octets())),
-    };
-    join("addresses", &[network, owner.as_str(), &sortable])
+    }
 }
 
 /// All addresses of a network.
@@ -165,6 +175,17 @@ pub fn service(network: &str, namespace: &str, name: &str) -> Bytes {
 /// `endpoint-slices/<network>/<namespace>/<name>`
 pub fn endpoint_slice(network: &str, namespace: &str, name: &str) -> Bytes {
     join("endpoint-slices", &[network, namespace, name])
+}
+
+/// `carriers/<network>/<4 or 6><hex>-<length>`
+pub fn carrier(network: &str, subnet: &IpNet) -> Bytes {
+    join("carriers", &[network, &format!("{}-{}", sortable(subnet.network()), subnet.prefix_len())])
+}
+
+/// `registrars/<uid>`
+pub fn registrar(uid: Uuid) -> Bytes {
+    let mut buffer = Uuid::encode_buffer();
+    join("registrars", &[uid.hyphenated().encode_lower(&mut buffer)])
 }
 
 /// `roots/<number>`
@@ -204,6 +225,8 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
         "namespaces" => Key::Namespace { network: part()?, name: part()? },
         "services" => Key::Service { network: part()?, namespace: part()?, name: part()? },
         "endpoint-slices" => Key::EndpointSlice { network: part()?, namespace: part()?, name: part()? },
+        "carriers" => Key::Carrier { network: part()?, subnet: parse_subnet(part()?)? },
+        "registrars" => Key::Registrar(Uuid::try_parse(part()?).ok()?),
         "roots" => Key::Root(part()?.parse().ok()?),
         _ => return None,
     };
@@ -217,6 +240,12 @@ fn parse_address(text: &str) -> Option<IpAddr> {
         b'6' => Some(Ipv6Addr::from(unhex::<16>(digits)?).into()),
         _ => None,
     }
+}
+
+fn parse_subnet(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('-')?;
+    let net = IpNet::new(parse_address(address)?, length.parse().ok()?).ok()?;
+    (net == net.trunc()).then_some(net)
 }
 
 fn join(area: &str, parts: &[&str]) -> Bytes {
@@ -286,6 +315,15 @@ mod tests {
                 endpoint_slice("n", "s", "web.1"),
                 Key::EndpointSlice { network: "n", namespace: "s", name: "web.1" },
             ),
+            (
+                carrier("n", &"192.168.7.0/24".parse().unwrap()),
+                Key::Carrier { network: "n", subnet: "192.168.7.0/24".parse().unwrap() },
+            ),
+            (
+                carrier("n", &"fd07::/64".parse().unwrap()),
+                Key::Carrier { network: "n", subnet: "fd07::/64".parse().unwrap() },
+            ),
+            (registrar(uid), Key::Registrar(uid)),
             (root(2), Key::Root(2)),
         ] {
             assert_eq!(parse(&key), Some(expected));
@@ -301,7 +339,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_key_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), text in "(devices|directors|addresses|device-keys|tokens|services|endpoint-slices|namespaces|roots)(/[a-f0-9é]{0,5}){0,4}") {
+        fn no_key_makes_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), text in "(devices|directors|addresses|device-keys|tokens|services|endpoint-slices|namespaces|carriers|registrars|roots)(/[a-f0-9é-]{0,5}){0,4}") {
             let _ = parse(&bytes);
             let _ = parse(text.as_bytes());
         }

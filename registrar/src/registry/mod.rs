@@ -3,6 +3,7 @@
 //! [`index`] and [`plan`] are the core: deterministic, without I/O, clock or lock. [`shell`] keeps an index in step
 //! with a store and commits plans to it.
 
+pub mod carried;
 pub mod change;
 pub mod device;
 pub mod devices;
@@ -20,6 +21,7 @@ pub mod plan;
 pub mod service;
 pub mod services;
 pub mod shell;
+pub mod site;
 pub mod slice;
 pub mod state;
 mod tasks;

@@ -1,7 +1,12 @@
 //! A network with all that is in it, and its pools and DNS serials.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
+use ipnet::IpNet;
 use muster_common::time::Timestamp;
 use muster_proto::storage::StoredAddress;
 use uuid::Uuid;
@@ -14,6 +19,7 @@ use super::{
     keys::Owner,
     network::Network,
     services::{Effects, Services, View},
+    site::Carrier,
     token::Token,
 };
 use crate::{
@@ -34,6 +40,10 @@ pub struct NetworkState {
     pub tokens: BTreeMap<Box<str>, Arc<Token>>,
     /// Its namespaces, Services and EndpointSlices.
     pub services: Services,
+    /// The subnets of sites that are carried, and by which device.
+    pub carriers: BTreeMap<IpNet, Carrier>,
+    /// Devices that carry something for hosts without an agent, or want or may.
+    sites: BTreeSet<Uuid>,
     /// Unix time of the last change to a record that DNS serves; never goes back.
     pub serial: u32,
     /// The same of records of external addresses.
@@ -55,6 +65,8 @@ impl NetworkState {
             directors: Directors::default(),
             tokens: BTreeMap::new(),
             services: Services::default(),
+            carriers: BTreeMap::new(),
+            sites: BTreeSet::new(),
             serial: unix(now),
             external_serial: unix(now),
             headless_serial: unix(now),
@@ -201,6 +213,9 @@ impl NetworkState {
         let old = self.devices.insert(device);
         *self.devices_in.entry(device.namespace.clone()).or_default() += 1;
         self.left(old.as_deref());
+        if device.site.as_ref().is_some_and(|site| site.proxied_by.is_none()) {
+            self.sites.insert(device.uid);
+        }
         old
     }
 
@@ -213,12 +228,18 @@ impl NetworkState {
 
     fn left(&mut self, device: Option<&Device>) {
         let Some(device) = device else { return };
+        self.sites.remove(&device.uid);
         if let Some(count) = self.devices_in.get_mut(&device.namespace) {
             *count -= 1;
             if *count == 0 {
                 self.devices_in.remove(&device.namespace);
             }
         }
+    }
+
+    /// The devices that carry something for hosts without an agent, or want or may, by uid.
+    pub fn sites(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.sites.iter().filter_map(|uid| self.devices.by_uid(*uid))
     }
 
     /// How many devices are in a namespace.

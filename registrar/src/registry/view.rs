@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use muster_common::frame::Handle;
 use muster_proto::{admin::DirectorAddress, registration};
 use uuid::Uuid;
@@ -40,24 +41,32 @@ pub enum By<'a> {
 }
 
 impl NetworkState {
-    /// Whether policy lets `viewer` see `target`, and there is anything to see. A device sees itself.
+    /// Whether policy lets `viewer` see `target`, and there is anything to see. A device sees itself. A host without an
+    /// agent is seen by those who see both it and the device that speaks for it.
     pub fn sees(&self, viewer: &Device, target: &Device) -> bool {
         let subject = |device| policy_subject(self, device);
-        target.is_reachable()
-            && (viewer.uid == target.uid || policy::allows(&subject(viewer), &subject(target)))
+        let allowed = viewer.uid == target.uid || policy::allows(&subject(viewer), &subject(target));
+        allowed
+            && match self.proxy_of(target) {
+                Some((agent, _)) => self.sees(viewer, agent),
+                None => target.is_reachable(),
+            }
     }
 
-    /// The peer that `viewer` asks for; `None` alike if there is none and if policy hides it.
+    /// The peer that `viewer` asks for; `None` alike if there is none and if policy hides it. The peer of a host without
+    /// an agent is the device that speaks for it, and that of an address in a site's subnet is the device that carries
+    /// the subnet.
     pub fn look_up(&self, viewer: &Device, by: By<'_>) -> Option<&Arc<Device>> {
         let found = match by {
-            By::Address(address) => self.devices.by_address(address),
+            By::Address(address) => self.devices.by_address(address).or_else(|| self.carrier_of(address)),
             By::Key(key) => self.devices.by_key(key),
             By::Name(name) => {
                 let bare = self.network.domain.relative(name).unwrap_or(name);
                 self.devices.by_name(&bare.to_ascii_lowercase())
             }
         };
-        found.filter(|target| self.sees(viewer, target))
+        let found = found.filter(|target| self.sees(viewer, target))?;
+        Some(self.proxy_of(found).map_or(found, |(agent, _)| agent))
     }
 
     /// The Services of a namespace that `viewer` may see, by name, those after `after`. Every device sees the Services
@@ -75,11 +84,12 @@ impl NetworkState {
 
     /// `device` as the peers that see it are told of it, as of `revision`.
     pub fn peer(&self, device: &Device, revision: Revision) -> registration::Peer {
+        let proxied = self.proxied(device).flat_map(|(_, host)| host.addresses());
         registration::Peer {
             device_uid: device.uid.to_string(),
             name: device.name.to_string(),
             public_key: device.key.map(|key| key.to_vec()).unwrap_or_default(),
-            virtual_addresses: device.addresses().map(|address| address.to_string()).collect(),
+            virtual_addresses: device.addresses().chain(proxied).map(|address| address.to_string()).collect(),
             // A way to a peer that leads through the network itself leads nowhere, round and round.
             private_endpoints: device
                 .endpoints
@@ -100,7 +110,7 @@ impl NetworkState {
             policy: Some(registration::PairPolicy { allowed: true }),
             revision,
             transport_ciphers: device.transport_ciphers(),
-            ..registration::Peer::default()
+            subnets: texts(&self.active_subnets(device)),
         }
     }
 
@@ -119,7 +129,10 @@ impl NetworkState {
             directors: self.told_directors(),
             registrars: advertised.registrars.clone(),
             dns_servers: advertised.dns_servers.clone(),
-            ..registration::DeviceConfig::default()
+            proxied_devices: self.proxied_devices(device),
+            subnets: device.may_carry().map(|subnet| subnet.to_string()).collect(),
+            active_subnets: texts(&self.active_subnets(device)),
+            site_routes: self.site_routes(device.uid).map(IpNet::to_string).collect(),
         }
     }
 
@@ -139,9 +152,9 @@ impl NetworkState {
     }
 
     /// Where DNS says that the director of `device` is: its home director, or while no director has registered, the
-    /// first that the operator has named.
+    /// first that the operator has named. A host without an agent is behind that of the device that speaks for it.
     pub fn director_addresses(&self, device: &Device) -> Vec<SocketAddr> {
-        match self.home(device) {
+        match self.home(self.proxy_of(device).map_or(device, |(agent, _)| agent)) {
             Some(home) => home.endpoints.to_vec(),
             None if self.directors.have_registered() => Vec::new(),
             None => self.network.directors.first().copied().into_iter().collect(),
@@ -177,6 +190,10 @@ impl Index {
     }
 }
 
+fn texts(nets: &[IpNet]) -> Vec<String> {
+    nets.iter().map(IpNet::to_string).collect()
+}
+
 /// `device` as it is known to `director`, which it is attached to.
 fn attached(device: &Device, director: &Director) -> Option<registration::HomeDirector> {
     let Handle(handle) = Handle::of_device(device.uid.as_bytes());
@@ -197,7 +214,7 @@ pub fn is_seen_differently(old: &Device, new: &Device) -> bool {
     fn seen(device: &Device) -> impl PartialEq + '_ {
         (
             (&device.name, device.key, device.ipv4, device.ipv6, device.revoked),
-            (&device.endpoints, &device.outside, device.aes_256_gcm),
+            (&device.endpoints, &device.outside, device.aes_256_gcm, &device.site),
             (&device.namespace, device.labels()),
         )
     }
@@ -206,7 +223,10 @@ pub fn is_seen_differently(old: &Device, new: &Device) -> bool {
 
 /// Whether the device itself has to be told of a change to it.
 pub fn is_configured_differently(old: &Device, new: &Device) -> bool {
-    (&old.name, &old.namespace, old.ipv4, old.ipv6) != (&new.name, &new.namespace, new.ipv4, new.ipv6)
+    fn configured(device: &Device) -> impl PartialEq + '_ {
+        (&device.name, &device.namespace, device.ipv4, device.ipv6, &device.site)
+    }
+    configured(old) != configured(new)
 }
 
 fn policy_subject<'a>(state: &'a NetworkState, device: &'a Device) -> policy::Subject<'a> {

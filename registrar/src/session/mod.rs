@@ -6,7 +6,7 @@ pub mod mailbox;
 mod stream;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,6 +26,7 @@ use crate::registry::{
     Applied, Change, Device, Director, Registry,
     director::is_told_differently,
     index::ServiceName,
+    site::Carrier,
     view::{Advertised, is_configured_differently, is_seen_differently},
 };
 
@@ -42,6 +43,8 @@ pub struct Hub {
     open: Mutex<Open>,
     directors: Mutex<directors::Open>,
     next_id: AtomicU64,
+    /// Counts sessions that open or close of devices that carry something for hosts without an agent.
+    sites: watch::Sender<u64>,
     draining: AtomicBool,
     closing: CancellationToken,
     sessions: Gauge,
@@ -121,6 +124,7 @@ impl Hub {
             open: Mutex::default(),
             directors: Mutex::default(),
             next_id: AtomicU64::new(1),
+            sites: watch::Sender::default(),
             draining: AtomicBool::new(false),
             closing: CancellationToken::new(),
             sessions: Gauge::default(),
@@ -161,6 +165,17 @@ impl Hub {
     /// Whether a session of the device is open here.
     pub fn is_online(&self, device: Uuid) -> bool {
         lock(&self.open).by_device.contains_key(&device)
+    }
+
+    /// Changes when a session opens or closes of a device that carries something for hosts without an agent.
+    pub fn sites_changed(&self) -> watch::Receiver<u64> {
+        self.sites.subscribe()
+    }
+
+    fn site_changed(&self, network: &str, device: Uuid) {
+        if self.registry.read().device(network, device).is_some_and(|device| device.site.is_some()) {
+            self.sites.send_modify(|count| *count += 1);
+        }
     }
 
     /// How many sessions of devices are open.
@@ -230,6 +245,7 @@ impl Hub {
         open.sessions.insert(session.id, session.clone());
         drop(open);
         self.sessions.inc();
+        self.site_changed(&session.network, device);
         Ok(Registered { hub: self.clone(), session })
     }
 
@@ -251,6 +267,7 @@ impl Hub {
         }
         drop(open);
         self.sessions.dec();
+        self.site_changed(&session.network, session.device);
     }
 
     /// Notes that a session holds peers; returns those that it did not hold before.
@@ -331,7 +348,11 @@ impl Hub {
                         open.tell_all(&director.network);
                     }
                 }
-                Change::Token { .. }
+                Change::Carrier { network, old, new, .. } => {
+                    open.carrier_changed(network, *old, *new, applied.revision);
+                }
+                Change::Registrar { .. }
+                | Change::Token { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }
                 | Change::EndpointSlice { .. } => {}
@@ -446,12 +467,48 @@ impl Open {
         if unseen {
             return;
         }
-        for id in self.holders.get(&device).into_iter().flatten() {
+        self.tell_holders(device, revision);
+        // A host without an agent is told of as part of the device that speaks for it.
+        let agents = [old, new].into_iter().flatten().filter_map(Device::proxied_by);
+        for agent in agents.collect::<BTreeSet<_>>() {
+            self.tell_holders(agent, revision);
+            self.tell_config(agent);
+        }
+    }
+
+    /// Tells the sessions that hold `peer` that it has changed.
+    fn tell_holders(&self, peer: Uuid, revision: u64) {
+        for id in self.holders.get(&peer).into_iter().flatten() {
             if let Some(session) = self.sessions.get(id) {
                 session.post(|mailbox| {
-                    mailbox.peer(device);
+                    mailbox.peer(peer);
                     mailbox.bookmark(revision);
                 });
+            }
+        }
+    }
+
+    fn tell_config(&self, device: Uuid) {
+        if let Some(session) = self.by_device.get(&device).and_then(|id| self.sessions.get(id)) {
+            session.post(Mailbox::config);
+        }
+    }
+
+    /// A subnet has come, gone, or is carried by another device.
+    fn carrier_changed(&self, network: &str, old: Option<Carrier>, new: Option<Carrier>, revision: u64) {
+        let device = |carrier: Option<Carrier>| carrier.map(|carrier| carrier.device);
+        let (old, new) = (device(old), device(new));
+        if old == new {
+            return;
+        }
+        for device in [old, new].into_iter().flatten() {
+            self.tell_holders(device, revision);
+            self.tell_config(device);
+        }
+        // All others have the same route whoever carries it.
+        if old.is_none() || new.is_none() {
+            for session in self.sessions.values().filter(|session| *session.network == *network) {
+                session.post(Mailbox::config);
             }
         }
     }

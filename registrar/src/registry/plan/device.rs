@@ -1,7 +1,8 @@
 //! What operators do with devices.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use muster_common::{name::Label, time::Timestamp};
 use muster_proto::admin;
 use uuid::Uuid;
@@ -14,14 +15,18 @@ use crate::{
     registry::{
         device::{DEFAULT_NAMESPACE, Device},
         field::{self, FieldError},
-        index::{Index, pool_kind},
+        index::{Index, NetworkState, pool_kind},
         keys::{self, Owner},
+        site,
     },
     store::{Condition, Revision, Txn},
 };
 
 const KIND: &str = "device";
-const MUTABLE: [&str; 3] = ["metadata.labels", "metadata.annotations", "spec.revoked"];
+const MUTABLE: [&str; 5] =
+    ["metadata.labels", "metadata.annotations", "spec.revoked", "spec.may_proxy", "spec.subnets"];
+/// Subnets that devices of a network may carry, in all: agents take no more routes.
+const SUBNETS_MAX: usize = 4000;
 
 /// Plans the creation of a device that has yet to join: keeps its name, and the addresses that are chosen.
 ///
@@ -52,9 +57,11 @@ pub fn create(
     if index.lock_revision(&network).is_some() {
         return Err(AdminError::Locked(network.to_string()));
     }
-    let mut device = new_device(state, uid, &name, &namespace, now);
+    let mut device = new_device(state, uid, name.as_str(), &namespace, now);
     device.set_meta(meta.labels, meta.annotations);
     device.revoked = spec.revoked;
+    device.change_site(|site| site.may_proxy = spec.may_proxy);
+    approve(state, &mut device, &spec.subnets)?;
     device.ipv4 = field::address("spec.virtual_ipv4", &spec.virtual_ipv4, "IPv4")?;
     device.ipv6 = field::address("spec.virtual_ipv6", &spec.virtual_ipv6, "IPv6")?;
     (device.chosen_ipv4, device.chosen_ipv6) = (device.ipv4.is_some(), device.ipv6.is_some());
@@ -142,14 +149,72 @@ pub fn update(
         match path {
             "metadata.labels" => labels.clone_from(&meta.labels),
             "metadata.annotations" => annotations.clone_from(&meta.annotations),
+            "spec.may_proxy" => new.change_site(|site| site.may_proxy = spec.may_proxy),
+            "spec.subnets" => approve(find(index, &meta.network)?, &mut new, &spec.subnets)?,
             _ => new.revoked = spec.revoked,
         }
     }
     new.set_meta(labels, annotations);
+    if new.proxied_by().is_some()
+        && new.site.as_ref().is_some_and(|site| site.may_proxy || !site.approved.is_empty())
+    {
+        let reason = "this device has no agent, so it carries nothing; approve the device that speaks for it";
+        return Err(FieldError::new("spec", reason).into());
+    }
     if new == *old {
         return Ok(Outcome::Done(old.uid));
     }
     Ok(Outcome::Write(Plan::new(change_device(old, &new), old.uid)))
+}
+
+/// Lets `device` carry `subnets`, and no others.
+fn approve(state: &NetworkState, device: &mut Device, subnets: &[String]) -> Result<(), FieldError> {
+    const PATH: &str = "spec.subnets";
+    let subnets = site::subnets(PATH, subnets)?;
+    for subnet in &subnets {
+        check_subnet(state, device, subnet).map_err(|reason| FieldError::new(PATH, reason))?;
+    }
+    device.change_site(|site| site.approved = subnets);
+    Ok(())
+}
+
+/// Refuses a subnet that would take traffic from what it is not for.
+fn check_subnet(state: &NetworkState, device: &Device, subnet: &IpNet) -> Result<(), String> {
+    if device.site.as_ref().is_some_and(|site| site.approved.contains(subnet)) {
+        return Ok(());
+    }
+    for (kind, pool) in state.network.pools.iter() {
+        if site::overlap(subnet, &pool) {
+            return Err(format!("{subnet} overlaps the network's own {kind} {pool}"));
+        }
+    }
+    // Devices that have it behind the tunnel would not find the tunnel any more.
+    let directors = state.directors.iter().flat_map(|director| director.endpoints.iter().map(SocketAddr::ip));
+    let directors = directors.chain(state.network.directors.iter().map(SocketAddr::ip));
+    let public = state.network.public_addresses.iter().copied();
+    if let Some(inside) = public.chain(directors).find(|address| subnet.contains(address)) {
+        return Err(format!(
+            "{subnet} holds {inside}, where devices reach a registrar or director: they would lose it; approve smaller \
+             subnets around it"
+        ));
+    }
+    let mut all = 0;
+    for other in state.sites().filter(|other| other.uid != device.uid) {
+        for approved in other.site.iter().flat_map(|site| &site.approved) {
+            if approved != subnet && site::overlap(approved, subnet) {
+                return Err(format!(
+                    "{subnet} overlaps {approved}, which {} may carry; approve the very same subnet for a standby, or \
+                     others that do not overlap",
+                    other.name
+                ));
+            }
+            all += 1;
+        }
+    }
+    if all >= SUBNETS_MAX {
+        return Err(format!("the network has {all} subnets already; at most {SUBNETS_MAX} are allowed"));
+    }
+    Ok(())
 }
 
 /// Plans the deletion of a device: its name and key are free again, its addresses after their quarantine.

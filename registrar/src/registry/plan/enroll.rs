@@ -180,8 +180,9 @@ impl<'a> Owner<'a> {
 
 impl<'a> From<&'a Arc<Device>> for Owner<'a> {
     fn from(device: &'a Arc<Device>) -> Self {
-        let (name, has_joined) = (&*device.name, device.certificate_expiry.is_some());
-        Self { uid: device.uid, name, revoked: device.revoked, has_joined }
+        // A host without an agent keeps its name: whoever joined with it would be taken for the host.
+        let has_joined = device.certificate_expiry.is_some() || device.proxied_by().is_some();
+        Self { uid: device.uid, name: &device.name, revoked: device.revoked, has_joined }
     }
 }
 
@@ -292,7 +293,7 @@ fn join_device(
             Ok((change_device(old, &device), old.uid))
         }
         None => {
-            let mut device = new_device(state, request.uid, name, namespace, request.now);
+            let mut device = new_device(state, request.uid, name.as_str(), namespace, request.now);
             device.set_meta(spec.device_labels, BTreeMap::new());
             device.certificate_expiry = Some(request.certificate_expiry);
             let key = keys::device(network, device.uid);
@@ -309,14 +310,14 @@ fn join_device(
 pub(super) fn new_device(
     state: &NetworkState,
     uid: Uuid,
-    name: &Label,
+    name: &str,
     namespace: &str,
     now: Timestamp,
 ) -> Device {
     Device {
         uid,
         network: state.network.name.clone(),
-        name: name.as_str().into(),
+        name: name.into(),
         namespace: namespace.into(),
         meta: None,
         ipv4: None,
@@ -327,6 +328,7 @@ pub(super) fn new_device(
         key: None,
         endpoints: Box::default(),
         outside: None,
+        site: None,
         aes_256_gcm: false,
         agent_version: "".into(),
         created: now,

@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod network;
 pub mod register;
 pub mod service;
+pub mod site;
 pub mod slice;
 pub mod sweep;
 pub mod token;
@@ -81,8 +82,15 @@ impl<R> Plan<R> {
 impl Index {
     /// Gives up a reservation whose plan has failed.
     pub fn cancel(&mut self, held: &Held) {
-        let kind = pool_kind(held.owner, held.reservation.address());
-        if let Some(pool) = self.network_mut(&held.network).and_then(|state| state.pool(kind)) {
+        if let Some(state) = self.network_mut(&held.network) {
+            state.cancel(held);
+        }
+    }
+}
+
+impl NetworkState {
+    fn cancel(&mut self, held: &Held) {
+        if let Some(pool) = self.pool(pool_kind(held.owner, held.reservation.address())) {
             pool.cancel(held.reservation);
         }
     }
@@ -318,6 +326,11 @@ pub(super) fn remove_device(device: &Device, now: Timestamp) -> Txn {
 
 /// The transaction that changes a device that was seen as `old`.
 pub(super) fn change_device(old: &Device, new: &Device) -> Txn {
+    with_device(Txn::new(), old, new)
+}
+
+/// Adds to `txn` that a device that was seen as `old` changes.
+pub(super) fn with_device(txn: Txn, old: &Device, new: &Device) -> Txn {
     let key: Bytes = keys::device(&old.network, old.uid);
-    Txn::new().when(Condition::ModRevision(key.clone(), old.revision)).put(key, new.encode())
+    txn.when(Condition::ModRevision(key.clone(), old.revision)).put(key, new.encode())
 }

@@ -241,13 +241,19 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
     let namespaces = services.namespaces.keys().map(|namespace| keys::namespace(name, namespace));
     let contents = slices.chain(services_keys).chain(namespaces);
     let addresses = state.released().map(|(owner, address, _)| keys::address(name, owner, address));
+    let carriers = state.carriers.keys().map(|subnet| keys::carrier(name, subnet));
     let tokens = state.tokens.keys().map(|token| keys::token(name, token));
     let directors = state
         .directors
         .iter()
         .flat_map(|director| [keys::director_name(name, &director.name), keys::director(name, director.uid)]);
-    let rest: Vec<_> =
-        contents.chain(addresses).chain(tokens).chain(directors).take(MAX_TXN_OPS - 8).collect();
+    let rest: Vec<_> = contents
+        .chain(addresses)
+        .chain(carriers)
+        .chain(tokens)
+        .chain(directors)
+        .take(MAX_TXN_OPS - 8)
+        .collect();
     if !rest.is_empty() {
         let txn = rest.into_iter().fold(Txn::new().when(locked), Txn::delete);
         return Ok(Outcome::Write(Plan::new(txn, false)));

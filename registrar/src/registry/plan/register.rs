@@ -1,7 +1,11 @@
 //! What devices ask for themselves: Register, new endpoints, Renew, Deregister.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
+use ipnet::IpNet;
 use muster_common::time::Timestamp;
 use uuid::Uuid;
 
@@ -12,6 +16,8 @@ use crate::{
         device::{Device, Outside, PublicKey},
         index::Index,
         keys::{self, Owner},
+        site::Host,
+        state::NetworkState,
     },
     store::Condition,
 };
@@ -25,6 +31,10 @@ pub struct Registration<'a> {
     pub endpoints: &'a [SocketAddr],
     /// How it is reached from outside; `None` leaves what is known.
     pub outside: Option<&'a Outside>,
+    /// The hosts without an agent that it wants to speak for.
+    pub hosts: &'a [Host],
+    /// The subnets that it offers to carry.
+    pub subnets: &'a [IpNet],
     /// Whether it can receive packets in AES-256-GCM, too.
     pub aes_256_gcm: bool,
     /// Version of its agent.
@@ -87,32 +97,19 @@ pub fn register(
     if let Some(outside) = request.outside {
         new.outside = outside.clone().known();
     }
+    let offer = old.site.as_deref().map_or((&[][..], &[][..]), |site| (&site.hosts, &site.offered));
+    if offer != (request.hosts, request.subnets) {
+        new.change_site(|site| {
+            (site.hosts, site.offered) = (request.hosts.into(), request.subnets.into());
+        });
+    }
     if *old.agent_version != *request.agent_version {
         new.agent_version = request.agent_version.into();
     }
     if state.devices.by_key(&request.key).is_some_and(|owner| owner.uid != uid) {
         return Err(DeviceError::KeyTaken);
     }
-    let mut reservations: Vec<Held> = Vec::new();
-    let owner = uid.to_string();
-    for (kind, missing) in
-        [(PoolKind::DeviceV4, old.ipv4.is_none()), (PoolKind::DeviceV6, old.ipv6.is_none())]
-    {
-        let Some(pool) = state.pool(kind).filter(|_| missing) else { continue };
-        match pool.reserve(&owner, request.attempt, request.now) {
-            Ok(reservation) => {
-                match reservation.address() {
-                    std::net::IpAddr::V4(v4) => new.ipv4 = Some(v4),
-                    std::net::IpAddr::V6(v6) => new.ipv6 = Some(v6),
-                }
-                reservations.push(Held { network: old.network.clone(), owner: Owner::Device, reservation });
-            }
-            Err(error) => {
-                reservations.iter().for_each(|held| index.cancel(held));
-                return Err(error.into());
-            }
-        }
-    }
+    let reservations = reserve(state, &mut new, request.attempt, request.now)?;
     if new == *old {
         return Ok(Outcome::Done(()));
     }
@@ -128,6 +125,40 @@ pub fn register(
         }
     }
     Ok(Outcome::Write(Plan { txn, reservations, reply: () }))
+}
+
+/// Reserves the addresses that `device` does not have yet.
+pub(super) fn reserve(
+    state: &mut NetworkState,
+    device: &mut Device,
+    attempt: u32,
+    now: Timestamp,
+) -> Result<Vec<Held>, AllocationError> {
+    let mut reservations: Vec<Held> = Vec::new();
+    let owner = device.uid.to_string();
+    for (kind, missing) in
+        [(PoolKind::DeviceV4, device.ipv4.is_none()), (PoolKind::DeviceV6, device.ipv6.is_none())]
+    {
+        let Some(pool) = state.pool(kind).filter(|_| missing) else { continue };
+        match pool.reserve(&owner, attempt, now) {
+            Ok(reservation) => {
+                match reservation.address() {
+                    IpAddr::V4(v4) => device.ipv4 = Some(v4),
+                    IpAddr::V6(v6) => device.ipv6 = Some(v6),
+                }
+                reservations.push(Held {
+                    network: device.network.clone(),
+                    owner: Owner::Device,
+                    reservation,
+                });
+            }
+            Err(error) => {
+                reservations.iter().for_each(|held| state.cancel(held));
+                return Err(error);
+            }
+        }
+    }
+    Ok(reservations)
 }
 
 /// Plans new endpoints, and new ways from outside; `None` leaves what is known of these.

@@ -232,6 +232,8 @@ fn plans_stay_within_the_limits_of_a_transaction() {
         key: [1; 32],
         endpoints: &endpoints,
         outside: None,
+        hosts: &[],
+        subnets: &[],
         aes_256_gcm: true,
         agent_version: "1",
         attempt: 0,

@@ -236,6 +236,8 @@ impl World {
                 key: [key; 32],
                 endpoints: &endpoints,
                 outside: None,
+                hosts: &[],
+                subnets: &[],
                 aes_256_gcm: has_aes(key),
                 agent_version: "1",
                 attempt,

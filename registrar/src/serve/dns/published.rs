@@ -94,6 +94,14 @@ fn note(dirty: &mut BTreeSet<Dirty>, change: &Change) {
                 let network = device.network.clone();
                 dirty.insert(Dirty::Device { network, name: device.name.clone() });
                 dirty.insert(Dirty::Member { network: device.network.clone(), uid: device.uid });
+                // What is answered for those that it speaks for depends on it.
+                let hosts = device.site.iter().flat_map(|site| &site.hosts);
+                dirty.extend(
+                    hosts.map(|host| Dirty::Device {
+                        network: device.network.clone(),
+                        name: host.name.clone(),
+                    }),
+                );
             }
         }
         Change::Director { old, new } => {
@@ -112,6 +120,7 @@ fn note(dirty: &mut BTreeSet<Dirty>, change: &Change) {
         }
         // What DNS answers differently for them is told beside the changes.
         Change::Service { .. } | Change::EndpointSlice { .. } | Change::Token { .. } => {}
+        Change::Carrier { .. } | Change::Registrar { .. } => {}
     }
 }
 

@@ -164,11 +164,39 @@ old        Revoked   <none>         <unknown>
         assert_eq!(
             style.table(&devices()[..1], true, NOW),
             "\
-NAMESPACE   NAME         STATUS   VIRTUAL-IPV4   AGE   VIRTUAL-IPV6   PRIVATE                              REFLEXIVE   HOME     VERSION   LABELS
-default     device/web   Online   100.64.1.0     5m    fd00::100      192.168.1.10:51820,[fe80::1]:51820   <none>      <none>   0.1.0     role=web,tier=a
+NAMESPACE   NAME         STATUS   VIRTUAL-IPV4   AGE   VIRTUAL-IPV6   PRIVATE                              REFLEXIVE   HOME     VERSION   VIA      SUBNETS   LABELS
+default     device/web   Online   100.64.1.0     5m    fd00::100      192.168.1.10:51820,[fe80::1]:51820   <none>      <none>   0.1.0     <none>   <none>    role=web,tier=a
 "
         );
         assert_eq!(Style { event: true, ..style }.titles::<Device>()[0], "EVENT");
+    }
+
+    #[test]
+    fn wide_tables_tell_who_carries_what() {
+        let site: Vec<Device> = objects(
+            r#"[{"metadata":{"name":"gate"},"status":{"phase":"Registered","online":true,
+                 "activeSubnets":["10.1.0.0/24","10.2.0.0/24","10.3.0.0/24","10.4.0.0/24"]}},
+                {"metadata":{"name":"printer"},"status":{"phase":"Proxied","online":true,"proxiedBy":"gate"}},
+                {"metadata":{"name":"tv"},"status":{"phase":"Unreachable","proxiedBy":"gate"}}]"#,
+        );
+        let table = Style { wide: true, ..Style::default() }.table(&site, true, NOW);
+        let columns: Vec<_> = table
+            .lines()
+            .map(|line| {
+                let cells: Vec<_> =
+                    line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+                [cells[0], cells[1], cells[9], cells[10]]
+            })
+            .collect();
+        assert_eq!(
+            columns,
+            [
+                ["NAME", "STATUS", "VIA", "SUBNETS"],
+                ["gate", "Online", "<none>", "10.1.0.0/24,10.2.0.0/24,10.3.0.0/24 + 1 more..."],
+                ["printer", "Proxied", "gate", "<none>"],
+                ["tv", "Unreachable", "gate", "<none>"],
+            ]
+        );
     }
 
     #[test]

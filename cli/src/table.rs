@@ -67,6 +67,14 @@ pub fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     or_none(&items.into_iter().map(|i| i.to_string()).collect::<Vec<_>>().join(","))
 }
 
+/// As [`list`], the first three and how many more there are.
+pub fn shortened(items: &[String]) -> String {
+    match items.len().checked_sub(3) {
+        Some(more) if more > 0 => format!("{} + {more} more...", list(items.iter().take(3))),
+        _ => list(items),
+    }
+}
+
 /// Labels as `a=b,c=d`, or `<none>`.
 pub fn labels(labels: &muster_common::labels::Labels) -> String {
     list(labels.iter().map(|(k, v)| format!("{k}={v}")))

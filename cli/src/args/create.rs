@@ -7,10 +7,10 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{DryRun, Printing};
-use crate::{duration, manifest};
+use crate::{duration, manifest, subnet};
 
 /// `muster create`
 #[derive(Debug, Args)]
@@ -60,7 +60,9 @@ Blocks of different networks must not overlap.")]
     Network(CreateNetwork),
     /// Reserve name and addresses for a device that has yet to join
     #[command(visible_aliases = ["devices", "dev"])]
-    #[command(after_help = "Example:\n  muster create device web --virtual-ipv4 100.64.0.10 -l role=web")]
+    #[command(after_help = "Examples:
+  muster create device web --virtual-ipv4 100.64.0.10 -l role=web
+  muster create device gate --may-proxy --subnet 10.1.0.0/24     approved before it joins")]
     Device(CreateDevice),
     /// Create a namespace
     #[command(visible_aliases = ["namespaces", "ns"])]
@@ -293,6 +295,12 @@ pub struct CreateDevice {
     /// Virtual IPv6 address [default: the registrar chooses]
     #[arg(long, value_name = "ADDRESS")]
     pub virtual_ipv6: Option<Ipv6Addr>,
+    /// Let it speak for hosts without an agent, which become devices of its namespace
+    #[arg(long)]
+    pub may_proxy: bool,
+    /// Subnet that it may carry; may be repeated or comma-separated
+    #[arg(long = "subnet", value_name = "CIDR", value_delimiter = ',', value_parser = subnet::parse)]
+    pub subnets: Vec<IpNet>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub labels: Labels,

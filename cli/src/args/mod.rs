@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+mod approve;
 mod create;
 
 use std::{path::PathBuf, time::Duration};
@@ -9,6 +10,7 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser as _},
 };
 
+pub use approve::Approve;
 pub use create::{
     ClusterIpService, Create, CreateDevice, CreateNamespace, CreateNetwork, CreateService, CreateToken,
     CreateWhat, Director, ExternalNameService, Labels, Making, PortPair, PortService, Ports,
@@ -99,6 +101,28 @@ Example:
     /// Have devices come back to directors
     #[command(after_help = "Example:\n  muster undrain director d1")]
     Undrain(Drain),
+    /// Let devices speak for hosts without an agent, and carry subnets
+    #[command(
+        after_help = "A device asks for what [site] in its agent.toml names, and does none of it before it is approved. What is approved
+for several devices one of them carries, and the others stand by.
+
+Examples:
+  muster approve device gate                                    what it offers, and how to approve that
+  muster approve device gate --hosts                            it may speak for any host it names, now and later
+  muster approve devices gate-1 gate-2 --subnet 10.1.0.0/24
+  muster approve device gate --all                              all that it offers now"
+    )]
+    Approve(Approve),
+    /// Take back what has been approved
+    #[command(
+        after_help = "Hosts that nobody speaks for any more keep their names and addresses, and are not reached. Of a subnet, a device that
+stands by takes over.
+
+Examples:
+  muster disapprove device gate --subnet 10.1.0.0/24
+  muster disapprove device gate --all"
+    )]
+    Disapprove(Approve),
     /// Show changes to resources as they happen
     Watch(Watch),
     /// Show the version of this command and the registrar's health
@@ -388,110 +412,4 @@ pub struct Version {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(std::iter::once("muster").chain(line.split_whitespace()))
-    }
-
-    #[test]
-    fn the_grammar_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn what_operators_write_is_understood() {
-        for line in [
-            "get devices",
-            "get devices -l role=web -o wide -n prod",
-            "-n prod get devices",
-            "get device/web token/x -A",
-            "get devices -w --output-watch-events",
-            "watch devices",
-            "describe device web --network lab",
-            "create token",
-            "create token web --reusable --ttl 1h -l role=web,tier=a -l zone=b -n prod -o json",
-            "create network lab --domain lab.example --public-address ::1 --director d=[::1]:1 --record-ttl 0",
-            "create device web --virtual-ipv4 100.64.0.10 --virtual-ipv6 fd00::1",
-            "create -f - -o name",
-            "create namespace prod --dry-run -o yaml",
-            "create ns prod",
-            "create service clusterip my-cs --tcp=5678:8080 --tcp 443,80 --udp=53:dns",
-            "create svc clusterip my-cs --clusterip=None",
-            "create service nodeport my-ns --tcp=80 --dry-run=client",
-            "create service loadbalancer my-lb --tcp=80:http",
-            "create service externalname my-ns --external-name db.example.com",
-            "apply -f x --dry-run=server",
-            "apply -f a -f b --request-timeout 5s",
-            "delete device web db --ignore-not-found",
-            "delete tokens --all",
-            "delete -f x",
-            "label devices web role=db old- --overwrite",
-            "annotate device/web a=b",
-            "revoke token x",
-            "create token --director",
-            "create token d1 --director --reusable --ttl 1h",
-            "drain director d1 -o name",
-            "undrain dir/d1",
-            "version --client -o json",
-            "completion bash",
-            "man --dir x",
-        ] {
-            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
-        }
-    }
-
-    #[test]
-    fn the_rest_is_a_usage_error() {
-        for line in [
-            "",
-            "get",
-            "gte devices",
-            "get devices -o xml",
-            "get devices -n a -A",
-            "create",
-            "create token -o wide",
-            "create service",
-            "create service clusterip",
-            "create service clusterip x --tcp=0",
-            "create service clusterip x --tcp=80:0",
-            "create service clusterip x --tcp=80:a_b",
-            "create service clusterip x --tcp=70000",
-            "create service clusterip x --clusterip=10.0.0",
-            "create service nodeport x",
-            "create service externalname x",
-            "create namespace",
-            "delete device web -o json",
-            "version -o name",
-            "create token --ttl never",
-            "create network lab",
-            "create network lab --domain d --device-pool-v4 fd00::/48",
-            "create network lab --domain d --director 1.2.3.4:5",
-            "create device web --virtual-ipv4 100.64.0.300",
-            "apply",
-            "delete",
-            "delete device web -f x",
-            "delete devices -l a=b --all",
-            "revoke",
-            "drain",
-            "create token --director -l a=b",
-            "completion tcsh",
-        ] {
-            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
-        }
-    }
-
-    #[test]
-    fn every_command_has_help_with_an_example() {
-        fn check(command: &clap::Command) {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example"), "{}", command.get_name());
-            assert!(command.get_about().is_some(), "{}", command.get_name());
-            command.get_subcommands().for_each(check);
-        }
-        check(&Cli::command());
-    }
-}
+mod tests;

@@ -214,6 +214,8 @@ fn device(args: &CreateDevice) -> Result<Device> {
             virtual_ipv4: args.virtual_ipv4.map(|a| a.to_string()).unwrap_or_default(),
             virtual_ipv6: args.virtual_ipv6.map(|a| a.to_string()).unwrap_or_default(),
             revoked: false,
+            may_proxy: args.may_proxy,
+            subnets: args.subnets.iter().map(ToString::to_string).collect(),
         }),
         status: None,
     })
@@ -281,6 +283,20 @@ mod tests {
         assert_eq!((spec.directors[0].address.as_str(), spec.directors[0].port), ("::1", 7570));
         assert_eq!(spec.record_ttl.unwrap().seconds, 0);
         assert_eq!(spec.address_quarantine, None);
+    }
+
+    #[test]
+    fn devices_are_made_as_asked() {
+        let CreateWhat::Device(args) = parse(
+            "muster create device gate --may-proxy --subnet 10.1.0.0/24,FD07::/64 --subnet 10.2.0.0/24",
+        ) else {
+            unreachable!()
+        };
+        let spec = device(&args).unwrap().spec.unwrap();
+        assert!(spec.may_proxy);
+        assert_eq!(spec.subnets, ["10.1.0.0/24", "fd07::/64", "10.2.0.0/24"]);
+        let CreateWhat::Device(args) = parse("muster create device web") else { unreachable!() };
+        assert_eq!(device(&args).unwrap().spec, Some(DeviceSpec::default()));
     }
 
     #[test]

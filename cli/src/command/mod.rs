@@ -2,6 +2,7 @@
 //! objects that a command is about.
 
 mod apply;
+mod approve;
 mod change;
 mod create;
 mod delete;
@@ -69,6 +70,8 @@ pub async fn run(
         Command::Revoke(args) => revoke::run(ctx, args).await?,
         Command::Drain(args) => drain::run(ctx, args, true).await?,
         Command::Undrain(args) => drain::run(ctx, args, false).await?,
+        Command::Approve(args) => approve::run(ctx, args, true).await?,
+        Command::Disapprove(args) => approve::run(ctx, args, false).await?,
         Command::Version(args) => version::run(ctx, args).await?,
         Command::Completion { shell } => generate::completion(Cli::command(), shell, ctx.out)?,
         Command::Man { dir } => generate::man_pages(Cli::command(), &dir)?,

@@ -50,11 +50,18 @@ fn json_is_read_too() {
 fn errors_name_file_document_and_field() {
     assert_eq!(
         error(&format!("{DEVICE}---\n{}", DEVICE.replace("virtual_ipv4", "virtualIp"))),
-        "f.yaml, document 2: spec.virtualIp: unknown field \"virtualIp\"; there are virtualIpv4, virtualIpv6, revoked"
+        "f.yaml, document 2: spec.virtualIp: unknown field \"virtualIp\"; there are virtualIpv4, virtualIpv6, revoked, mayProxy, subnets"
     );
     assert_eq!(
         error(&DEVICE.replace("{role: web}", "{role: 1}")),
         "f.yaml: metadata.labels: invalid type: integer `1`, expected a string"
+    );
+    assert_eq!(
+        error(&format!(
+            "{DEVICE}---\n{}",
+            DEVICE.replace("virtual_ipv4: 100.64.0.10", "subnets: [10.1.0.5/24]")
+        )),
+        "f.yaml, document 2: spec.subnets: 10.1.0.5/24 has bits set beyond its length; write 10.1.0.0/24"
     );
     assert_eq!(error(&DEVICE.replace("name: web", "uid: x")), "f.yaml: metadata.name: missing");
     assert_eq!(

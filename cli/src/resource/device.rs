@@ -8,15 +8,17 @@ use muster_proto::admin::{
     device_service_client::DeviceServiceClient as Client,
 };
 use pbjson_types::FieldMask;
-use serde::Deserialize;
+use serde::{Deserialize, de::Error as _};
 use serde_json::Value;
 use tonic::{Status, transport::Channel};
 
 use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, events};
 use crate::{
     age::{moment, timestamp},
+    approval::{Carried, host},
     describe::Description,
-    table::{Column, list, or_none},
+    subnet,
+    table::{Column, list, or_none, shortened},
 };
 
 pub(super) const NAMES: Names = Names {
@@ -40,6 +42,8 @@ impl Resource for Device {
         Column::wide("REFLEXIVE"),
         Column::wide("HOME"),
         Column::wide("VERSION"),
+        Column::wide("VIA"),
+        Column::wide("SUBNETS"),
     ];
 
     fn metadata(&self) -> Option<&ObjectMeta> {
@@ -60,6 +64,8 @@ impl Resource for Device {
             list(reflexive(&status).iter().map(endpoint)),
             or_none(&status.home_director),
             or_none(&status.agent_version),
+            or_none(&status.proxied_by),
+            shortened(&status.active_subnets),
         ]
     }
 
@@ -72,6 +78,7 @@ impl Resource for Device {
         description.values("Reflexive endpoints", reflexive(&status).iter().map(endpoint));
         description.value("Home director", &status.home_director);
         description.value("Second director", &status.second_director);
+        describe_site(self, description);
         description.value("Public key", STANDARD.encode(&status.public_key));
         let ciphers = status.transport_ciphers().filter_map(cipher).map(str::to_owned);
         description.values("Further ciphers", ciphers);
@@ -82,7 +89,21 @@ impl Resource for Device {
     }
 
     fn check_spec(value: &Value) -> Result<(), serde_json::Error> {
-        DeviceSpec::deserialize(value).map(drop)
+        for subnet in &DeviceSpec::deserialize(value)?.subnets {
+            subnet::parse(subnet).map_err(serde_json::Error::custom)?;
+        }
+        Ok(())
+    }
+
+    /// Subnets in the order and spelling of the registrar.
+    fn fill_defaults(&mut self) {
+        let Some(spec) = &mut self.spec else { return };
+        let nets: Result<Vec<_>, _> = spec.subnets.iter().map(|text| subnet::parse(text)).collect();
+        if let Ok(mut nets) = nets {
+            nets.sort_unstable();
+            nets.dedup();
+            spec.subnets = nets.iter().map(ToString::to_string).collect();
+        }
     }
 
     fn revoke(&mut self) -> bool {
@@ -145,7 +166,7 @@ impl Resource for Device {
     }
 }
 
-/// Pending, Revoked, or, once registered, Online or Offline.
+/// Pending, Revoked, or, once registered, Online or Offline; of a host without an agent, Proxied or Unreachable.
 fn status_word(device: &Device, status: &DeviceStatus) -> String {
     let revoked = device.spec.as_ref().is_some_and(|s| s.revoked);
     match status.phase.as_str() {
@@ -154,6 +175,31 @@ fn status_word(device: &Device, status: &DeviceStatus) -> String {
         "Registered" => "Offline".into(),
         "" => "Pending".into(),
         phase => phase.to_owned(),
+    }
+}
+
+/// What a device has to do with hosts without an agent and subnets; nothing for most.
+fn describe_site(device: &Device, description: &mut Description) {
+    let status = device.status.clone().unwrap_or_default();
+    if !status.proxied_by.is_empty() {
+        description.value("Spoken for by", &status.proxied_by);
+        description.value("LAN address", &status.lan_address);
+    }
+    let approved = Carried::approved(device);
+    if approved.hosts || !status.proxied_hosts.is_empty() {
+        description.value("May speak for hosts", if approved.hosts { "yes" } else { "no, not approved" });
+        description.values("Speaks for", status.proxied_hosts.iter().map(host));
+    }
+    let idle = approved.without(&Carried::offered(device)).subnets;
+    let state = |subnet: &String| match approved.subnets.contains(subnet) {
+        _ if status.active_subnets.contains(subnet) => format!("{subnet}, active"),
+        true => format!("{subnet}, standby"),
+        false => format!("{subnet}, not approved"),
+    };
+    let offered = status.offered_subnets.iter().map(state);
+    let all: Vec<_> = offered.chain(idle.iter().map(|s| format!("{s}, approved but not offered"))).collect();
+    if !all.is_empty() {
+        description.values("Subnets", all);
     }
 }
 
@@ -181,4 +227,55 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> String {
 /// `address:port`, with brackets around IPv6.
 pub(super) fn socket_address(address: &str, port: u32) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(json: &str) -> String {
+        let device: Device = serde_json::from_str(json).unwrap();
+        let mut description = Description::default();
+        device.describe(&mut description, Timestamp::default());
+        description.render()
+    }
+
+    #[test]
+    fn what_a_device_carries_is_described_with_its_state() {
+        let text = described(
+            r#"{"spec":{"subnets":["10.1.0.0/24","10.2.0.0/24","10.9.0.0/24"]},
+                "status":{"phase":"Registered","online":true,
+                "proxiedHosts":[{"name":"printer","lanAddress":"10.1.0.9"},{"name":"tv","lanAddress":"10.1.0.8"}],
+                "offeredSubnets":["10.1.0.0/24","10.2.0.0/24","10.3.0.0/24"],"activeSubnets":["10.1.0.0/24"]}}"#,
+        );
+        let lines = "\
+May speak for hosts:  no, not approved
+Speaks for:           printer (10.1.0.9)
+                      tv (10.1.0.8)
+Subnets:              10.1.0.0/24, active
+                      10.2.0.0/24, standby
+                      10.3.0.0/24, not approved
+                      10.9.0.0/24, approved but not offered
+";
+        assert!(text.contains(lines), "{text}");
+        let text = described(r#"{"spec":{"mayProxy":true},"status":{"phase":"Registered"}}"#);
+        assert!(text.contains("May speak for hosts:  yes\nSpeaks for:           <none>\n"), "{text}");
+    }
+
+    #[test]
+    fn hosts_without_an_agent_are_described_by_who_speaks_for_them() {
+        let words = |json: &str| described(json).split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = words(
+            r#"{"status":{"phase":"Proxied","online":true,"proxiedBy":"gate","lanAddress":"10.1.0.9"}}"#,
+        );
+        assert!(text.starts_with("Status: Proxied Virtual"), "{text}");
+        assert!(text.contains("Spoken for by: gate LAN address: 10.1.0.9 "), "{text}");
+        let text = words(r#"{"status":{"phase":"Unreachable","proxiedBy":"gate"}}"#);
+        assert!(text.starts_with("Status: Unreachable Virtual"), "{text}");
+        assert!(text.contains("LAN address: <none>"), "{text}");
+        let ordinary = words(r#"{"status":{"phase":"Registered"}}"#);
+        for key in ["hosts:", "Speaks", "Subnets", "Spoken", "LAN"] {
+            assert!(!ordinary.contains(key), "{ordinary}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use tonic::{Status, transport::Channel};
 use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, events};
 use crate::{
     describe::Description,
-    table::{Column, list, or_none},
+    table::{Column, list, or_none, shortened},
 };
 
 pub(super) const NAMES: Names = Names {
@@ -133,14 +133,6 @@ impl Resource for EndpointSlice {
             object: r.endpoint_slice,
             revision: r.resource_version,
         }))
-    }
-}
-
-/// The first three, and how many more there are.
-fn shortened(items: &[String]) -> String {
-    match items.len().checked_sub(3) {
-        Some(more) if more > 0 => format!("{} + {more} more...", list(items.iter().take(3))),
-        _ => list(items),
     }
 }
 

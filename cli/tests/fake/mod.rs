@@ -31,6 +31,8 @@ struct State {
     revision: u64,
     /// Updates to answer with a conflict first.
     conflicts: u32,
+    /// A subnet that is approved for a device just before the next update of it.
+    interference: Option<String>,
     objects: kubernetes::Objects,
 }
 
@@ -80,6 +82,19 @@ impl Fake {
     /// A device as it is now.
     pub(crate) fn device(&self, name: &str) -> Option<Device> {
         self.state.lock().unwrap().devices.get(name).cloned()
+    }
+
+    /// `device` tells the registrar what it offers, and what it is: the registrar's next revision of it.
+    pub(crate) fn told(&self, name: &str, status: DeviceStatus) {
+        let mut state = self.state.lock().unwrap();
+        let mut device = state.devices.get(name).cloned().unwrap();
+        device.status = Some(status);
+        self.put(&mut state, device, EventType::Modified);
+    }
+
+    /// Just before the next update, another operator approves `subnet` for the device that it is about.
+    pub(crate) fn interfere(&self, subnet: &str) {
+        self.state.lock().unwrap().interference = Some(subnet.into());
     }
 
     /// What operators want of a director.
@@ -182,6 +197,10 @@ impl DeviceService for Fake {
         let Some(mut device) = state.devices.get(&meta(&wanted).name).cloned() else {
             return Err(Status::not_found("no such device"));
         };
+        if let Some(subnet) = state.interference.take() {
+            device.spec.get_or_insert_default().subnets.push(subnet);
+            device = self.put(&mut state, device, EventType::Modified);
+        }
         let seen = meta(&wanted).resource_version;
         if state.conflicts > 0 || (seen > 0 && seen != meta(&device).resource_version) {
             state.conflicts = state.conflicts.saturating_sub(1);
@@ -198,6 +217,15 @@ impl DeviceService for Fake {
                 "spec.revoked" => {
                     device.spec.get_or_insert_default().revoked =
                         wanted.spec.as_ref().is_some_and(|spec| spec.revoked);
+                }
+                "spec.may_proxy" => {
+                    device.spec.get_or_insert_default().may_proxy =
+                        wanted.spec.as_ref().is_some_and(|spec| spec.may_proxy);
+                }
+                "spec.subnets" => {
+                    let mut subnets = wanted.spec.clone().unwrap_or_default().subnets;
+                    subnets.sort();
+                    device.spec.get_or_insert_default().subnets = subnets;
                 }
                 path => return Err(Status::invalid_argument(format!("{path} cannot be changed"))),
             }

@@ -254,6 +254,60 @@ async fn holders_learn_which_ciphers_a_device_has_from_now_on() {
     assert!(a.is_quiet().await);
 }
 
+/// Whom the next changes tell of, in any order, up to the next bookmark.
+async fn told(session: &mut Session) -> Vec<String> {
+    let mut told = Vec::new();
+    loop {
+        match session.next().await {
+            Message::Config(config) => told.push(format!("config {}", config.site_routes.join(" "))),
+            Message::PeerChanged(changed) => {
+                let peer = changed.peer.unwrap();
+                let (addresses, subnets) = (peer.virtual_addresses.len(), peer.subnets.len());
+                told.push(format!("{} {addresses} {subnets}", peer.name));
+            }
+            Message::Bookmark(_) => return told,
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn holders_learn_what_a_peer_carries_and_all_which_subnets_there_are() {
+    let mut world = World::with_network(1, "10.0.0.0/16");
+    let token = world.reusable_token();
+    let uids = ["a", "b", "g"].map(|name| world.join(&token, name));
+    for (uid, key) in uids.into_iter().zip(1..) {
+        world.register(0, uid, key).unwrap();
+    }
+    let registrar = registrar(world.store.clone()).await;
+    let sites = registrar.hub.sites_changed();
+    let (mut a, _) = registrar.opened(uids[0], &[uids[2]]).await;
+    let (mut b, _) = registrar.opened(uids[1], &[]).await;
+    assert!(!sites.has_changed().unwrap(), "neither has a site");
+
+    world.offer(0, uids[2], &["tv"], &["192.168.7.0/24"]);
+    registrar.registry.refresh().await.unwrap();
+    assert_eq!(told(&mut a).await, ["g 1 0"]);
+    world.approve("g", true, &["192.168.7.0/24"]).unwrap();
+    registrar.registry.refresh().await.unwrap();
+    assert_eq!(told(&mut a).await.last().unwrap(), "g 2 0");
+    world.carry("192.168.7.0/24", uids[2]);
+    registrar.registry.refresh().await.unwrap();
+    assert_eq!(told(&mut a).await, ["config 192.168.7.0/24", "g 2 1"]);
+    let Message::Config(config) = b.next().await else { panic!("expected the configuration") };
+    assert_eq!(config.site_routes, ["192.168.7.0/24"]);
+
+    let (mut g, _) = registrar.opened(uids[2], &[]).await;
+    assert!(sites.has_changed().unwrap());
+    world.delete_device(0, "tv").unwrap();
+    registrar.registry.refresh().await.unwrap();
+    assert_eq!(told(&mut a).await, ["g 1 1"]);
+    let Message::Config(config) = g.next().await else { panic!("expected the configuration") };
+    assert_eq!(config.active_subnets, ["192.168.7.0/24"]);
+    assert!(config.proxied_devices[0].refused.contains("no virtual address yet"), "{config:?}");
+    assert!(b.is_quiet().await, "it is none of its business");
+}
+
 /// A registrar with devices `a` and `b`, and the director `d1`.
 async fn fixture_with_director() -> (Fixture, Vec<Uuid>, Uuid) {
     let mut world = World::with_network(1, "10.0.0.0/16");

@@ -526,3 +526,34 @@ impl Object {
         crate::store::WatchBatch { revision, events: vec![crate::store::Event::Put(kv)] }
     }
 }
+
+#[tokio::test]
+async fn a_host_without_an_agent_is_found_as_long_as_a_device_speaks_for_it() {
+    let mut world = World::with_network(1, "10.0.0.0/24");
+    let (token, directors) = (world.reusable_token(), world.director_token());
+    let uids = ["a", "g"].map(|name| world.join(&token, name));
+    world.register(0, uids[0], 1).unwrap();
+    world.register(0, uids[1], 2).unwrap();
+    let director = world.director(&directors, "d", 7);
+    world.set_outside(uids[1], &Outside { home: Some(director), ..Outside::default() }).unwrap();
+    world.approve("g", true, &[]).unwrap();
+    world.offer(0, uids[1], &["printer"], &[]);
+    let registry = Registry::load(Arc::new(world.store.clone())).await.unwrap();
+    let zones = Zones::new(registry.clone(), Readiness::default(), Vec::new());
+    let zone = zones.zone("n.example").unwrap();
+    let viewer = member("n", &uids[0].to_string().parse().unwrap());
+    for viewer in [&viewer, &Viewer::Open] {
+        let found = zones.device(&zone, viewer, "printer").unwrap();
+        assert_eq!(found.private_addresses, ["192.168.7.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(found.director, ["192.0.2.7:7501".parse().unwrap()]);
+        let [address] = found.virtual_addresses[..] else { panic!("one address") };
+        assert_eq!(zones.device_at(&zone, viewer, address).unwrap().as_str(), "printer");
+        assert_eq!(zones.namespace_of(&zone, address).unwrap().as_str(), "default");
+    }
+    world.catch_up(0);
+    world.offer(0, uids[1], &[], &[]);
+    registry.refresh().await.unwrap();
+    for viewer in [&viewer, &Viewer::Open] {
+        assert!(zones.device(&zone, viewer, "printer").is_none());
+    }
+}

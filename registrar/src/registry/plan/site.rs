@@ -49,20 +49,19 @@ pub fn settle(
     if wanted.is_empty() {
         return Ok(Outcome::Done(true));
     }
-    let is_last = wanted.len() <= BATCH;
+    let mut is_last = wanted.len() <= BATCH;
     // It may have changed since: an operator may have taken back what allows this.
     let seen = Condition::ModRevision(keys::device(network, uid), agent.revision);
     let mut txn = when_open(Txn::new(), network).when(seen);
     let mut reservations: Vec<Held> = Vec::new();
-    for (wanted, uid) in wanted.into_iter().zip(uids) {
-        match add(index, txn, &agent, wanted, *uid, attempt, now) {
-            Ok((with, held)) => {
-                txn = with;
-                reservations.extend(held);
-            }
-            Err(error) => {
-                reservations.iter().for_each(|held| index.cancel(held));
-                return Err(error);
+    for (i, (wanted, uid)) in wanted.into_iter().zip(uids).enumerate() {
+        match add(index, &mut txn, &agent, wanted, *uid, attempt, now) {
+            Ok(held) => reservations.extend(held),
+            Err(error) if i == 0 => return Err(error),
+            // Those before it get what there is; then this one is the first, and the error is told.
+            Err(_) => {
+                is_last = false;
+                break;
             }
         }
     }
@@ -85,20 +84,22 @@ fn wanted(index: &Index, agent: &Device, site: &Site) -> impl Iterator<Item = Wa
     })
 }
 
+/// Adds to `txn` that `agent` has a host.
 fn add(
     index: &mut Index,
-    txn: Txn,
+    txn: &mut Txn,
     agent: &Device,
     wanted: Wanted,
     uid: Uuid,
     attempt: u32,
     now: Timestamp,
-) -> Result<(Txn, Vec<Held>), DeviceError> {
+) -> Result<Vec<Held>, DeviceError> {
     let name = match wanted {
         Wanted::Old(old) => {
             let mut new = (*old).clone();
             new.change_site(|site| site.proxied_by = Some(agent.uid));
-            return Ok((with_device(txn, &old, &new), Vec::new()));
+            *txn = with_device(std::mem::take(txn), &old, &new);
+            return Ok(Vec::new());
         }
         Wanted::New(name) => name,
     };
@@ -107,13 +108,11 @@ fn add(
     device.change_site(|site| site.proxied_by = Some(agent.uid));
     let reservations = reserve(state, &mut device, attempt, now)?;
     let (key, name_key) = (keys::device(&device.network, uid), keys::device_name(&device.network, &name));
-    let mut txn = txn
+    let with = std::mem::take(txn)
         .when(Condition::Absent(key.clone()))
         .when(Condition::Absent(name_key.clone()))
         .put(key, device.encode())
         .put(name_key, claim(uid));
-    for address in device.addresses() {
-        txn = take_address(state, txn, Owner::Device, uid, address);
-    }
-    Ok((txn, reservations))
+    *txn = device.addresses().fold(with, |txn, ip| take_address(state, txn, Owner::Device, uid, ip));
+    Ok(reservations)
 }

@@ -6,6 +6,7 @@ mod directors;
 mod namespaces;
 mod random;
 mod services;
+mod sites;
 mod shell;
 
 use std::time::Duration;

@@ -232,3 +232,29 @@ async fn answers_stay_the_engines_after_any_changes() {
         assert!(!ordinary || encoded > 4 * rest, "seed {seed}: {encoded} encoded, {rest} not");
     }
 }
+
+#[tokio::test]
+async fn what_is_encoded_of_a_host_without_an_agent_follows_the_device_that_speaks_for_it() {
+    let mut site = Site::new(Options::default()).await;
+    site.join("a");
+    site.join("g");
+    let director = site.world.director(&site.directors.clone(), "d", 7);
+    let gate = site.uids[1];
+    site.world.approve("g", true, &[]).unwrap();
+    let names = ["printer.n.example", "private.printer.n.example", "director.printer.n.example", "g.n.example"];
+    let names: Vec<String> = names.map(str::to_owned).into();
+    for step in 0..5 {
+        match step {
+            0 => site.world.offer(0, gate, &["printer"], &[]),
+            1 => {
+                let outside = Outside { home: Some(director), ..Outside::default() };
+                site.world.set_outside(gate, &outside).unwrap();
+            }
+            2 => drop(site.world.approve("g", false, &[]).unwrap()),
+            3 => drop(site.world.approve("g", true, &[]).unwrap()),
+            _ => site.world.offer(0, gate, &["camera", "printer"], &[]),
+        }
+        site.settle().await;
+        assert!(site.compare(&names).0 > 0, "some are encoded");
+    }
+}

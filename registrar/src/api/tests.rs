@@ -37,6 +37,7 @@ use crate::{
 mod ciphers;
 mod directors;
 mod services;
+mod sites;
 
 const TRUST_DOMAIN: &str = "muster.test";
 

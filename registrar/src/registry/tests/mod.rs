@@ -6,8 +6,8 @@ mod directors;
 mod namespaces;
 mod random;
 mod services;
-mod sites;
 mod shell;
+mod sites;
 
 use std::time::Duration;
 

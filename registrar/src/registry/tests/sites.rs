@@ -57,7 +57,12 @@ impl World {
     }
 
     /// An operator says what a device may carry.
-    pub(crate) fn approve(&mut self, name: &str, may_proxy: bool, subnets: &[&str]) -> Result<Uuid, AdminError> {
+    pub(crate) fn approve(
+        &mut self,
+        name: &str,
+        may_proxy: bool,
+        subnets: &[&str],
+    ) -> Result<Uuid, AdminError> {
         let mut wanted = device(name, "");
         let spec = wanted.spec.as_mut().unwrap();
         spec.may_proxy = may_proxy;
@@ -112,7 +117,10 @@ fn hosts_become_devices_once_an_operator_allows_it() {
     let (mut world, [a, g, _]) = world();
     world.offer(0, g, &["printer", "tv"], &[]);
     let refusals = world.refusals(g);
-    assert!(refusals.iter().all(|refusal| refusal.contains("muster approve device g --hosts")), "{refusals:?}");
+    assert!(
+        refusals.iter().all(|refusal| refusal.contains("muster approve device g --hosts")),
+        "{refusals:?}"
+    );
     assert!(world.state().devices.by_name("printer").is_none());
 
     world.approve("g", true, &[]).unwrap();
@@ -190,7 +198,8 @@ fn many_hosts_settle_in_transactions_of_bounded_size_and_full_pools_say_so() {
     let g = small.join(&token, "g");
     small.register(0, g, 1).unwrap();
     let wanted: Vec<String> = (0..9).map(|n| format!("h{n}")).collect();
-    let hosts = wanted.iter().map(|name| Host { name: name.as_str().into(), lan_address: [192, 168, 7, 1].into() });
+    let hosts =
+        wanted.iter().map(|name| Host { name: name.as_str().into(), lan_address: [192, 168, 7, 1].into() });
     let hosts: Vec<Host> = hosts.collect();
     let now = small.now;
     let register = |index: &mut Index, attempt| {
@@ -259,7 +268,9 @@ fn an_address_in_a_subnet_leads_to_its_carrier() {
     loaded.apply(
         &crate::store::WatchBatch {
             revision: 10_000,
-            events: vec![crate::store::Event::Delete { key: keys::carrier("n", &"192.168.7.0/24".parse().unwrap()) }],
+            events: vec![crate::store::Event::Delete {
+                key: keys::carrier("n", &"192.168.7.0/24".parse().unwrap()),
+            }],
         },
         world.now,
     );
@@ -270,10 +281,7 @@ fn an_address_in_a_subnet_leads_to_its_carrier() {
 #[test]
 fn operators_approve_what_takes_no_traffic_from_others() {
     let (mut world, [_, g, _]) = world();
-    let spec = proto::NetworkSpec {
-        public_addresses: vec!["203.0.113.5".into()],
-        ..Default::default()
-    };
+    let spec = proto::NetworkSpec { public_addresses: vec!["203.0.113.5".into()], ..Default::default() };
     let mut network = proto::Network { metadata: Some(meta("", "n")), spec: Some(spec), status: None };
     network.metadata.as_mut().unwrap().network = String::new();
     let paths = mask(&["spec.public_addresses"]);
@@ -291,7 +299,9 @@ fn operators_approve_what_takes_no_traffic_from_others() {
         ("192.168.7.1/24", "write 192.168.7.0/24"),
         ("0.0.0.0/0", "larger than any site"),
     ] {
-        let AdminError::Field(error) = world.approve("g", false, &[subnet]).unwrap_err() else { panic!("{subnet}") };
+        let AdminError::Field(error) = world.approve("g", false, &[subnet]).unwrap_err() else {
+            panic!("{subnet}")
+        };
         assert!(error.path.starts_with("spec.subnets") && error.reason.contains(reason), "{subnet}: {error}");
     }
     // The same one is a standby; what was approved before stays so.
@@ -300,6 +310,8 @@ fn operators_approve_what_takes_no_traffic_from_others() {
 
     world.approve("g", true, &[]).unwrap();
     world.offer(0, g, &["tv"], &[]);
-    let AdminError::Field(error) = world.approve("tv", true, &[]).unwrap_err() else { panic!("a host is no agent") };
+    let AdminError::Field(error) = world.approve("tv", true, &[]).unwrap_err() else {
+        panic!("a host is no agent")
+    };
     assert!(error.reason.contains("approve the device that speaks for it"), "{error}");
 }

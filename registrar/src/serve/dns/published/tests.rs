@@ -241,7 +241,8 @@ async fn what_is_encoded_of_a_host_without_an_agent_follows_the_device_that_spea
     let director = site.world.director(&site.directors.clone(), "d", 7);
     let gate = site.uids[1];
     site.world.approve("g", true, &[]).unwrap();
-    let names = ["printer.n.example", "private.printer.n.example", "director.printer.n.example", "g.n.example"];
+    let names =
+        ["printer.n.example", "private.printer.n.example", "director.printer.n.example", "g.n.example"];
     let names: Vec<String> = names.map(str::to_owned).into();
     for step in 0..5 {
         match step {

@@ -173,8 +173,8 @@ fn offers_nothing(device: &Device) -> String {
 
 /// Whether the device has an agent that has registered, and with that has told what it offers.
 fn has_told(device: &Device) -> bool {
-    let status = device.status.clone().unwrap_or_default();
-    !matches!(status.phase.as_str(), "" | "Pending") && status.proxied_by.is_empty()
+    let registered = |phase: &str| !matches!(phase, "" | "Pending");
+    device.status.as_ref().is_some_and(|s| registered(&s.phase) && s.proxied_by.is_empty())
 }
 
 #[cfg(test)]

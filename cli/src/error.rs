@@ -49,6 +49,9 @@ pub enum Error {
     /// A label is in the way, or not a label.
     #[error("{0}")]
     Label(String),
+    /// There is nothing to approve, or to take back.
+    #[error("{0}")]
+    Approval(String),
     /// A file could not be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {

@@ -9,7 +9,7 @@ use crate::{
     client::{Client, Failure},
     error::{Error, Result},
     output::print_change,
-    resource::{Key, Kind, Resource},
+    resource::{Key, Kind},
     target,
 };
 
@@ -35,7 +35,7 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: Approve, approve: bool) -> 
                 untold.push(device);
                 continue;
             }
-            match one(&client, device, wanted, approve).await {
+            match Box::pin(one(&client, device, wanted, approve)).await {
                 Ok((device, changed)) => {
                     let done = match changed.is_empty() {
                         true => "unchanged".to_owned(),
@@ -70,7 +70,7 @@ async fn one(
     let mut attempts = ATTEMPTS;
     loop {
         attempts -= 1;
-        let changed = change(&mut device, wanted).map_err(Error::Label)?;
+        let changed = change(&mut device, wanted).map_err(Error::Approval)?;
         if changed.is_empty() {
             return Ok((device, changed));
         }

@@ -19,7 +19,7 @@ pub(super) async fn run(ctx: &mut Context<'_>, args: args::Change, annotations: 
     for target in &targets {
         with_resource!(target.kind, R => {
             for object in ctx.select::<R>(target, &args.selection).await?.objects {
-                match one::<R>(&client, object, &changes, args.overwrite, annotations).await {
+                match Box::pin(one::<R>(&client, object, &changes, args.overwrite, annotations)).await {
                     Ok((object, done)) => print_change(ctx.out, args.printing.output, &object, done)?,
                     Err(error) => ctx.fail(&error),
                 }

@@ -1,6 +1,7 @@
 //! Commands from the command line to the text they print, against a fake of the admin API.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod approve;
 mod fake;
 
 use std::{

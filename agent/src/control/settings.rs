@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use muster_common::name::{Domain, NameError};
-use muster_proto::registration::{DeviceConfig, ProxiedDevice, ProxiedHost};
+use muster_proto::admin::ProxiedHost;
+use muster_proto::registration::{DeviceConfig, ProxiedDevice};
 
 /// Routes that a configuration may have: pools, and the subnets behind all other devices.
 const MAX_ROUTES: usize = 4096;

@@ -13,8 +13,8 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use super::{
-    Event, KeyRange, KeyValue, Op, RangeResult, Revision, Store, StoreError, Txn, TxnOutcome, WatchBatch,
-    WatchStream,
+    Announcement, Event, KeyRange, KeyValue, Op, RangeResult, Revision, Store, StoreError, Txn, TxnOutcome,
+    WatchBatch, WatchStream,
 };
 
 /// How many revisions a watch takes from the log at once.
@@ -370,5 +370,14 @@ impl Store for MemoryStore {
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         Ok(self.lock().revision())
+    }
+
+    async fn announce(&self, key: Bytes) -> Result<Announcement, StoreError> {
+        self.apply_txn(&Txn::new().put(key.clone(), ""))?;
+        let store = self.clone();
+        Ok(Announcement::new(move || {
+            // Deleting one key breaks no rule of a transaction.
+            let _ = store.apply_txn(&Txn::new().delete(key));
+        }))
     }
 }

@@ -7,6 +7,7 @@ pub mod etcd;
 pub mod memory;
 pub mod sqlite;
 
+mod announcement;
 mod error;
 mod types;
 
@@ -14,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
+pub use announcement::{Announcement, LIFETIME};
 pub use error::StoreError;
 pub use types::{
     Condition, Event, KeyRange, KeyValue, MAX_KEY, MAX_TXN_BYTES, MAX_TXN_OPS, Op, RangeResult, Revision,
@@ -68,6 +70,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// The revision of the latest change.
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// Sets `key`, to nothing, for as long as this process runs and reaches the store: until the announcement is
+    /// dropped, or about [`LIFETIME`] after the process has died or was cut off. What is cut off for longer is
+    /// announced again once the store is back.
+    ///
+    /// Announcements have a directory (up to the key's last `/`) to themselves. In a store that one process has to
+    /// itself there is one a directory: it replaces those that dead processes have left behind.
+    ///
+    /// # Errors
+    /// As [`Store::txn`].
+    async fn announce(&self, key: Bytes) -> Result<Announcement, StoreError>;
 
     /// Reads one key.
     ///

@@ -55,8 +55,10 @@ impl Registrar {
                         session.mailbox.all_peers();
                     }
                 }
-                // There are no Services in the simulation.
+                // There are no Services, and no subnets of sites, in the simulation.
                 Change::Token { .. }
+                | Change::Carrier { .. }
+                | Change::Registrar { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }
                 | Change::EndpointSlice { .. } => {}

@@ -6,12 +6,13 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use super::*;
 use crate::{
     registry::{CommitError, Registry},
-    store::{RangeResult, Revision, Store, StoreError, Txn, WatchStream},
+    store::{Announcement, RangeResult, Revision, Store, StoreError, Txn, WatchStream},
 };
 
 /// A store that loses the answers to some transactions.
@@ -78,6 +79,10 @@ impl Store for Lossy {
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         self.inner.revision().await
+    }
+
+    async fn announce(&self, key: Bytes) -> Result<Announcement, StoreError> {
+        self.inner.announce(key).await
     }
 }
 

@@ -10,7 +10,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Response, Status};
 
 use super::EtcdConfig;
-use super::proto::{kv_client::KvClient, watch_client::WatchClient};
+use super::proto::{kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient};
 use crate::store::{Revision, StoreError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     pub(super) kv: KvClient<Channel>,
+    pub(super) lease: LeaseClient<Channel>,
     pub(super) watch: WatchClient<Channel>,
 }
 
@@ -119,6 +120,7 @@ fn client(url: &str, tls: Option<&ClientTlsConfig>) -> Result<Client, StoreError
     let channel = endpoint.connect_lazy();
     Ok(Client {
         kv: KvClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+        lease: LeaseClient::new(channel.clone()),
         watch: WatchClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
     })
 }

@@ -1,9 +1,10 @@
 //! The store that several registrars share: etcd, through the small part of its v3 API that is needed.
 //!
 //! [`connection`] finds an endpoint that answers and says what errors mean; [`watch`] follows changes without a
-//! gap across reconnects. Any number of stores, and other programs, can use one etcd with different prefixes.
+//! gap across reconnects; [`lease`] keeps a key for as long as the process runs. Any number of stores, and other programs, can use one etcd with different prefixes.
 
 mod connection;
+mod lease;
 mod watch;
 
 use std::path::PathBuf;
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use self::connection::{Connection, Kind};
 use super::{
-    Condition, KeyRange, KeyValue, Op, RangeResult, Revision, Store, StoreError, Txn, TxnOutcome, WatchStream,
+    Announcement, Condition, KeyRange, KeyValue, Op, RangeResult, Revision, Store, StoreError, Txn,
+    TxnOutcome, WatchStream,
 };
 
 /// What `proto/etcd.proto` describes.
@@ -114,7 +116,7 @@ impl EtcdStore {
         use proto::request_op::Request;
         let request = match op {
             Op::Put { key, value } => {
-                Request::Put(proto::PutRequest { key: self.stored(key), value: value.clone() })
+                Request::Put(proto::PutRequest { key: self.stored(key), value: value.clone(), lease: 0 })
             }
             Op::Delete { key } => Request::DeleteRange(proto::DeleteRangeRequest { key: self.stored(key) }),
         };
@@ -240,5 +242,9 @@ impl Store for EtcdStore {
             })
             .await?;
         revision(answer.header)
+    }
+
+    async fn announce(&self, key: Bytes) -> Result<Announcement, StoreError> {
+        lease::announce(Arc::clone(&self.connection), self.stored(&key)).await
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use muster_common::telemetry::Metrics;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -21,7 +22,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use self::file::Lock;
 use self::read::Readers;
 use self::writer::{Group, Job, Writer};
-use super::{KeyRange, KeyValue, RangeResult, Revision, Store, StoreError, Txn, TxnOutcome, WatchStream};
+use super::{
+    Announcement, KeyRange, KeyValue, RangeResult, Revision, Store, StoreError, Txn, TxnOutcome, WatchStream,
+    announcement,
+};
 
 /// How many requests wait for the writer before callers wait to queue.
 const QUEUE: usize = 1024;
@@ -162,6 +166,21 @@ impl Store for SqliteStore {
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         Ok(self.shared.revision.load(Ordering::Acquire))
+    }
+
+    async fn announce(&self, key: Bytes) -> Result<Announcement, StoreError> {
+        let (left_behind, _) = self.range_all(announcement::directory(&key)).await?;
+        let left_behind = left_behind.into_iter().map(|kv| kv.key).filter(|left| *left != key);
+        let txn = left_behind.fold(Txn::new().put(key.clone(), ""), Txn::delete);
+        self.txn(txn).await?;
+        // Not to keep the store open.
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?.downgrade();
+        Ok(Announcement::new(move || {
+            let Some(jobs) = jobs.upgrade() else { return };
+            let (reply, _) = oneshot::channel();
+            // Who opens the store next removes it otherwise.
+            let _ = jobs.try_send(Job::Txn { txn: Txn::new().delete(key), reply });
+        }))
     }
 
     /// One snapshot shows all of the range: no paging needed.

@@ -5,6 +5,7 @@
 pub mod allocation;
 pub mod api;
 pub mod ca;
+pub mod carriers;
 pub mod config;
 pub mod csr;
 pub mod init;

@@ -36,6 +36,7 @@ pub use self::trust::TrustError;
 use self::{dns::DnsSockets, trust::Trust};
 use crate::{
     api::{Api, Settings, limit::Rate},
+    carriers::Carriers,
     config::{Config, StoreKind},
     init,
     registry::{Registry, keys, view::Advertised},
@@ -161,6 +162,13 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     };
     let hub = Hub::new(&registry, advertised, trust.ca().roots());
     hub.register_metrics(&metrics);
+    let uid = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    let announcement = store.announce(keys::registrar(uid)).await?;
+    let carriers = Carriers::new(&hub, uid, &metrics);
+    tasks.spawn(async {
+        carriers.run().await;
+        "the choice of carriers"
+    });
     dns::spawn(&mut tasks, dns_sockets, &config, &registry, trust.credentials(), &metrics)?;
 
     let stop = CancellationToken::new();
@@ -229,6 +237,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     health.set_service_status("", ServingStatus::NotServing).await;
     drain::drain(&config, &hub, &stop, &mut tasks, signals.stop()).await;
     registry.flush_uses().await;
+    announcement.end().await;
     tracing::info!("stopped");
     Ok(())
 }

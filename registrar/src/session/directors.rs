@@ -219,7 +219,7 @@ impl Hub {
         });
         let mut open = lock(&self.directors);
         // Under the lock, so that a drain reaches every session that it does not refuse.
-        if self.draining.load(Ordering::Acquire) {
+        if self.draining.is_cancelled() {
             return Err(Draining);
         }
         let older = open.by_director.insert(director, session.id);

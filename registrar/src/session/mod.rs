@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -34,6 +34,18 @@ pub use self::directors::{DEVICES_MAX, run_director};
 pub use self::mailbox::{HELD_MAX, SERVICES_MAX};
 pub use self::stream::run;
 
+/// A device that says that it is alive counts as away so long after it has said it for the last time.
+pub const SILENT: Duration = Duration::from_secs(6);
+
+/// An open session of a device that has not fallen silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// Tells sessions apart; a later one has a higher number.
+    pub session: u64,
+    /// When it last said that it is alive, if it is one of those that do.
+    pub heard: Option<Instant>,
+}
+
 /// All open sessions of this registrar.
 #[derive(Debug)]
 pub struct Hub {
@@ -45,7 +57,7 @@ pub struct Hub {
     next_id: AtomicU64,
     /// Counts sessions that open or close of devices that carry something for hosts without an agent.
     sites: watch::Sender<u64>,
-    draining: AtomicBool,
+    draining: CancellationToken,
     closing: CancellationToken,
     sessions: Gauge,
     director_sessions: Gauge,
@@ -71,6 +83,8 @@ struct Session {
     device: Uuid,
     mailbox: Mutex<Mailbox>,
     ready: Notify,
+    /// When the device last said that it is alive, if it is one of those that do.
+    alive: Mutex<Option<Instant>>,
 }
 
 impl Session {
@@ -125,7 +139,7 @@ impl Hub {
             directors: Mutex::default(),
             next_id: AtomicU64::new(1),
             sites: watch::Sender::default(),
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
             closing: CancellationToken::new(),
             sessions: Gauge::default(),
             director_sessions: Gauge::default(),
@@ -167,7 +181,24 @@ impl Hub {
         lock(&self.open).by_device.contains_key(&device)
     }
 
-    /// Changes when a session opens or closes of a device that carries something for hosts without an agent.
+    /// The session of the device that is open here, unless the device has fallen silent.
+    pub fn presence(&self, device: Uuid, now: Instant) -> Option<Presence> {
+        let open = lock(&self.open);
+        let session = open.by_device.get(&device).and_then(|id| open.sessions.get(id))?;
+        let heard = *lock(&session.alive);
+        heard.is_none_or(|heard| now < heard + SILENT).then_some(Presence { session: session.id, heard })
+    }
+
+    /// A device has said that it is alive.
+    fn is_alive(&self, session: &Session, now: Instant) {
+        let before = lock(&session.alive).replace(now);
+        if before.is_some_and(|before| before + SILENT <= now) {
+            self.site_changed(&session.network, session.device);
+        }
+    }
+
+    /// Changes when a session opens or closes of a device that carries something for hosts without an agent, and when one
+    /// is heard again after a silence.
     pub fn sites_changed(&self) -> watch::Receiver<u64> {
         self.sites.subscribe()
     }
@@ -191,7 +222,7 @@ impl Hub {
     /// Asks all agents and directors to go to another registrar, each at a random moment within `within`, and lets no new session
     /// open.
     pub fn drain(&self, within: Duration) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.cancel();
         for session in lock(&self.open).sessions.values() {
             session.post(|mailbox| mailbox.drain(within));
         }
@@ -200,13 +231,18 @@ impl Hub {
 
     /// Ends all sessions and watches.
     pub fn shutdown(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.cancel();
         self.closing.cancel();
         let mut open = lock(&self.open);
         let ids: Vec<u64> = open.sessions.keys().copied().collect();
         ids.into_iter().for_each(|id| open.end(id, End::Shutdown));
         drop(open);
         lock(&self.directors).shutdown();
+    }
+
+    /// Cancelled by [`Self::drain`] and [`Self::shutdown`].
+    pub fn draining(&self) -> &CancellationToken {
+        &self.draining
     }
 
     /// Cancelled by [`Self::shutdown`].
@@ -233,10 +269,11 @@ impl Hub {
             device,
             mailbox: Mutex::default(),
             ready: Notify::new(),
+            alive: Mutex::default(),
         });
         let mut open = lock(&self.open);
         // Under the lock, so that a drain reaches every session that it does not refuse.
-        if self.draining.load(Ordering::Acquire) {
+        if self.draining.is_cancelled() {
             return Err(Draining);
         }
         if let Some(older) = open.by_device.insert(device, session.id) {

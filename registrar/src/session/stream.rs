@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
-use muster_common::name::Label;
+use muster_common::{name::Label, time::Instant};
 use muster_proto::registration::{
     Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RootsChanged, ServiceChanged, SessionHello,
     SessionRequest, SessionResponse, session_request, session_response::Message,
@@ -295,6 +295,9 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             }
             Some(session_request::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a session has one hello, its first message"));
+            }
+            Some(session_request::Message::Alive(_)) => {
+                self.hub.is_alive(&registered.session, Instant::now())
             }
             // From a newer agent.
             None => {}

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use muster_registrar::store::etcd::{EtcdConfig, EtcdStore};
-use muster_registrar::store::{Condition, Event, KeyRange, Store, StoreError, Txn, TxnOutcome};
+use muster_registrar::store::{Condition, Event, KeyRange, LIFETIME, Store, StoreError, Txn, TxnOutcome};
 use tempfile::TempDir;
 
 use crate::harness::skip;
@@ -85,8 +85,16 @@ impl EtcdProcess {
 
     /// Stops it from doing anything, with its connections open.
     fn freeze(&self) {
-        let stopped = Command::new("kill").args(["-STOP", &self.child.id().to_string()]).status();
-        assert!(stopped.unwrap().success());
+        self.signal("-STOP");
+    }
+
+    fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
     }
 
     fn wait(&mut self) {
@@ -318,4 +326,57 @@ async fn a_watch_has_no_gap_when_etcd_is_killed() {
     for (revision, key) in acknowledged {
         assert_eq!(told.get(&revision), Some(&key));
     }
+}
+
+/// Waits until a key is there, or is not.
+async fn until(store: &EtcdStore, key: &'static str, there: bool) {
+    for _ in 0..300 {
+        let found = store.get(Bytes::from_static(key.as_bytes())).await;
+        if found.is_ok_and(|found| found.is_some() == there) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{key} is there: {}", !there);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_process_has_announced_goes() {
+    let Some(etcd) = EtcdProcess::start() else { return };
+    let config = etcd.config();
+    // A runtime is what such a process is: with it, everything ends that keeps the announcement alive.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let store = EtcdStore::open(&config).unwrap();
+            std::mem::forget(store.announce(Bytes::from_static(b"r/a")).await.unwrap());
+        });
+        runtime.shutdown_background();
+    })
+    .join()
+    .unwrap();
+    let store = etcd.connect();
+    assert!(store.get(Bytes::from_static(b"r/a")).await.unwrap().is_some(), "it has a while to live");
+    until(&store, "r/a", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_cut_off_is_announced_again() {
+    let Some(etcd) = EtcdProcess::start() else { return };
+    let store = etcd.connect();
+    let revision = store.revision().await.unwrap();
+    let announcement = store.announce(Bytes::from_static(b"r/a")).await.unwrap();
+    let mut watch = etcd.connect().watch(KeyRange::prefix("r/"), revision + 1).await.unwrap();
+    etcd.freeze();
+    tokio::time::sleep(LIFETIME + Duration::from_secs(3)).await;
+    etcd.thaw();
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        let batch = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+        let events = batch.expect("it is not announced again").unwrap().unwrap().events;
+        told.extend(events.iter().map(|event| matches!(event, Event::Put(_))));
+    }
+    assert_eq!(told, [true, false, true]);
+    announcement.end().await;
+    until(&store, "r/a", false).await;
 }

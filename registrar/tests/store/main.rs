@@ -49,4 +49,5 @@ conformance!(
     concurrent_writers_are_watched_exactly_once_in_order,
     one_of_many_conditional_writers_wins,
     large_values_pass_through_everything,
+    an_announcement_lasts_as_long_as_it_is_held,
 );

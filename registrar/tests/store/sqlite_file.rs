@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use muster_registrar::store::sqlite::SqliteStore;
-use muster_registrar::store::{KeyRange, Store, StoreError, Txn, TxnOutcome};
+use muster_registrar::store::{KeyRange, KeyValue, Store, StoreError, Txn, TxnOutcome};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -280,4 +280,22 @@ async fn a_full_disk_refuses_and_keeps_what_was_acknowledged() {
         assert_eq!(keys(&store).await, acknowledged);
         assert_eq!(store.revision().await.unwrap(), acknowledged.len() as u64 + 1);
     }
+}
+
+/// What a process that was killed has announced is gone once another one announces something.
+#[tokio::test]
+async fn announcements_of_the_dead_are_replaced() {
+    let (_directory, path) = fresh();
+    let store = SqliteStore::open(&path).unwrap();
+    store.txn(Txn::new().put("q/x", "").put("r", "")).await.unwrap();
+    std::mem::forget(store.announce("r/a".into()).await.unwrap());
+    drop(store);
+    let store = SqliteStore::open(&path).unwrap();
+    let announcement = store.announce("r/b".into()).await.unwrap();
+    let keys = |kvs: Vec<KeyValue>| kvs.into_iter().map(|kv| kv.key).collect::<Vec<_>>();
+    assert_eq!(keys(store.range_all(KeyRange::all()).await.unwrap().0), ["q/x", "r", "r/b"]);
+    drop(announcement);
+    drop(store);
+    let store = SqliteStore::open(&path).unwrap();
+    assert_eq!(keys(store.range_all(KeyRange::all()).await.unwrap().0), ["q/x", "r"]);
 }

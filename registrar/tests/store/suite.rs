@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use muster_registrar::store::{
-    Condition, Event, KeyRange, KeyValue, MAX_KEY, MAX_TXN_BYTES, MAX_TXN_OPS, Revision, Store, StoreError,
-    Txn, TxnOutcome, WatchBatch, WatchStream,
+    Condition, Event, KeyRange, KeyValue, LIFETIME, MAX_KEY, MAX_TXN_BYTES, MAX_TXN_OPS, Revision, Store,
+    StoreError, Txn, TxnOutcome, WatchBatch, WatchStream,
 };
 
 use crate::harness::Harness;
@@ -445,4 +445,19 @@ pub(crate) async fn large_values_pass_through_everything(mut harness: Harness) {
         assert_eq!(kv.value, value);
         assert!(seen.insert(kv.key.clone()));
     }
+}
+
+pub(crate) async fn an_announcement_lasts_as_long_as_it_is_held(mut harness: Harness) {
+    let store = harness.open().await;
+    let mut watch = store.watch(KeyRange::prefix("r/"), store.revision().await.unwrap() + 1).await.unwrap();
+    let announcement = store.announce(key("r/a")).await.unwrap();
+    assert_eq!(told(&next(&mut watch).await.unwrap()), ["+r/a="]);
+    tokio::time::sleep(LIFETIME + Duration::from_secs(3)).await;
+    assert_eq!(value(&*store, "r/a").await.as_deref(), Some(""));
+    announcement.end().await;
+    assert_eq!(told(&next(&mut watch).await.unwrap()), ["-r/a"]);
+    // Dropped, which nothing waits for; and a second one meanwhile.
+    drop(store.announce(key("r/b")).await.unwrap());
+    assert_eq!(told(&next(&mut watch).await.unwrap()), ["+r/b="]);
+    assert_eq!(told(&next(&mut watch).await.unwrap()), ["-r/b"]);
 }

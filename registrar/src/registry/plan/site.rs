@@ -1,7 +1,8 @@
 //! Hosts without an agent become devices: those that an agent names, once an operator lets it speak for hosts.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
+use ipnet::IpNet;
 use muster_common::time::Timestamp;
 use uuid::Uuid;
 
@@ -17,10 +18,39 @@ use crate::{
         device::Device,
         index::Index,
         keys::{self, Owner},
-        site::Site,
+        site::{Carrier, Site},
     },
-    store::{Condition, Txn},
+    store::{Condition, Revision, Txn},
 };
+
+/// Plans that a subnet has another carrier, or with `None` none, unless it is not at `revision` any more (0: there is
+/// none). The reply is whether it is written.
+///
+/// # Errors
+/// None.
+pub fn carry(
+    index: &Index,
+    network: &str,
+    subnet: &IpNet,
+    revision: Revision,
+    carrier: Option<&Carrier>,
+) -> Result<Outcome<bool>, Infallible> {
+    let found =
+        index.network(network).map(|state| state.carriers.get(subnet).map_or(0, |found| found.revision));
+    if found != Some(revision) {
+        return Ok(Outcome::Done(false));
+    }
+    let key = keys::carrier(network, subnet);
+    let txn = Txn::new().when(Condition::ModRevision(key.clone(), revision));
+    let txn = match carrier {
+        // While there is a device, the network stays.
+        Some(carrier) => when_open(txn, network)
+            .when(Condition::Exists(keys::device(network, carrier.device)))
+            .put(key, carrier.encode()),
+        None => txn.delete(key),
+    };
+    Ok(Outcome::Write(Plan::new(txn, true)))
+}
 
 /// Hosts in one transaction: each is a device, its name and two addresses.
 pub const BATCH: usize = 16;

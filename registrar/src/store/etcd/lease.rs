@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(2500);
 pub(super) async fn announce(connection: Arc<Connection>, key: Bytes) -> Result<Announcement, StoreError> {
     let lease = put(&connection, &key).await?;
     let (end, mut ended) = oneshot::channel::<()>();
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let mut lease = Some(lease);
         loop {
             tokio::select! {
@@ -64,7 +64,7 @@ pub(super) async fn announce(connection: Arc<Connection>, key: Bytes) -> Result<
             }
         }
     });
-    Ok(Announcement::new(move || drop(end)))
+    Ok(Announcement::new(move || drop(end)).and_then(task))
 }
 
 /// Sets the key with a new lease.

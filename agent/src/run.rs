@@ -314,6 +314,7 @@ impl Agent {
                     let endpoints = endpoints(&inputs.addresses.borrow_and_update(), self.host.port());
                     tracing::info!(?endpoints, "private addresses");
                     self.control.handle_private_endpoints(endpoints, Instant::now());
+                    self.look_at_resolvers();
                     self.host.roam().await;
                     self.host.update_site().await;
                 }
@@ -329,6 +330,7 @@ impl Agent {
                 }
                 _ = metrics_tick.tick() => {
                     self.host.update_site().await;
+                    self.look_at_resolvers();
                     self.metrics.control(&self.control);
                     self.metrics.port_mapping(inputs.port_mapping.as_ref().and_then(PortMapping::protocol));
                     if let Some(snapshot) = self.shared.snapshot().await {
@@ -400,6 +402,7 @@ impl Agent {
                             inputs.resolved = Some(resolved);
                             inputs.disturbed = Some(disturbed);
                             inputs.held = self.follow_held();
+                            self.look_at_resolvers();
                             inputs.names_resolve = Some(self.probe_names(&settings.name));
                         }
                         Ok(None) => {}

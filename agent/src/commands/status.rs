@@ -6,8 +6,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
 use muster_common::time::Timestamp;
 use muster_proto::agent::{
-    DatapathStatus, DirectorStatus, GetStatusRequest, GetStatusResponse, PeerStatus, ProxiedHostStatus,
-    TrafficCounter,
+    DatapathStatus, DirectorStatus, GetStatusRequest, GetStatusResponse, LeftOutRoute, PeerStatus,
+    ProxiedHostStatus, TrafficCounter,
 };
 
 use super::{
@@ -216,6 +216,9 @@ fn table(status: &GetStatusResponse, now: Timestamp) -> String {
     }
     for subnet in &status.site_subnets {
         row("Subnet", format!("{}, {}", subnet.subnet, subnet.state));
+    }
+    for LeftOutRoute { subnet, reason } in &status.left_out_routes {
+        row("Not routed", format!("{subnet}: {reason}"));
     }
     if !status.site_error.is_empty() {
         row("Site", format!("nothing is forwarded: {}", status.site_error));
@@ -502,6 +505,7 @@ mod tests {
             proxied_hosts: vec![host("", "100.64.3.3"), host("no", ""), host("", "")],
             site_subnets: vec![SiteSubnetStatus { subnet: "192.168.7.0/24".into(), state: "standby".into() }],
             site_error: "no nft".into(),
+            left_out_routes: vec![LeftOutRoute { subnet: "10.0.0.0/8".into(), reason: "why".into() }],
             ..GetStatusResponse::default()
         };
         let text = table(&status, Timestamp::from_epoch(Duration::from_secs(10)));

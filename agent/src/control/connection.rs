@@ -1,6 +1,6 @@
 //! The connection to a registrar: attempts at one, the session on it and what comes over that, and how it ends.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use muster_common::time::Instant;
 use muster_proto::{
@@ -11,7 +11,10 @@ use muster_proto::{
 };
 use rand::RngExt;
 
-use super::{Action, Control, Failure, Persist, Settings, SettingsError, peer::endpoint, peers::Reason};
+use super::{
+    Action, Control, DirectorTarget, Failure, Persist, Settings, SettingsError, peer::endpoint,
+    peers::Reason, settings::Underlay,
+};
 
 /// A registrar that is silent for so long does not answer any more.
 pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
@@ -68,6 +71,7 @@ impl Control {
     pub fn handle_session_opened(&mut self, attempt: u64, now: Instant) {
         if attempt == self.attempt && matches!(self.link, Link::Opening { .. }) {
             self.link = Link::Open { since: now, leave_at: None };
+            self.alive_at = now;
             self.changed_at = now;
             self.last_error.clear();
             self.refusals = 0;
@@ -209,18 +213,33 @@ impl Control {
 
     fn settings_from(&self, config: &DeviceConfig) -> Result<Settings, SettingsError> {
         let mut settings = Settings::new(config, &self.start.device_uid, &self.start.offer)?;
-        settings.stay_off(&self.endpoints);
+        let directors = config.directors.iter().filter_map(DirectorTarget::new);
+        let directors: Vec<IpAddr> = directors.flat_map(|target| target.addresses).map(|a| a.ip()).collect();
+        let (endpoints, resolvers) = (&self.endpoints[..], &self.resolvers[..]);
+        settings.stay_off(&Underlay { endpoints, directors: &directors, resolvers });
         Ok(settings)
     }
 
-    /// The host has other addresses: what is routed may depend on them.
+    /// The host has other addresses or resolvers: what is routed may depend on them.
     pub(super) fn reconfigure(&mut self) {
-        if let Some(settings) = self.config.as_ref().and_then(|config| self.settings_from(config).ok())
-            && self.settings.as_ref() != Some(&settings)
-        {
-            self.actions.push_back(Action::Configure(Box::new(settings.clone())));
-            self.settings = Some(settings);
+        if let Some(settings) = self.config.as_ref().and_then(|config| self.settings_from(config).ok()) {
+            self.configure(settings);
         }
+    }
+
+    fn configure(&mut self, settings: Settings) {
+        if self.settings.as_ref() == Some(&settings) {
+            return;
+        }
+        let before = self.settings.as_ref().map_or(&[][..], |settings| &settings.left_out);
+        for (subnet, reason) in settings.left_out.iter().filter(|new| !before.contains(new)) {
+            tracing::warn!(%subnet, reason, "a subnet that another device carries is not routed into the network");
+        }
+        let mut commands = Vec::new();
+        self.peers.avoid(&settings.site_routes(), &mut commands);
+        self.tell_datapath(commands);
+        self.actions.push_back(Action::Configure(Box::new(settings.clone())));
+        self.settings = Some(settings);
     }
 
     pub(super) fn apply_config(&mut self, config: DeviceConfig, now: Instant) {
@@ -235,10 +254,7 @@ impl Control {
             }
         };
         self.registrars.update(&settings.registrars, &self.start.registrar, &mut self.rng);
-        if self.settings.as_ref() != Some(&settings) {
-            self.actions.push_back(Action::Configure(Box::new(settings.clone())));
-            self.settings = Some(settings);
-        }
+        self.configure(settings);
         if self.directors.update(&config.directors, now) {
             let (mut commands, directors) = (Vec::new(), &self.directors);
             self.peers.relay(|peer| directors.relays(peer), &mut commands);

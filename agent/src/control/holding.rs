@@ -38,6 +38,7 @@ impl Control {
             let is_in_pool =
                 |s: &IpNet| settings.pools.iter().any(|pool| pool.contains(s) || s.contains(pool));
             info.config.subnets.retain(|subnet| !is_in_pool(subnet));
+            info.avoid(&settings.site_routes());
         }
         let mut commands = Vec::new();
         let name = info.message.name.clone();

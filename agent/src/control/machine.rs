@@ -7,7 +7,7 @@ use std::{
 };
 
 use muster_common::time::{Instant, Timestamp};
-use muster_proto::registration::{DeviceConfig, EndpointsChanged, SessionRequest, session_request};
+use muster_proto::registration::{Alive, DeviceConfig, EndpointsChanged, SessionRequest, session_request};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
@@ -31,6 +31,8 @@ use crate::{datapath::Event, resolver::HeldService};
 const PERSIST_DELAY: Duration = Duration::from_millis(500);
 /// Changes of the private endpoints are told at most this often.
 const ENDPOINTS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a device that may carry subnets says that it is alive, as the API has it.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The control core. See the module.
 #[derive(Debug)]
@@ -56,6 +58,10 @@ pub struct Control {
     pub(super) told: Told,
     pub(super) renewal: Renewal,
     pub(super) endpoints: Vec<SocketAddr>,
+    /// Where names are resolved.
+    pub(super) resolvers: Vec<IpAddr>,
+    /// When the registrar is told next that this device is alive, if it may carry subnets.
+    pub(super) alive_at: Instant,
     /// Those that there were when the connection was begun.
     pub(super) connected_from: Vec<SocketAddr>,
     pub(super) endpoints_told: bool,
@@ -92,6 +98,8 @@ impl Control {
             told: Told::default(),
             renewal: Renewal::new(),
             endpoints,
+            resolvers: Vec::new(),
+            alive_at: now,
             connected_from: Vec::new(),
             endpoints_told: true,
             endpoints_at: now,
@@ -229,6 +237,17 @@ impl Control {
         self.settle(now);
     }
 
+    /// Names are resolved there, the network's and all others.
+    pub fn handle_resolvers(&mut self, mut resolvers: Vec<IpAddr>, now: Instant) {
+        resolvers.sort_unstable();
+        resolvers.dedup();
+        if resolvers != self.resolvers {
+            self.resolvers = resolvers;
+            self.reconfigure();
+        }
+        self.settle(now);
+    }
+
     /// The certificate in use, and the civil time. To be called at start, after a renewal, and every hour, since
     /// clocks get set.
     pub fn handle_certificate(&mut self, validity: Validity, civil: Timestamp, now: Instant) {
@@ -279,7 +298,11 @@ impl Control {
         let (lookups, services) = (self.lookups.timeout(connected), self.services.timeout(connected));
         let renewal = self.renewal.timeout(connected);
         let directors = self.directors.timeout();
-        [link, endpoints, self.persist_at, lookups, services, renewal, directors].into_iter().flatten().min()
+        let alive = (connected && self.may_carry()).then_some(self.alive_at);
+        [link, endpoints, self.persist_at, lookups, services, renewal, directors, alive]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The next thing to do.
@@ -320,6 +343,10 @@ impl Control {
                         reachability,
                     }));
                 }
+                if self.may_carry() && self.alive_at <= now {
+                    self.alive_at = now + ALIVE_INTERVAL;
+                    self.send(session_request::Message::Alive(Alive {}));
+                }
                 if self.renewal.start(now, &mut self.rng) {
                     self.actions.push_back(Action::Renew);
                 }
@@ -331,6 +358,11 @@ impl Control {
             self.actions.push_back(Action::ForgetServices(services));
         }
         self.peers.prune(self.lookups.oldest_removals());
+    }
+
+    /// Whether another device has to take over soon once this one is dead.
+    fn may_carry(&self) -> bool {
+        self.settings.as_ref().is_some_and(|settings| !settings.subnets.is_empty())
     }
 
     fn send(&mut self, message: session_request::Message) {

@@ -66,17 +66,6 @@ impl PeerInfo {
         if virtual_addresses.is_empty() || virtual_addresses.len() > MAX_ADDRESSES {
             return Err(PeerError::Addresses(uid));
         }
-        let mut endpoints: Vec<SocketAddr> = Vec::new();
-        let reflexive = message.reflexive_endpoint.iter().chain(&message.reflexive_endpoints);
-        for endpoint in message.private_endpoints.iter().take(MAX_ENDPOINTS - MAX_REFLEXIVE).chain(reflexive)
-        {
-            if let Some(endpoint) = socket_address(endpoint)
-                && !endpoints.contains(&endpoint)
-                && endpoints.len() < MAX_ENDPOINTS
-            {
-                endpoints.push(endpoint);
-            }
-        }
         // Both know it of each other from the registrar: there is nothing to negotiate on the wire.
         let both = accepts_aes && message.transport_ciphers().any(|c| c == TransportCipher::Aes256Gcm);
         let cipher = if both { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
@@ -84,6 +73,7 @@ impl PeerInfo {
         let relays = Vec::new();
         let subnets = message.subnets.iter().take(MAX_SUBNETS).filter_map(|subnet| route(subnet).ok());
         let subnets: Vec<IpNet> = subnets.collect();
+        let endpoints = endpoints(&message);
         let config =
             PeerConfig { public_key, virtual_addresses, subnets, endpoints, relays, keepalive: None, cipher };
         Ok(Self { message, config })
@@ -91,6 +81,12 @@ impl PeerInfo {
 }
 
 impl PeerInfo {
+    /// Is not reached in any of these subnets: what is sent there comes into the tunnel again.
+    pub(super) fn avoid(&mut self, routes: &[IpNet]) {
+        self.config.endpoints = endpoints(&self.message);
+        self.config.endpoints.retain(|endpoint| !routes.iter().any(|route| route.contains(&endpoint.ip())));
+    }
+
     /// Takes what is another peer's by now: virtual addresses, and subnets that are exactly those.
     pub(super) fn lose(&mut self, other: &Self) {
         let (addresses, subnets) = (&other.config.virtual_addresses, &other.config.subnets);
@@ -108,6 +104,19 @@ impl PeerInfo {
         self.config.subnets.retain(|subnet| !subnet.contains(&address));
         self.message.subnets.retain(|subnet| !route(subnet).is_ok_and(|subnet| subnet.contains(&address)));
     }
+}
+
+/// Where a datagram reaches the peer, its private endpoints first.
+fn endpoints(message: &Peer) -> Vec<SocketAddr> {
+    let mut endpoints: Vec<SocketAddr> = Vec::new();
+    let private = message.private_endpoints.iter().take(MAX_ENDPOINTS - MAX_REFLEXIVE);
+    let reflexive = message.reflexive_endpoint.iter().chain(&message.reflexive_endpoints);
+    for endpoint in private.chain(reflexive).filter_map(socket_address) {
+        if !endpoints.contains(&endpoint) && endpoints.len() < MAX_ENDPOINTS {
+            endpoints.push(endpoint);
+        }
+    }
+    endpoints
 }
 
 /// An endpoint that a datagram can be sent to.

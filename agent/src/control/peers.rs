@@ -126,6 +126,17 @@ impl Peers {
         }
     }
 
+    /// No peer is reached in any of these subnets from now on; adds to `commands` what the data plane must do.
+    pub(super) fn avoid(&mut self, routes: &[IpNet], commands: &mut Vec<Command>) {
+        for held in self.held.values_mut() {
+            let before = held.info.config.endpoints.clone();
+            held.info.avoid(routes);
+            if held.info.config.endpoints != before {
+                commands.push(Command::UpdatePeer(held.info.config.clone()));
+            }
+        }
+    }
+
     /// `winner` has addresses or subnets of `uid` from now on. One without an address left goes; any other keeps its
     /// session.
     fn lose(&mut self, uid: &str, winner: &PeerInfo, commands: &mut Vec<Command>) {

@@ -31,6 +31,8 @@ pub struct Settings {
     pub pools: Vec<IpNet>,
     /// What is routed into the interface: pools, and subnets that other devices carry.
     pub routes: Vec<IpNet>,
+    /// Subnets that other devices carry, and that are not routed, with the reason.
+    pub left_out: Vec<(IpNet, String)>,
     /// The hosts without an agent that this device offers to speak for, as far as the registrar has heard of them.
     pub proxied: Vec<Proxied>,
     /// Subnets that this device offers and may carry.
@@ -154,6 +156,7 @@ impl Settings {
             virtual_ipv6: address(&config.virtual_ipv6)?,
             routes: pools.iter().copied().map(Ok).chain(site_routes).collect::<Result<_, _>>()?,
             pools,
+            left_out: Vec::new(),
             proxied,
             subnets: offered(&config.subnets),
             active_subnets: offered(&config.active_subnets),
@@ -181,15 +184,51 @@ impl Settings {
             || self.active_subnets.iter().any(|subnet| subnet.contains(&address))
     }
 
-    /// Leaves out routes to subnets that this host is in itself: those that it may carry, and those that it has an
-    /// address in.
-    pub(super) fn stay_off(&mut self, endpoints: &[SocketAddr]) {
-        let (pools, subnets) = (&self.pools, &self.subnets);
+    /// What is routed into the interface beside the pools.
+    pub fn site_routes(&self) -> Vec<IpNet> {
+        self.routes.iter().copied().filter(|route| !self.pools.contains(route)).collect()
+    }
+
+    /// Leaves out routes to subnets that this host is in itself or may carry, and those that would take away what it
+    /// needs for the network to work at all: its registrars, its directors and its resolvers.
+    pub(super) fn stay_off(&mut self, underlay: &Underlay<'_>) {
+        let registrars = self.registrars.iter().chain(&self.dns_servers);
+        let registrars = registrars.filter_map(|text| text.parse::<SocketAddr>().ok());
+        let needed: Vec<(&str, IpAddr)> =
+            (underlay.endpoints.iter().map(|own| ("this host has the address", own.ip())))
+                .chain(registrars.map(|address| ("it has the registrar's address", address.ip())))
+                .chain(underlay.directors.iter().map(|address| ("it has a director's address", *address)))
+                .chain(
+                    underlay
+                        .resolvers
+                        .iter()
+                        .map(|address| ("it has the address of a resolver of this host's,", *address)),
+                )
+                .collect();
+        let (pools, subnets, left_out) = (&self.pools, &self.subnets, &mut self.left_out);
         self.routes.retain(|route| {
-            pools.contains(route)
-                || !(subnets.contains(route) || endpoints.iter().any(|e| route.contains(&e.ip())))
+            if pools.contains(route) {
+                return true;
+            }
+            if subnets.contains(route) {
+                return false;
+            }
+            let reason = needed.iter().find(|(_, address)| route.contains(address));
+            left_out.extend(reason.map(|(what, address)| (*route, format!("{what} {address}"))));
+            reason.is_none()
         });
     }
+}
+
+/// What the network itself runs over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Underlay<'a> {
+    /// The host's own addresses on its LANs.
+    pub(super) endpoints: &'a [SocketAddr],
+    /// Addresses of directors.
+    pub(super) directors: &'a [IpAddr],
+    /// Where names are resolved.
+    pub(super) resolvers: &'a [IpAddr],
 }
 
 /// [`Settings::pools`] of a configuration that has not been checked.
@@ -286,10 +325,35 @@ mod tests {
             settings.is_own("fd00::3".parse().unwrap()) && settings.is_own("192.168.7.77".parse().unwrap())
         );
         assert!(!settings.is_own("10.1.1.1".parse().unwrap()));
-        settings.stay_off(&[]);
+        settings.stay_off(&Underlay::default());
         let texts = |settings: &Settings| settings.routes.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(texts(&settings), ["100.64.0.0/11", "100.96.0.0/12", "192.168.9.0/24"]);
-        settings.stay_off(&["192.168.9.5:7551".parse().unwrap()]);
-        assert_eq!(texts(&settings), ["100.64.0.0/11", "100.96.0.0/12"]);
+        let settings = |underlay: &Underlay<'_>, registrar: &str| {
+            let mut config = config.clone();
+            config.registrars = vec![registrar.into(), "registrar.example:7500".into()];
+            let mut settings = Settings::new(&config, "d", &offer).unwrap();
+            settings.stay_off(underlay);
+            settings
+        };
+        let inside: IpAddr = "192.168.9.5".parse().unwrap();
+        let elsewhere = Underlay {
+            endpoints: &["10.0.0.5:7551".parse().unwrap()],
+            directors: &["10.0.0.6".parse().unwrap()],
+            resolvers: &["10.0.0.7".parse().unwrap()],
+        };
+        let routed = settings(&elsewhere, "10.0.0.8:7500");
+        assert_eq!(routed.site_routes(), ["192.168.9.0/24".parse().unwrap()]);
+        assert_eq!(routed.left_out, []);
+        for (left_out, reason) in [
+            (settings(&Underlay { endpoints: &[(inside, 7551).into()], ..elsewhere }, "r:1"), "this host"),
+            (settings(&Underlay { directors: &[inside], ..elsewhere }, "r:1"), "director"),
+            (settings(&Underlay { resolvers: &[inside], ..elsewhere }, "r:1"), "resolver"),
+            (settings(&elsewhere, "192.168.9.5:7500"), "registrar"),
+        ] {
+            assert_eq!(texts(&left_out), ["100.64.0.0/11", "100.96.0.0/12"]);
+            let [(route, why)] = &left_out.left_out[..] else { panic!("{:?}", left_out.left_out) };
+            assert_eq!(route.to_string(), "192.168.9.0/24");
+            assert!(why.contains(reason) && why.ends_with("192.168.9.5"), "{why}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The names that the resolver knows: when they resolve, when they are written to disk, when they are forgotten because
 //! they have changed, and which of them a registrar is told of.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use muster_common::time::Instant;
 use tokio::{
@@ -33,6 +33,15 @@ impl Agent {
         let changes = self.shared.resolver.load_full()?.held_changes();
         self.plan_held();
         Some(changes)
+    }
+
+    /// No subnet that another device carries may take away the resolvers that the host needs, the registrars among them.
+    pub(super) fn look_at_resolvers(&mut self) {
+        if let Some(resolver) = self.shared.resolver.load_full() {
+            let stats = resolver.stats();
+            let addresses = stats.upstream.iter().chain(&stats.registrars).map(SocketAddr::ip).collect();
+            self.control.handle_resolvers(addresses, Instant::now());
+        }
     }
 
     /// The Services that have cached names are others.

@@ -57,6 +57,7 @@ impl Agent {
         let (offer, settings) = (self.control.site_offer(), self.control.settings());
         status.proxied_hosts = site::status::hosts(offer, settings);
         status.site_subnets = site::status::subnets(offer, settings);
+        status.left_out_routes = site::status::left_out(settings);
         self.host.site_error().clone_into(&mut status.site_error);
         status
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use muster_proto::agent::{ProxiedHostStatus, SiteSubnetStatus};
+use muster_proto::agent::{LeftOutRoute, ProxiedHostStatus, SiteSubnetStatus};
 
 use crate::control::{Offer, Proxied, Settings};
 
@@ -41,4 +41,12 @@ pub fn subnets(offer: &Offer, settings: Option<&Settings>) -> Vec<SiteSubnetStat
         state: state(subnet).to_owned(),
     };
     offer.subnets.iter().map(status).collect()
+}
+
+/// The subnets that are carried, and not routed into this host's interface.
+pub fn left_out(settings: Option<&Settings>) -> Vec<LeftOutRoute> {
+    let left_out = settings.into_iter().flat_map(|settings| &settings.left_out);
+    left_out
+        .map(|(subnet, reason)| LeftOutRoute { subnet: subnet.to_string(), reason: reason.clone() })
+        .collect()
 }

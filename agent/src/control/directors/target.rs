@@ -30,7 +30,7 @@ pub struct DirectorTarget {
 
 impl DirectorTarget {
     /// `None` for a director that nobody can attach to, since it has not registered or has no usable address.
-    pub(super) fn new(told: &DirectorAddress) -> Option<Self> {
+    pub(in crate::control) fn new(told: &DirectorAddress) -> Option<Self> {
         let lengths = [told.uid.len(), told.name.len(), told.region.len()];
         if told.uid.is_empty() || lengths.iter().any(|length| *length > MAX_NAME) {
             return None;

@@ -179,3 +179,71 @@ fn what_this_device_carries_is_its_own() {
         assert_eq!(configured.unwrap(), expected);
     }
 }
+
+fn endpoints(control: &Control) -> Vec<String> {
+    control.peers().flat_map(|info| info.config.endpoints.iter().map(ToString::to_string)).collect()
+}
+
+/// The carrier's own address in the subnet would be reached through the tunnel to it.
+#[test]
+fn no_peer_is_reached_inside_of_a_subnet_that_is_routed_into_the_tunnel() {
+    let (mut control, attempt) = connected(start(), at(0));
+    let inner = Endpoint { address: "192.168.7.1".into(), port: 7551 };
+    let mut gate = carrier(1, 5);
+    gate.private_endpoints.push(inner.clone());
+    let introduction = Introduction { peer: Some(gate) };
+    control.handle_session_message(attempt, message(Message::Introduction(introduction)), at(1));
+    assert_eq!(endpoints(&control), ["192.0.2.1:7551", "192.168.7.1:7551"], "nothing is routed there yet");
+    actions(&mut control);
+    control.handle_session_message(attempt, message(Message::Config(with_subnet())), at(2));
+    let told = commands(&mut control);
+    assert!(
+        matches!(&told[..], [Command::UpdatePeer(peer)] if peer.endpoints == ["192.0.2.1:7551".parse().unwrap()]),
+        "{told:?}"
+    );
+    // Nor one that is told of later, or from disk.
+    let other = Peer { reflexive_endpoints: vec![inner], ..peer(2, 6) };
+    let introduction = Introduction { peer: Some(other) };
+    control.handle_session_message(attempt, message(Message::Introduction(introduction)), at(3));
+    assert_eq!(endpoints(&control), ["192.0.2.1:7551", "192.0.2.2:7551"]);
+    let start = Start { config: Some(with_subnet()), peers: control.held_peers().1, ..start() };
+    assert_eq!(endpoints(&Control::new(start, 1, at(0))), ["192.0.2.1:7551", "192.0.2.2:7551"]);
+    // Once this host is there itself, that is the way.
+    control.handle_private_endpoints(vec!["192.168.7.77:7551".parse().unwrap()], at(4));
+    assert_eq!(endpoints(&control).len(), 4);
+}
+
+#[test]
+fn what_the_host_resolves_names_with_stays_outside() {
+    let (mut control, _) = connected_with(start(), with_subnet(), at(0));
+    control.handle_resolvers(vec!["10.0.0.53".parse().unwrap(), inside()], at(1));
+    let settings = control.settings().unwrap();
+    assert_eq!((settings.routes.len(), settings.left_out.len()), (1, 1));
+    control.handle_resolvers(vec!["10.0.0.53".parse().unwrap()], at(2));
+    let settings = control.settings().unwrap();
+    assert_eq!((settings.routes.len(), settings.left_out.len()), (2, 0));
+}
+
+fn is_alive(action: &Action) -> bool {
+    let alive = session_request::Message::Alive(muster_proto::registration::Alive {});
+    matches!(action, Action::Send(request) if request.message.as_ref() == Some(&alive))
+}
+
+#[test]
+fn a_device_that_may_carry_says_that_it_is_alive() {
+    let offer = Offer { subnets: vec![SUBNET.parse().unwrap()], ..Offer::default() };
+    let config = DeviceConfig { subnets: vec![SUBNET.into()], ..config() };
+    let (mut control, _) = connected_with(Start { offer, ..start() }, config, at(0));
+    for second in 1..4 {
+        let due = at(2000 * second);
+        assert_eq!(control.poll_timeout(), Some(due));
+        control.handle_timeout(at(2000 * second - 1));
+        assert!(!actions(&mut control).iter().any(is_alive));
+        control.handle_timeout(due);
+        assert!(actions(&mut control).iter().any(is_alive));
+    }
+    // One that may not carry anything sleeps.
+    let (mut control, _) = connected(start(), at(0));
+    control.handle_timeout(at(60_000));
+    assert!(!actions(&mut control).iter().any(is_alive));
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use muster_integration_tests::{
     Host, Lab, Result, Switch,
-    muster::{Agent, Registrar},
+    muster::{Agent, JoinCommand, Registrar},
     process::wait_for,
 };
 
@@ -24,7 +24,8 @@ pub(crate) struct Lan {
     pub(crate) gate: Agent,
     /// At 192.168.7.9, 192.168.7.10 and 192.168.8.9, and the same of fd07::.
     pub(crate) printer: Host,
-    _switches: [Switch; 2],
+    join: JoinCommand,
+    switches: [Switch; 2],
 }
 
 impl Lan {
@@ -54,9 +55,21 @@ impl Lan {
         let addresses = ["192.168.7.9/24", "192.168.7.10/24", "192.168.8.9/32", "fd07::9/64", "fd07::10/64"];
         site.plug(&printer, &addresses)?;
         let gate = agent(&gate, SITE)?;
-        let lan = Self { registrar, caller, gate, printer, _switches: [internet, site] };
+        let lan = Self { registrar, caller, gate, printer, join, switches: [internet, site] };
         reaches(lan.caller.host(), "gate.net.example")?;
         Ok(lan)
+    }
+
+    /// Another gate of the same LAN, which speaks for no hosts, at 198.51.100.`number` and 192.168.7.2.
+    pub(crate) fn second_gate(&self, lab: &Lab, number: u8) -> Result<Agent> {
+        let host = lab.host("gate-2")?;
+        let [internet, site] = &self.switches;
+        internet.plug(&host, &[&format!("198.51.100.{number}/24")])?;
+        site.plug(&host, &["192.168.7.2/24", "fd07::2/64"])?;
+        let mut agent = Agent::new(&host, "[site]\nsubnets = [\"192.168.7.0/24\"]\n")?;
+        agent.join(&self.join, host.name())?;
+        agent.run()?;
+        Ok(agent)
     }
 
     /// All that speaking for others changes on the gate's host.

@@ -89,7 +89,7 @@ fn what_a_gate_carries_is_reached_without_a_registrar_and_nothing_else_is() {
             expect(status.contains(line), line, &status)?;
         }
         let log = lan.gate.process().map(|process| process.log()).unwrap_or_default();
-        expect(log.matches("does not let this device speak for").count() == 1, "the log says it once", &log)?;
+        expect(log.matches("no operator has allowed it").count() == 1, "the log says it once", &log)?;
 
         // Real programs: a page, and 100 MB, octet by octet the same.
         let printer = lan.printer.clone();

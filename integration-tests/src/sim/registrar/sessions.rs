@@ -175,7 +175,12 @@ impl World {
                     }
                 }
             }
-            Some(session_request::Message::Hello(_) | session_request::Message::HeldServices(_)) | None => {}
+            Some(
+                session_request::Message::Hello(_)
+                | session_request::Message::HeldServices(_)
+                | session_request::Message::Alive(_),
+            )
+            | None => {}
         }
         self.flush_sessions(r);
         Ok(())

@@ -109,7 +109,7 @@ pub fn register(
     if state.devices.by_key(&request.key).is_some_and(|owner| owner.uid != uid) {
         return Err(DeviceError::KeyTaken);
     }
-    let reservations = reserve(state, &mut new, request.attempt, request.now)?;
+    let reservations = reserve(state, &mut new, &BOTH, request.attempt, request.now)?;
     if new == *old {
         return Ok(Outcome::Done(()));
     }
@@ -127,19 +127,26 @@ pub fn register(
     Ok(Outcome::Write(Plan { txn, reservations, reply: () }))
 }
 
-/// Reserves the addresses that `device` does not have yet.
+/// What a device with an agent has.
+const BOTH: [PoolKind; 2] = [PoolKind::DeviceV4, PoolKind::DeviceV6];
+
+/// Reserves the addresses of these `kinds` that `device` does not have yet.
 pub(super) fn reserve(
     state: &mut NetworkState,
     device: &mut Device,
+    kinds: &[PoolKind],
     attempt: u32,
     now: Timestamp,
 ) -> Result<Vec<Held>, AllocationError> {
     let mut reservations: Vec<Held> = Vec::new();
     let owner = device.uid.to_string();
-    for (kind, missing) in
-        [(PoolKind::DeviceV4, device.ipv4.is_none()), (PoolKind::DeviceV6, device.ipv6.is_none())]
-    {
-        let Some(pool) = state.pool(kind).filter(|_| missing) else { continue };
+    for kind in kinds {
+        let missing = match kind {
+            PoolKind::DeviceV4 => device.ipv4.is_none(),
+            PoolKind::DeviceV6 => device.ipv6.is_none(),
+            PoolKind::ServiceV4 | PoolKind::ServiceV6 => false,
+        };
+        let Some(pool) = state.pool(*kind).filter(|_| missing) else { continue };
         match pool.reserve(&owner, attempt, now) {
             Ok(reservation) => {
                 match reservation.address() {

@@ -1,6 +1,6 @@
 //! Hosts without an agent become devices: those that an agent names, once an operator lets it speak for hosts.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use muster_common::time::Timestamp;
@@ -10,9 +10,10 @@ use super::{
     Held, Outcome, Plan, claim,
     enroll::new_device,
     register::{DeviceError, find, reserve},
-    take_address, when_open, with_device,
+    release_address, take_address, when_open, with_device,
 };
 use crate::{
+    allocation::PoolKind,
     registry::{
         carried::Take,
         device::Device,
@@ -98,19 +99,33 @@ pub fn settle(
     Ok(Outcome::Write(Plan { txn, reservations, reply: is_last }))
 }
 
-/// A host that its agent may have and has not.
-enum Wanted {
-    New(Box<str>),
-    /// A host that another agent spoke for.
-    Old(Arc<Device>),
+/// A host that its agent may have and has not, or not as it is reached.
+struct Wanted {
+    name: Box<str>,
+    /// The pool that its address comes from: of the family in which the agent reaches it, since the agent translates one
+    /// to one. An address of the other family would lead nowhere.
+    kind: PoolKind,
+    /// The device that it is already.
+    old: Option<Arc<Device>>,
 }
 
 fn wanted(index: &Index, agent: &Device, site: &Site) -> impl Iterator<Item = Wanted> {
     let state = index.network(&agent.network);
     let hosts = state.into_iter().flat_map(|state| site.hosts.iter().map(move |host| (state, host)));
-    hosts.filter_map(|(state, host)| match state.devices.by_name(&host.name) {
-        None => Some(Wanted::New(host.name.clone())),
-        Some(device) => (state.may_take(agent, device) == Take::May).then(|| Wanted::Old(device.clone())),
+    hosts.filter_map(|(state, host)| {
+        let old = state.devices.by_name(&host.name);
+        let is_ipv4 = host.lan_address.is_ipv4();
+        let kind = if is_ipv4 { PoolKind::DeviceV4 } else { PoolKind::DeviceV6 };
+        let is_wanted = old.is_none_or(|device| match state.may_take(agent, device) {
+            Take::May => true,
+            Take::Has => {
+                let has = |v4: bool| device.addresses().any(|address| address.is_ipv4() == v4);
+                let can = state.network.pools.get(kind).is_some();
+                has(!is_ipv4) || (can && !has(is_ipv4))
+            }
+            Take::Not(_) => false,
+        });
+        is_wanted.then(|| Wanted { name: host.name.clone(), kind, old: old.cloned() })
     })
 }
 
@@ -124,25 +139,36 @@ fn add(
     attempt: u32,
     now: Timestamp,
 ) -> Result<Vec<Held>, DeviceError> {
-    let name = match wanted {
-        Wanted::Old(old) => {
-            let mut new = (*old).clone();
-            new.change_site(|site| site.proxied_by = Some(agent.uid));
-            *txn = with_device(std::mem::take(txn), &old, &new);
-            return Ok(Vec::new());
-        }
-        Wanted::New(name) => name,
-    };
+    let Wanted { name, kind, old } = wanted;
     let Some(state) = index.network_mut(&agent.network) else { return Err(DeviceError::Gone) };
-    let mut device = new_device(state, uid, &name, &agent.namespace, now);
+    let mut device = match &old {
+        Some(old) => (**old).clone(),
+        None => new_device(state, uid, &name, &agent.namespace, now),
+    };
     device.change_site(|site| site.proxied_by = Some(agent.uid));
-    let reservations = reserve(state, &mut device, attempt, now)?;
-    let (key, name_key) = (keys::device(&device.network, uid), keys::device_name(&device.network, &name));
-    let with = std::mem::take(txn)
-        .when(Condition::Absent(key.clone()))
-        .when(Condition::Absent(name_key.clone()))
-        .put(key, device.encode())
-        .put(name_key, claim(uid));
-    *txn = device.addresses().fold(with, |txn, ip| take_address(state, txn, Owner::Device, uid, ip));
+    let (uid, network) = (device.uid, device.network.clone());
+    let given_back = match kind {
+        PoolKind::DeviceV4 => device.ipv6.take().map(IpAddr::from),
+        _ => device.ipv4.take().map(IpAddr::from),
+    };
+    let reservations = reserve(state, &mut device, &[kind], attempt, now)?;
+    let mut with = std::mem::take(txn);
+    with = match &old {
+        Some(old) => with_device(with, old, &device),
+        None => {
+            let (key, name_key) = (keys::device(&network, uid), keys::device_name(&network, &name));
+            with.when(Condition::Absent(key.clone()))
+                .when(Condition::Absent(name_key.clone()))
+                .put(key, device.encode())
+                .put(name_key, claim(uid))
+        }
+    };
+    for held in &reservations {
+        with = take_address(state, with, Owner::Device, uid, held.reservation.address());
+    }
+    if let Some(address) = given_back {
+        with = release_address(with, &network, Owner::Device, &uid.to_string(), address, now);
+    }
+    *txn = with;
     Ok(reservations)
 }

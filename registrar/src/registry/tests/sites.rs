@@ -19,12 +19,15 @@ use crate::{
 impl World {
     /// A device registers again with what it offers, and gets what it may have.
     pub(crate) fn offer(&mut self, registrar: usize, uid: Uuid, hosts: &[&str], subnets: &[&str]) {
-        let device = self.device(registrar, uid).unwrap().clone();
         let host = |(i, name): (usize, &&str)| Host {
             name: (*name).into(),
             lan_address: IpAddr::from([192, 168, 7, u8::try_from(i % 250).unwrap() + 1]),
         };
-        let hosts: Vec<Host> = hosts.iter().enumerate().map(host).collect();
+        self.offer_at(registrar, uid, &hosts.iter().enumerate().map(host).collect::<Vec<_>>(), subnets);
+    }
+
+    fn offer_at(&mut self, registrar: usize, uid: Uuid, hosts: &[Host], subnets: &[&str]) {
+        let device = self.device(registrar, uid).unwrap().clone();
         let subnets: Vec<IpNet> = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
         let now = self.now;
         let register = |index: &mut Index, attempt| {
@@ -32,7 +35,7 @@ impl World {
                 key: device.key.unwrap(),
                 endpoints: &device.endpoints,
                 outside: None,
-                hosts: &hosts,
+                hosts,
                 subnets: &subnets,
                 aes_256_gcm: device.aes_256_gcm,
                 agent_version: "1",
@@ -154,6 +157,37 @@ fn hosts_become_devices_once_an_operator_allows_it() {
     assert!(world.refusals(g)[1].contains("revoked tv"), "{:?}", world.refusals(g));
     world.revoke(0, "g", true).unwrap();
     assert_eq!(world.found(a, By::Name("printer")), None, "nobody speaks for it");
+}
+
+/// The agent translates one to one: an address of the other family would be one that nobody answers at.
+#[test]
+fn a_host_has_addresses_of_the_family_in_which_it_is_reached() {
+    let mut world = World::new(1);
+    let mut wanted = network("n", "n.example", "10.0.0.0/20");
+    wanted.spec.as_mut().unwrap().device_pool_v6 = "fd00:9::/64".into();
+    world.create_network(&wanted).unwrap();
+    let token = world.reusable_token();
+    let uids = ["g", "h"].map(|name| world.join(&token, name));
+    for (uid, key) in uids.into_iter().zip(1..) {
+        world.register(0, uid, key).unwrap();
+    }
+    world.approve("g", true, &[]).unwrap();
+    world.approve("h", true, &[]).unwrap();
+    let at = |address: &str| [Host { name: "printer".into(), lan_address: address.parse().unwrap() }];
+    world.offer_at(0, uids[0], &at("192.168.7.9"), &[]);
+    let before = world.named("printer");
+    assert!(before.ipv4.is_some() && before.ipv6.is_none(), "{before:?}");
+    // It is reached in the other family from now on; and then by another gate, as before.
+    world.offer_at(0, uids[0], &at("fd07::9"), &[]);
+    let after = world.named("printer");
+    assert_eq!((after.uid, after.ipv4), (before.uid, None));
+    assert!(after.ipv6.is_some());
+    let old = IpAddr::from(before.ipv4.unwrap());
+    assert!(world.state().released().any(|(_, address, _)| address == old), "others may have it later");
+    world.offer_at(0, uids[0], &[], &[]);
+    world.offer_at(0, uids[1], &at("192.168.7.9"), &[]);
+    let last = world.named("printer");
+    assert_eq!((last.proxied_by(), last.ipv6, last.ipv4.is_some()), (Some(uids[1]), None, true));
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Operator {
     async fn run(&self, line: &str) -> Ran {
         let cli = Cli::try_parse_from(["muster"].into_iter().chain(line.split(' '))).unwrap();
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let result = command::run(cli, Some(self.client()), &mut out, &mut err, NOW).await;
+        let result = Box::pin(command::run(cli, Some(self.client()), &mut out, &mut err, NOW)).await;
         let mut err = String::from_utf8(err).unwrap();
         let code = result.map_or_else(
             |error| {
@@ -380,7 +380,7 @@ async fn watches_show_what_is_there_and_what_changes() {
     let client = operator.client();
     let watch = async move {
         let mut err = Vec::new();
-        command::run(cli, Some(client), &mut write, &mut err, NOW).await
+        Box::pin(command::run(cli, Some(client), &mut write, &mut err, NOW)).await
     };
     let read = async {
         let mut next = async || lines.recv().await.unwrap();

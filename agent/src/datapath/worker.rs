@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     Command, Request,
     lane::Lane,
-    linger::{Linger, Way},
+    linger::Linger,
     shared::{Core, Fatal, Shared, Threads},
     sources::{Ready, Source, Sources},
     streams::Streams,
@@ -99,12 +99,10 @@ impl Worker {
         }
         if ready.has(Source::Tun) {
             self.packets_from_tun()?;
-            self.linger.has_moved(Way::Out);
         }
         for (source, family) in [(Source::UdpV4, Family::V4), (Source::UdpV6, Family::V6)] {
             if ready.has(source) {
                 self.datagrams_from(family)?;
-                self.linger.has_moved(Way::In);
             }
         }
         Ok(())
@@ -124,13 +122,15 @@ impl Worker {
                 let ready = sources.look()?;
                 let waited = Instant::now() - start;
                 if !ready.is_empty() {
-                    let (packets, datagrams) =
-                        (ready.has(Source::Tun), ready.has(Source::UdpV4) || ready.has(Source::UdpV6));
-                    linger.learn(waited, packets, datagrams);
+                    // Neither a timer nor a request says anything of packets.
+                    if [Source::Tun, Source::UdpV4, Source::UdpV6].into_iter().any(|source| ready.has(source))
+                    {
+                        linger.learn(waited, true);
+                    }
                     return Ok(ready);
                 }
                 if waited >= limit {
-                    linger.learn(waited, false, false);
+                    linger.learn(waited, false);
                     break;
                 }
                 // Whoever else wants this processor goes first.

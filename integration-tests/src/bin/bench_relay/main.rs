@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is what this program is for")]
 
+mod agents;
 mod coturn;
 mod crowd;
 mod director;
@@ -52,6 +53,8 @@ enum Part {
     Udp,
     /// Frames over TCP
     Tcp,
+    /// Agents: first packets, direct paths, roaming, and directors that drain
+    Agents,
     /// Ten thousand devices: memory, and how soon they are back after a restart
     Devices,
 }

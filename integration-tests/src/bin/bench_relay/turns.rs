@@ -13,7 +13,7 @@ use clap::ValueEnum as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
-    Link, Options, Part, crowd,
+    Link, Options, Part, agents, crowd,
     director::Network,
     peers::{PORT, Peer, RECEIVER, RELAY, Relay, own},
     tcp,
@@ -52,6 +52,15 @@ type Samples = BTreeMap<String, BTreeMap<Peer, (Vec<f64>, Vec<f64>)>>;
 
 /// Measures what is asked for.
 pub(crate) fn bench(options: &Options) -> Result {
+    let mut figures = Figures::new("relay");
+    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
+    // Before everything has its processor.
+    if wanted(Part::Agents) {
+        agents::measure(&mut figures)?;
+    }
+    if options.parts == [Part::Agents] {
+        return figures.write().map(drop);
+    }
     let mut pin = Command::new("taskset");
     pin.args(["-a", "-c", "-p", &OTHER_CPU.to_string(), &std::process::id().to_string()]);
     check(pin)?;
@@ -63,8 +72,6 @@ pub(crate) fn bench(options: &Options) -> Result {
     let _hold = hosts.receiver.spawn("hold", hold)?;
     let mut network = Network::new(&hosts.relay, DEVICES)?;
 
-    let mut figures = Figures::new("relay");
-    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
     if wanted(Part::Udp) {
         relays(options, &hosts, &mut network, &mut figures)?;
     }

@@ -223,6 +223,7 @@ impl Paths {
         }
         addresses.truncate(MAX_CANDIDATES);
         let relays = relays.iter().take(RELAYS).copied();
+        let was_told = self.current().is_some_and(|current| self.is_told(&current));
         let news = self.candidates.tell(addresses.into_iter().chain(relays), self.current(), now);
         self.is_relayed = self.candidates.has_relays();
         if !self.is_relayed {
@@ -230,10 +231,16 @@ impl Paths {
             return (news, false);
         }
         let has_moved = self.settle(links, now);
-        if !news.is_empty() && self.current.is_some() {
+        // One that has left an address may have come to one that it had before.
+        let is_gone = self.current().is_some_and(|current| was_told && !self.is_told(&current));
+        if self.current.is_some() && (is_gone || !news.is_empty()) {
             self.begin_round(now);
         }
         (news, has_moved)
+    }
+
+    pub(super) fn is_told(&self, endpoint: &Endpoint) -> bool {
+        self.candidates.get(endpoint).is_some_and(|candidate| candidate.is_told)
     }
 
     /// Where data goes.
@@ -466,12 +473,23 @@ impl Paths {
             self.round = None;
             return has_moved;
         }
+        let has_moved = self.is_passed_by(now) && self.choose(true, now);
         self.next_step();
         if let Some(round) = &mut self.round {
             let late = now - round.due();
             round.began += if late > ROUND_ENDS { late } else { Duration::ZERO };
         }
-        false
+        has_moved
+    }
+
+    /// Whether nothing has come from the current address since the round began, while another one has answered, and it had
+    /// the time of several such answers: the peer is not there any more. Nobody waits for the end of the round then.
+    fn is_passed_by(&self, now: Instant) -> bool {
+        let (Some(current), Some(began)) = (self.current, self.round_began) else { return false };
+        let fastest = self.candidates.fastest(Some(current.endpoint));
+        !current.endpoint.is_relay()
+            && current.heard < began
+            && fastest.is_some_and(|(round_trip, _)| now - began >= round_trip * CHECK_ROUND_TRIPS)
     }
 
     fn go_on_checking(&mut self, check: Check, links: &Links, now: Instant) -> bool {

@@ -538,3 +538,23 @@ fn without_relays_the_last_source_is_the_endpoint_and_nothing_is_probed() {
     assert!(!paths.host_moved(&links, now));
     assert_eq!((paths.poll_timeout(), paths.next_probe(&links, now, || 1)), (None, None));
 }
+
+/// The registrar tells soon where a peer has gone to; the peer itself has nothing to send, since nothing reaches it.
+#[test]
+fn a_peer_that_has_moved_is_followed_as_soon_as_it_answers_elsewhere() {
+    let relays = [relay(0), relay(1)];
+    for (stays, to) in [(false, at(3)), (false, at(2)), (true, at(3))] {
+        let mut side = Side::proven(false);
+        side.pass(ms(1));
+        side.paths.set(&[to], &relays, &side.links, side.now);
+        side.collect();
+        side.pass(ms(2));
+        assert!(!side.answer(to.into()), "one answer moves nothing: the round may find a better one");
+        if stays {
+            side.heard(direct(1), Heard::Data);
+        }
+        assert_eq!(side.pass(ms(60)), !stays);
+        let expected = if stays { direct(1) } else { to.into() };
+        assert_eq!(side.why(), (expected, Why::Probe));
+    }
+}

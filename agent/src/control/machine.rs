@@ -221,6 +221,9 @@ impl Control {
             self.endpoints_told = false;
             self.reconfigure();
             self.directors.host_moved(is_gone, &mut self.rng, now);
+            if is_gone {
+                self.told.host_moved();
+            }
             match &mut self.link {
                 // The host is on another network: what failed there may succeed here.
                 Link::Waiting { until } if self.refusals == 0 => {

@@ -21,6 +21,13 @@ pub(super) struct Told {
     reflexive_at: Option<Instant>,
 }
 
+impl Told {
+    /// The host is on another network: how that looks from outside is told as soon as it is known.
+    pub(super) fn host_moved(&mut self) {
+        self.reflexive_at = None;
+    }
+}
+
 impl Control {
     /// The gateway maps this address to the tunnel, or none any more.
     pub fn handle_mapped(&mut self, mapped: Option<SocketAddr>, now: Instant) {
@@ -63,7 +70,8 @@ impl Control {
     /// What the registrar is told now.
     pub(super) fn tell_reachability(&mut self, now: Instant) -> Reachability {
         let message = self.reachability();
-        if message.reflexive_endpoints != self.told.message.reflexive_endpoints {
+        let is_other = message.reflexive_endpoints != self.told.message.reflexive_endpoints;
+        if is_other && !message.reflexive_endpoints.is_empty() {
             self.told.reflexive_at = Some(now);
         }
         (self.told.message, self.told.mapped) = (message.clone(), self.mapped);

@@ -180,9 +180,9 @@ impl Paths {
             let direct = self.candidates.direct(Some(endpoint), STALE_AFTER, now).map(|c| c.endpoint);
             if endpoint.is_relay() { other.or(direct) } else { direct.or(other) }
         } else if endpoint.is_relay() {
-            let is_left = !links.is_steady(&endpoint) || !self.is_told(&endpoint);
-            let one_is_told = |other: &Endpoint| self.is_told(other) || self.is_told(&endpoint);
-            other.filter(|other| is_left && links.is_steady(other) && one_is_told(other))
+            let is_told = |relay: &Endpoint| self.candidates.get(relay).is_some_and(|c| c.is_told);
+            let is_left = !links.is_steady(&endpoint) || !is_told(&endpoint);
+            other.filter(|other| is_left && links.is_steady(other) && (is_told(other) || is_told(&endpoint)))
         } else {
             None
         };

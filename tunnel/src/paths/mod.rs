@@ -162,6 +162,8 @@ struct Check {
 pub(crate) struct Paths {
     current: Option<Current>,
     candidates: Candidates,
+    /// The addresses that were told last, best first.
+    told: Vec<Endpoint>,
     /// There are relays among the candidates.
     is_relayed: bool,
     /// Where both sides could follow each other for ever, only one does.
@@ -192,6 +194,7 @@ impl Paths {
         Self {
             current: None,
             candidates: Candidates::default(),
+            told: Vec::new(),
             is_relayed: false,
             follows,
             round: None,
@@ -223,7 +226,9 @@ impl Paths {
         }
         addresses.truncate(MAX_CANDIDATES);
         let relays = relays.iter().take(RELAYS).copied();
-        let was_told = self.current().is_some_and(|current| self.is_told(&current));
+        // Also one that has come back to an address that it had before.
+        let is_elsewhere = self.told != addresses;
+        self.told.clone_from(&addresses);
         let news = self.candidates.tell(addresses.into_iter().chain(relays), self.current(), now);
         self.is_relayed = self.candidates.has_relays();
         if !self.is_relayed {
@@ -231,16 +236,10 @@ impl Paths {
             return (news, false);
         }
         let has_moved = self.settle(links, now);
-        // One that has left an address may have come to one that it had before.
-        let is_gone = self.current().is_some_and(|current| was_told && !self.is_told(&current));
-        if self.current.is_some() && (is_gone || !news.is_empty()) {
+        if self.current.is_some() && (is_elsewhere || !news.is_empty()) {
             self.begin_round(now);
         }
         (news, has_moved)
-    }
-
-    pub(super) fn is_told(&self, endpoint: &Endpoint) -> bool {
-        self.candidates.get(endpoint).is_some_and(|candidate| candidate.is_told)
     }
 
     /// Where data goes.

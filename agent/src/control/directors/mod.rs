@@ -221,6 +221,10 @@ impl Directors {
             director.streak = 0;
             director.distance.forget();
             director.backoff.reset();
+            if is_gone {
+                // Seen from where the host is not any more. It asks again at once.
+                director.reflexive = None;
+            }
             match &mut director.state {
                 State::Waiting { until } => *until = (*until).min(soon),
                 // Its connection only looks alive. The new attachment is made before the old one is given up.

@@ -127,6 +127,31 @@ fn the_registrar_hears_of_home_and_reflexive_address_without_a_flood() {
     assert_eq!(reported(&actions(&mut control)), []);
 }
 
+/// What directors saw of the host where it was before would lead its peers there.
+#[test]
+fn a_host_that_moves_takes_back_how_it_looked_from_outside_and_tells_the_new_at_once() {
+    let before = vec!["192.168.1.5:7551".parse().unwrap()];
+    let (mut control, attempt) = connected(Start { private_endpoints: before, ..start() }, at(0));
+    let config = message(Message::Config(with_directors(&["d-1"])));
+    control.handle_session_message(attempt, config, at(1_000));
+    attach(&mut control, at(1_000));
+    assert_eq!(reported(&actions(&mut control))[0].reflexive_endpoints.len(), 1);
+    control.handle_private_endpoints(vec!["192.168.2.5:7551".parse().unwrap()], at(9_000));
+    assert_eq!(control.reflexive_endpoints(), []);
+    let registers = actions(&mut control).into_iter().find_map(|action| match action {
+        Action::Register { attempt, request, .. } => Some((attempt, request.reachability.unwrap())),
+        _ => None,
+    });
+    let (attempt, reachability) = registers.unwrap();
+    assert_eq!(reachability.reflexive_endpoints, []);
+    control.handle_registered(attempt, Ok(RegisterResponse::default()), at(9_010));
+    control.handle_session_opened(attempt, at(9_020));
+    actions(&mut control);
+    bound(&mut control, DirectorId(0), 9_000, at(9_030));
+    let told = reported(&actions(&mut control));
+    assert_eq!(told[0].reflexive_endpoints[0].port, 9_000, "half a minute would be too long");
+}
+
 #[test]
 fn peers_are_reached_through_directors_that_come_later() {
     let (mut control, attempt) = connected(start(), at(0));

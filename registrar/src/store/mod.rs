@@ -76,7 +76,7 @@ pub trait Store: Send + Sync + 'static {
     /// announced again once the store is back.
     ///
     /// Announcements have a directory (up to the key's last `/`) to themselves. In a store that one process has to
-    /// itself there is one a directory: it replaces those that dead processes have left behind.
+    /// itself there is one a directory: it stays until the next process replaces it.
     ///
     /// # Errors
     /// As [`Store::txn`].

@@ -32,6 +32,11 @@ impl Harness {
         EtcdProcess::start().map(Self::Etcd)
     }
 
+    /// Whether several processes can have it open at the same time.
+    pub(crate) fn is_shared(&self) -> bool {
+        !matches!(self, Self::Sqlite(_))
+    }
+
     pub(crate) async fn open(&mut self) -> Arc<dyn Store> {
         match self {
             Self::Memory(store) => Arc::new(store.clone()),

@@ -294,8 +294,9 @@ async fn announcements_of_the_dead_are_replaced() {
     let announcement = store.announce("r/b".into()).await.unwrap();
     let keys = |kvs: Vec<KeyValue>| kvs.into_iter().map(|kv| kv.key).collect::<Vec<_>>();
     assert_eq!(keys(store.range_all(KeyRange::all()).await.unwrap().0), ["q/x", "r", "r/b"]);
-    drop(announcement);
+    let revision = store.revision().await.unwrap();
+    announcement.end().await;
     drop(store);
     let store = SqliteStore::open(&path).unwrap();
-    assert_eq!(keys(store.range_all(KeyRange::all()).await.unwrap().0), ["q/x", "r"]);
+    assert_eq!(store.revision().await.unwrap(), revision, "who was told everything misses nothing");
 }

@@ -173,14 +173,8 @@ impl Store for SqliteStore {
         let left_behind = left_behind.into_iter().map(|kv| kv.key).filter(|left| *left != key);
         let txn = left_behind.fold(Txn::new().put(key.clone(), ""), Txn::delete);
         self.txn(txn).await?;
-        // Not to keep the store open.
-        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?.downgrade();
-        Ok(Announcement::new(move || {
-            let Some(jobs) = jobs.upgrade() else { return };
-            let (reply, _) = oneshot::channel();
-            // Who opens the store next removes it otherwise.
-            let _ = jobs.try_send(Job::Txn { txn: Txn::new().delete(key), reply });
-        }))
+        // Nobody else is there to know. A revision after the last that watchers were told would have them read all anew.
+        Ok(Announcement::new(|| ()))
     }
 
     /// One snapshot shows all of the range: no paging needed.

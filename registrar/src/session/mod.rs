@@ -3,10 +3,10 @@
 
 mod directors;
 pub mod mailbox;
+mod open;
 mod stream;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -22,12 +22,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::mailbox::{End, Item, Mailbox};
+use self::open::Open;
 use crate::registry::{
-    Applied, Change, Device, Director, Registry,
-    director::is_told_differently,
-    index::ServiceName,
-    site::Carrier,
-    view::{Advertised, is_configured_differently, is_seen_differently},
+    Applied, Change, Device, Director, Registry, director::is_told_differently, view::Advertised,
 };
 
 pub use self::directors::{DEVICES_MAX, run_director};
@@ -63,16 +60,6 @@ pub struct Hub {
     director_sessions: Gauge,
     introductions: Counter,
     ended: Counter,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    sessions: BTreeMap<u64, Arc<Session>>,
-    by_device: HashMap<Uuid, u64>,
-    /// Which sessions hold a peer.
-    holders: HashMap<Uuid, Vec<u64>>,
-    /// Which sessions hold the name of a Service, by network and the Service's key.
-    service_holders: HashMap<Arc<str>, HashMap<Arc<str>, Vec<u64>>>,
 }
 
 /// One open session.
@@ -414,141 +401,6 @@ fn told_differently<'a>(old: Option<&'a Director>, new: Option<&'a Director>) ->
         (one, other) => one.or(other).is_some_and(|director| !director.endpoints.is_empty()),
     };
     new.or(old).filter(|_| differs)
-}
-
-impl Open {
-    /// The configuration of all devices of a network has changed, and so may have what they are told of others.
-    fn tell_all(&self, network: &str) {
-        for session in self.sessions.values().filter(|session| *session.network == *network) {
-            session.post(|mailbox| {
-                mailbox.config();
-                mailbox.all_peers();
-            });
-        }
-    }
-
-    /// Ends a session. What it held is forgotten at once: a client that does not read cannot keep it.
-    fn end(&mut self, id: u64, reason: End) {
-        let Some(session) = self.sessions.get(&id).cloned() else { return };
-        let mut held = Default::default();
-        session.post(|mailbox| held = mailbox.end(reason));
-        let (peers, services) = held;
-        for peer in peers {
-            self.remove_holder(peer, id);
-        }
-        for service in services {
-            self.remove_service_holder(&session.network, &service, id);
-        }
-    }
-
-    fn remove_service_holder(&mut self, network: &str, service: &str, id: u64) {
-        let Some(services) = self.service_holders.get_mut(network) else { return };
-        if let Some(holders) = services.get_mut(service) {
-            holders.retain(|holder| *holder != id);
-            if holders.is_empty() {
-                services.remove(service);
-            }
-        }
-        if services.is_empty() {
-            self.service_holders.remove(network);
-        }
-    }
-
-    fn service_changed(&self, service: &ServiceName, revision: u64) {
-        let holders = self.service_holders.get(&service.network).and_then(|held| held.get(&*service.key));
-        for id in holders.into_iter().flatten() {
-            if let Some(session) = self.sessions.get(id) {
-                session.post(|mailbox| {
-                    mailbox.service(&service.key);
-                    mailbox.bookmark(revision);
-                });
-            }
-        }
-    }
-
-    fn remove_holder(&mut self, peer: Uuid, id: u64) {
-        if let Some(holders) = self.holders.get_mut(&peer) {
-            holders.retain(|holder| *holder != id);
-            if holders.is_empty() {
-                self.holders.remove(&peer);
-            }
-        }
-    }
-
-    fn device_changed(&mut self, old: Option<&Device>, new: Option<&Device>, revision: u64) {
-        let Some(device) = new.or(old).map(|device| device.uid) else { return };
-        if let Some(id) = self.by_device.get(&device).copied() {
-            match new {
-                None => self.end(id, End::Gone),
-                Some(new) if new.revoked => self.end(id, End::Revoked),
-                Some(_) => {}
-            }
-        }
-        let own = self.by_device.get(&device).and_then(|id| self.sessions.get(id));
-        if let Some(own) = own {
-            own.post(|mailbox| match (old, new) {
-                (_, None) => {}
-                (Some(old), Some(new)) => {
-                    if is_configured_differently(old, new) {
-                        mailbox.config();
-                    }
-                    // Policy may show it others than before.
-                    if old.namespace != new.namespace || old.labels() != new.labels() {
-                        mailbox.all_peers();
-                    }
-                }
-                (None, Some(_)) => mailbox.config(),
-            });
-        }
-        let unseen = matches!((old, new), (Some(old), Some(new)) if !is_seen_differently(old, new));
-        if unseen {
-            return;
-        }
-        self.tell_holders(device, revision);
-        // A host without an agent is told of as part of the device that speaks for it.
-        let agents = [old, new].into_iter().flatten().filter_map(Device::proxied_by);
-        for agent in agents.collect::<BTreeSet<_>>() {
-            self.tell_holders(agent, revision);
-            self.tell_config(agent);
-        }
-    }
-
-    /// Tells the sessions that hold `peer` that it has changed.
-    fn tell_holders(&self, peer: Uuid, revision: u64) {
-        for id in self.holders.get(&peer).into_iter().flatten() {
-            if let Some(session) = self.sessions.get(id) {
-                session.post(|mailbox| {
-                    mailbox.peer(peer);
-                    mailbox.bookmark(revision);
-                });
-            }
-        }
-    }
-
-    fn tell_config(&self, device: Uuid) {
-        if let Some(session) = self.by_device.get(&device).and_then(|id| self.sessions.get(id)) {
-            session.post(Mailbox::config);
-        }
-    }
-
-    /// A subnet has come, gone, or is carried by another device.
-    fn carrier_changed(&self, network: &str, old: Option<Carrier>, new: Option<Carrier>, revision: u64) {
-        let device = |carrier: Option<Carrier>| carrier.map(|carrier| carrier.device);
-        let (old, new) = (device(old), device(new));
-        if old == new {
-            return;
-        }
-        for device in [old, new].into_iter().flatten() {
-            self.tell_holders(device, revision);
-            self.tell_config(device);
-        }
-        // All others have the same route whoever carries it.
-        if old.is_none() || new.is_none() {
-            for session in self.sessions.values().filter(|session| *session.network == *network) {
-                session.post(Mailbox::config);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ const JITTER: f64 = 0.05;
 /// A renewal that gets no answer counts as failed after this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Of what is left of the certificate's life, the longest part that passes before the next attempt: it must not end while
+/// a registrar is there that would renew it.
+const LEFT: u32 = 8;
 /// Between a renewal and the next, however short-lived certificates are.
 const SHORTEST: Duration = Duration::from_secs(5);
 
@@ -27,6 +30,7 @@ pub(super) struct Renewal {
     begin: Timestamp,
     earliest: Instant,
     due: Option<Instant>,
+    expires: Instant,
     in_flight: Option<Instant>,
     backoff: Backoff,
 }
@@ -40,6 +44,7 @@ impl Renewal {
             begin: Timestamp::default(),
             earliest: Instant::default(),
             due: None,
+            expires: Instant::default(),
             in_flight: None,
             backoff,
         }
@@ -47,6 +52,7 @@ impl Renewal {
 
     /// The certificate in use, and what time it is; to be called again from time to time, since clocks get set.
     pub(super) fn set(&mut self, validity: Validity, civil: Timestamp, now: Instant, rng: &mut StdRng) {
+        self.expires = now + validity.not_after.saturating_duration_since(civil);
         if self.validity != Some(validity) {
             self.validity = Some(validity);
             self.share = SHARE + rng.random_range(-JITTER..=JITTER);
@@ -82,7 +88,8 @@ impl Renewal {
     /// The renewal failed: again, later.
     pub(super) fn failed(&mut self, now: Instant, rng: &mut StdRng) {
         self.in_flight = None;
-        self.due = Some(now + self.backoff.fail(rng));
+        let longest = ((self.expires - now) / LEFT).max(SHORTEST);
+        self.due = Some(now + self.backoff.fail(rng).min(longest));
     }
 
     /// When to look again. A renewal that is due, or has got no answer, waits for a connection.
@@ -110,5 +117,27 @@ mod tests {
         // It counts as failed once there is a connection again.
         assert!(!renewal.start(at(100), &mut rng));
         assert!(renewal.timeout(true).is_some_and(|due| due > at(100)));
+    }
+
+    #[test]
+    fn the_end_of_the_certificate_is_not_slept_through() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let civil = |seconds| Timestamp::from_epoch(Duration::from_secs(seconds));
+        let mut renewal = Renewal::new();
+        let life = Duration::from_secs(86_400);
+        let mut now = Instant::from_boot(Duration::from_secs(10));
+        let end = now + life;
+        renewal.set(Validity { not_before: civil(0), not_after: civil(86_400) }, civil(0), now, &mut rng);
+        now += life.mul_f64(0.75);
+        let mut attempts = 0;
+        while now < end {
+            assert!(renewal.start(now, &mut rng));
+            renewal.failed(now, &mut rng);
+            attempts += 1;
+            let next = renewal.timeout(true).unwrap();
+            assert!(next - now <= ((end - now) / LEFT).max(SHORTEST), "{:?} before the end", end - now);
+            now = next;
+        }
+        assert!((60..120).contains(&attempts), "{attempts}");
     }
 }

@@ -229,6 +229,17 @@ pub fn is_configured_differently(old: &Device, new: &Device) -> bool {
     configured(old) != configured(new)
 }
 
+/// Whether the device has registered as something else than before. It does so before it opens a session: one that is
+/// open meanwhile is of an earlier life of its agent, or what has just arrived is.
+pub fn is_registered_differently(old: &Device, new: &Device) -> bool {
+    fn registered(device: &Device) -> impl PartialEq + '_ {
+        let offer = device.site.as_deref().map(|site| (&site.hosts, &site.offered));
+        let offer = offer.filter(|(hosts, offered)| !hosts.is_empty() || !offered.is_empty());
+        (device.key, device.aes_256_gcm, &device.agent_version, offer)
+    }
+    registered(old) != registered(new)
+}
+
 fn policy_subject<'a>(state: &'a NetworkState, device: &'a Device) -> policy::Subject<'a> {
     policy::Subject {
         network: &state.network.label,

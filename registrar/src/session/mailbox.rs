@@ -33,6 +33,9 @@ pub enum End {
     Revoked,
     /// The device has opened another session.
     Replaced,
+    /// The device has registered as something else. If that was a late word of an earlier life of its agent, this one has
+    /// to register again.
+    Reregistered,
     /// The registrar stops.
     Shutdown,
 }

@@ -15,7 +15,7 @@ use crate::registry::{
     Device,
     index::ServiceName,
     site::Carrier,
-    view::{is_configured_differently, is_seen_differently},
+    view::{is_configured_differently, is_registered_differently, is_seen_differently},
 };
 
 #[derive(Debug, Default)]
@@ -93,6 +93,9 @@ impl Open {
             match new {
                 None => self.end(id, End::Gone),
                 Some(new) if new.revoked => self.end(id, End::Revoked),
+                Some(new) if old.is_some_and(|old| is_registered_differently(old, new)) => {
+                    self.end(id, End::Reregistered);
+                }
                 Some(_) => {}
             }
         }

@@ -377,6 +377,7 @@ fn ended(reason: End) -> Status {
         End::Gone => refused(&DeviceError::Gone),
         End::Revoked => refused(&DeviceError::Revoked),
         End::Replaced => Status::aborted("another session of this device has taken the place of this one"),
+        End::Reregistered => Status::aborted("this device has registered anew; connect again"),
         End::Shutdown => draining(),
     }
 }

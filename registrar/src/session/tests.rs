@@ -240,11 +240,18 @@ async fn holders_learn_which_ciphers_a_device_has_from_now_on() {
             attempt: 0,
             now: Timestamp::now(),
         };
-        // The second of them changes nothing.
-        for _ in 0..2 {
+        let register = async || {
             let plan = |index: &mut Index, _| plan::register::register(index, "n", device.uid, &registration);
             registrar.registry.commit(plan).await.unwrap();
-        }
+        };
+        // What is open is of another life of the agent than what has registered: it has to register again.
+        let (mut own, _) = registrar.opened(uids[1], &[]).await;
+        register().await;
+        assert_eq!(own.end().await.code(), Code::Aborted);
+        // The second registration changes nothing.
+        let (mut own, _) = registrar.opened(uids[1], &[]).await;
+        register().await;
+        assert!(own.is_quiet().await);
         let Message::PeerChanged(changed) = a.next().await else { panic!("expected PeerChanged") };
         let peer = changed.peer.unwrap();
         assert_eq!(peer.device_uid, device.uid.to_string());

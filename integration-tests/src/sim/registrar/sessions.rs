@@ -12,7 +12,7 @@ use muster_registrar::{
         Applied, Change, Device,
         device::Outside,
         plan::register,
-        view::{is_configured_differently, is_seen_differently},
+        view::{is_configured_differently, is_registered_differently, is_seen_differently},
     },
     session::mailbox::{End, Item, Mailbox},
     store::Revision,
@@ -76,6 +76,9 @@ impl Registrar {
                 }
                 (_, Some(new)) if new.revoked => {
                     own.end(End::Revoked);
+                }
+                (Some(old), Some(new)) if is_registered_differently(old, new) => {
+                    own.end(End::Reregistered);
                 }
                 (Some(old), Some(new)) => {
                     if is_configured_differently(old, new) {

@@ -173,7 +173,9 @@ impl World {
                 enroll.uid = self.uid();
                 Request::Enroll(Box::new(enroll))
             }
-            Purpose::Register { message, .. } => Request::Register { uid, message: message.clone(), now },
+            Purpose::Register { message, .. } => {
+                Request::Register { uid, message: message.clone(), now, before: Default::default() }
+            }
             Purpose::Renew { .. } => Request::Renew { uid, expiry: whole(now + self.lifetime) },
             Purpose::Leave => Request::Deregister { uid, now },
             Purpose::Lookup { by, .. } => {

@@ -1,6 +1,6 @@
 //! What is asked of a registrar that writes to the store, and the plan that each request comes to.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{cell::OnceCell, net::SocketAddr, sync::Arc, time::Duration};
 
 use muster_common::{time::Timestamp, tls::SpkiHash};
 use muster_proto::{
@@ -11,7 +11,7 @@ use muster_proto::{
 use muster_registrar::{
     registry::{
         Index,
-        device::Outside,
+        device::{Device, Outside},
         plan::{
             Outcome, Plan, device,
             enroll::{self, EnrollError, Enrolled, Enrollment},
@@ -34,7 +34,7 @@ pub(super) enum Request {
     /// A host joins.
     Enroll(Box<Enroll>),
     /// A device registers.
-    Register { uid: Uuid, message: RegisterRequest, now: Timestamp },
+    Register { uid: Uuid, message: RegisterRequest, now: Timestamp, before: OnceCell<Arc<Device>> },
     /// A session tells new endpoints.
     Endpoints { uid: Uuid, endpoints: Vec<SocketAddr>, outside: Option<Outside> },
     /// A device gets its next certificate.
@@ -96,6 +96,7 @@ impl From<DeviceError> for Refusal {
         match error {
             DeviceError::Gone | DeviceError::Revoked => Self::Device(error.to_string()),
             DeviceError::KeyTaken | DeviceError::Allocation(_) => Self::Other(error.to_string()),
+            DeviceError::Superseded => Self::Unavailable(error.to_string()),
         }
     }
 }
@@ -122,13 +123,18 @@ impl Request {
                 })?;
                 Ok(map(outcome, Reply::Enrolled))
             }
-            Self::Register { uid, message, now } => {
+            Self::Register { uid, message, now, before } => {
                 let endpoints: Vec<SocketAddr> =
                     message.private_endpoints.iter().filter_map(address).collect();
                 let key =
                     message.public_key.as_slice().try_into().map_err(|_| Refusal::Other("key".into()))?;
                 let outside = message.reachability.as_ref().map(outside);
+                let first = before.get().cloned();
+                if let Some(device) = index.device(NETWORK, *uid) {
+                    before.get_or_init(|| device.clone());
+                }
                 let registration = Registration {
+                    before: first.as_deref(),
                     key,
                     endpoints: &endpoints,
                     outside: outside.as_ref(),

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     csr,
     registry::{
-        device::{ENDPOINTS_MAX, Outside, VERSION_MAX, public_key},
+        device::{Device, ENDPOINTS_MAX, Outside, VERSION_MAX, public_key},
         field::{self, FieldError},
         plan::register::{self, DeviceError},
         site,
@@ -70,9 +70,11 @@ impl RegistrationService for Registration {
         }
         let now = Timestamp::now();
         let registry = &self.0.registry;
+        let mut before: Option<Arc<Device>> = None;
         registry
             .commit(|index, attempt| {
                 let registration = register::Registration {
+                    before: before.as_deref(),
                     key,
                     endpoints: &endpoints,
                     outside: outside.as_ref(),
@@ -85,7 +87,9 @@ impl RegistrationService for Registration {
                     attempt,
                     now,
                 };
-                register::register(index, network, uid, &registration)
+                let planned = register::register(index, network, uid, &registration);
+                before = before.take().or_else(|| index.device(network, uid).cloned());
+                planned
             })
             .await
             .map_err(status)?;

@@ -64,6 +64,7 @@ impl Refusal for DeviceError {
         match self {
             Self::Gone | Self::Revoked => Code::PermissionDenied,
             Self::KeyTaken => Code::AlreadyExists,
+            Self::Superseded => Code::Aborted,
             Self::Allocation(error) => error.code(),
         }
     }

@@ -230,6 +230,7 @@ async fn holders_learn_which_ciphers_a_device_has_from_now_on() {
     for _ in 0..2 {
         aes = !aes;
         let registration = Registration {
+            before: None,
             key: device.key.unwrap(),
             endpoints: &device.endpoints,
             outside: None,
@@ -594,6 +595,7 @@ async fn nothing_is_missed_while_everything_changes() {
                 let endpoints: [SocketAddr; 1] = [([192, 0, 2, 1], 5000 + u16::try_from(n).unwrap()).into()];
                 let key = [u8::try_from(n % 250).unwrap() + 1; 32];
                 let registration = Registration {
+                    before: None,
                     key,
                     endpoints: &endpoints,
                     outside: None,

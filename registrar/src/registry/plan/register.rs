@@ -18,6 +18,7 @@ use crate::{
         keys::{self, Owner},
         site::Host,
         state::NetworkState,
+        view::is_registered_differently,
     },
     store::Condition,
 };
@@ -39,6 +40,8 @@ pub struct Registration<'a> {
     pub aes_256_gcm: bool,
     /// Version of its agent.
     pub agent_version: &'a str,
+    /// The device as it was when this request was planned for the first time; `None` then.
+    pub before: Option<&'a Device>,
     /// How often this request has been planned before: leads to other addresses after a collision.
     pub attempt: u32,
     /// The time.
@@ -61,6 +64,9 @@ pub enum DeviceError {
         "another device of the network has this public key already; make a new key (muster-agent leave, then join)"
     )]
     KeyTaken,
+    /// The device has registered as something else while this request was under way.
+    #[error("this device has registered anew meanwhile; try again")]
+    Superseded,
     /// No address is left.
     #[error(transparent)]
     Allocation(#[from] AllocationError),
@@ -78,7 +84,8 @@ pub fn find<'a>(index: &'a Index, network: &str, uid: Uuid) -> Result<&'a Arc<De
     }
 }
 
-/// Plans Register. A registration that changes nothing writes nothing.
+/// Plans Register. A registration that changes nothing writes nothing. One that was overtaken by another one of the device is
+/// refused: it may be of an earlier life of its agent, whose last words still arrive.
 ///
 /// # Errors
 /// See [`DeviceError`].
@@ -108,6 +115,11 @@ pub fn register(
     }
     if state.devices.by_key(&request.key).is_some_and(|owner| owner.uid != uid) {
         return Err(DeviceError::KeyTaken);
+    }
+    // Of two requests of one device the one that is written last may be the older one.
+    let is_late = request.before.is_some_and(|before| is_registered_differently(before, &old));
+    if is_late && is_registered_differently(&old, &new) {
+        return Err(DeviceError::Superseded);
     }
     let reservations = reserve(state, &mut new, &BOTH, request.attempt, request.now)?;
     if new == *old {

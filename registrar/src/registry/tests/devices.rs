@@ -229,6 +229,7 @@ fn plans_stay_within_the_limits_of_a_transaction() {
     let uid = world.join(&token, "a");
     let (endpoints, now) = (["192.0.2.1:1".parse().unwrap()], world.now);
     let request = Registration {
+        before: None,
         key: [1; 32],
         endpoints: &endpoints,
         outside: None,
@@ -248,4 +249,40 @@ fn plans_stay_within_the_limits_of_a_transaction() {
     assert!(plan.txn.conditions.contains(&Condition::ModRevision(device, seen)));
     assert!(plan.txn.conditions.contains(&Condition::Absent(keys::device_key("n", &[1; 32]))));
     assert_eq!((plan.txn.conditions.len(), plan.txn.ops.len()), (3, 3));
+}
+
+/// An agent that was started anew registers while the request of its life before is still under way.
+#[test]
+fn a_registration_that_was_overtaken_is_not_written() {
+    let mut world = World::with_network(1, "10.0.0.0/24");
+    let token = world.reusable_token();
+    let uid = world.join(&token, "a");
+    world.register(0, uid, 2).unwrap();
+    let before = world.device(0, uid).unwrap().clone();
+    let endpoints = [([192, 0, 2, 1], 1002).into()];
+    let plan = |world: &mut World, agent_version| {
+        let request = Registration {
+            before: Some(&before),
+            key: [2; 32],
+            endpoints: &endpoints,
+            outside: None,
+            hosts: &[],
+            subnets: &[],
+            aes_256_gcm: before.aes_256_gcm,
+            agent_version,
+            attempt: 1,
+            now: world.now,
+        };
+        plan::register::register(&mut world.indexes[0], "n", uid, &request)
+    };
+    // Nobody has registered meanwhile, whatever else has changed.
+    world.revoke(0, "a", true).unwrap();
+    world.revoke(0, "a", false).unwrap();
+    assert!(matches!(plan(&mut world, "0"), Ok(Outcome::Write(_))));
+    // The other one has another key.
+    world.register(0, uid, 3).unwrap();
+    assert!(matches!(plan(&mut world, "0"), Err(DeviceError::Superseded)));
+    // What was written already, and is only not known to be, is no conflict.
+    world.register(0, uid, 2).unwrap();
+    assert!(matches!(plan(&mut world, "1"), Ok(Outcome::Done(()))));
 }

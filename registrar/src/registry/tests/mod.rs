@@ -234,6 +234,7 @@ impl World {
         let now = self.now;
         self.commit(registrar, |index, attempt| {
             let registration = Registration {
+                before: None,
                 key: [key; 32],
                 endpoints: &endpoints,
                 outside: None,

@@ -200,7 +200,7 @@ fn run(steps: &[Step]) {
                     }
                     Err(DeviceError::KeyTaken) => assert!(owner.is_some_and(|owner| owner != uid)),
                     Err(DeviceError::Revoked) => assert!(model.devices[&uid].revoked),
-                    Err(DeviceError::Gone) => panic!("it is there"),
+                    Err(error @ (DeviceError::Gone | DeviceError::Superseded)) => panic!("{error}"),
                     Err(DeviceError::Allocation(_)) => {
                         let used = model.devices.values().flat_map(|known| &known.addresses).count();
                         let pool: ipnet::IpNet = DEVICE_POOL.parse().unwrap();

@@ -32,6 +32,7 @@ impl World {
         let now = self.now;
         let register = |index: &mut Index, attempt| {
             let registration = Registration {
+                before: None,
                 key: device.key.unwrap(),
                 endpoints: &device.endpoints,
                 outside: None,
@@ -238,6 +239,7 @@ fn many_hosts_settle_in_transactions_of_bounded_size_and_full_pools_say_so() {
     let now = small.now;
     let register = |index: &mut Index, attempt| {
         let registration = Registration {
+            before: None,
             key: [1; 32],
             endpoints: &[],
             outside: None,

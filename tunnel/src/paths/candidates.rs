@@ -194,6 +194,11 @@ impl Candidates {
         }
     }
 
+    /// Whether `endpoint` was lost at this time or after it.
+    pub(super) fn is_lost_since(&self, endpoint: &Endpoint, since: Instant) -> bool {
+        self.get(endpoint).is_some_and(|candidate| candidate.lost.is_some_and(|lost| lost >= since))
+    }
+
     pub(super) fn set_found(&mut self, is_found: impl Fn(&Endpoint) -> bool) {
         self.0.iter_mut().filter(|c| is_found(&c.endpoint)).for_each(|candidate| candidate.lost = None);
     }

@@ -159,6 +159,11 @@ impl Paths {
         self.settle(links, now)
     }
 
+    /// Whether the director of `relay` has said at this time or after it that it does not have the peer.
+    pub(crate) fn is_unreachable_since(&self, relay: &Endpoint, since: Instant) -> bool {
+        self.candidates.is_lost_since(relay, since)
+    }
+
     /// The director says that it does not have the peer.
     pub(crate) fn unreachable(&mut self, relay: Endpoint, links: &Links, now: Instant) -> bool {
         self.candidates.set_lost(&relay, Some(now));

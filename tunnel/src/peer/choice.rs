@@ -120,13 +120,16 @@ impl Peer {
         if !self.paths.has(&relay) {
             return;
         }
+        let is_repeated =
+            self.initiation_sent.is_some_and(|sent| self.paths.is_unreachable_since(&relay, sent));
         if self.paths.unreachable(relay, &shared.links, now) {
             self.path_changed(shared, now);
         }
-        // The initiation has not arrived: the others are tried at once.
+        // The initiation has not arrived: the others are tried at once. Once, as their directors may well say the same, and so
+        // on in circles.
         let mut others = self.paths.destinations(1, self.is_up, true, &shared.links, now);
         others.retain(|other| *other != relay);
-        if self.tries() == 1 {
+        if self.tries() == 1 && !is_repeated {
             self.try_candidates(&others, shared, now);
         }
         self.probe_paths(shared, now);

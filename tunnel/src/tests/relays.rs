@@ -223,6 +223,24 @@ fn a_device_that_is_not_at_one_director_is_tried_at_the_other_at_once() {
     assert_eq!(network.take_payloads(1), [b"first"]);
 }
 
+/// Every initiation that is sent through them has the same answer.
+#[test]
+fn directors_that_do_not_have_a_device_are_asked_once_a_try() {
+    let mut network = pair([Nat::Symmetric; 2]);
+    network.internet.directors = [false, false];
+    network.send(0, 1, b"first");
+    network.trace.clear();
+    for _ in 0..20 {
+        for director in 0..2 {
+            let now = network.now;
+            network.nodes[0].tunnel.unreachable_through(DirectorId(director), handle(1), now);
+            network.collect(0);
+        }
+        network.run_millis(20);
+    }
+    assert!(network.trace.len() <= 6, "{} datagrams", network.trace.len());
+}
+
 #[test]
 fn a_host_that_was_suspended_for_an_hour_sends_through_a_director_first() {
     let mut network = pair([Nat::PortRestricted; 2]);

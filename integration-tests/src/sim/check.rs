@@ -49,15 +49,16 @@ impl World {
         self.check_directors()
     }
 
-    /// For how long a host has had a sound session at a registrar that knows of `revision`.
+    /// For how long a host that is awake has had a sound session at a registrar that knows of `revision`.
     fn session_of(&self, h: usize, revision: u64) -> Option<Duration> {
-        let running = self.hosts[h].running.as_ref().filter(|running| running.control.is_connected())?;
+        let host = self.hosts.get(h).filter(|host| host.asleep.is_none())?;
+        let running = host.running.as_ref().filter(|running| running.control.is_connected())?;
         let id = running.connection?;
         let connection = self.connections.get(&id).filter(|connection| !connection.doomed)?;
         let registrar = &self.registrars[connection.registrar];
         let since = registrar.sessions.get(&id)?.since?;
         let (_, reached) = registrar.progress.range(revision..).next()?;
-        Some(self.now.saturating_sub(since.max(*reached)))
+        Some(self.now.saturating_sub(since.max(*reached).max(host.woken)))
     }
 
     /// Lets everything heal, and checks that it does.

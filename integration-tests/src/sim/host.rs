@@ -53,6 +53,8 @@ pub(super) struct Host {
     pub(super) is_leaving: bool,
     /// Until when it is suspended: nothing runs, nothing arrives, and its clocks go on.
     pub(super) asleep: Option<Duration>,
+    /// When it went on after it had been suspended.
+    pub(super) woken: Duration,
     /// What its kernel holds for it meanwhile.
     pub(super) held_back: Vec<Event>,
 }
@@ -127,6 +129,7 @@ impl Host {
             joining: None,
             is_leaving: false,
             asleep: None,
+            woken: Duration::ZERO,
             held_back: Vec::new(),
         }
     }
@@ -286,6 +289,7 @@ impl World {
         }
         self.note(format_args!("h{h} goes on"));
         self.hosts[h].asleep = None;
+        self.hosts[h].woken = self.now;
         for event in std::mem::take(&mut self.hosts[h].held_back) {
             self.after(Duration::ZERO, event);
         }

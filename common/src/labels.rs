@@ -82,6 +82,27 @@ impl Selector {
         })
     }
 
+    /// Selects what has all of `labels`.
+    pub fn all_of(labels: &Labels) -> Self {
+        let has = |(key, value): (&String, &String)| Requirement::In(key.clone(), vec![value.clone()]);
+        Self(labels.iter().map(has).collect())
+    }
+
+    /// Selects what both select.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// A key, and values of which everything that is selected has one under it; `None` if no requirement says so.
+    pub fn one_of(&self) -> Option<(&str, &[String])> {
+        self.0.iter().find_map(|requirement| match requirement {
+            Requirement::In(key, values) => Some((&**key, &**values)),
+            Requirement::NotIn(..) | Requirement::Exists(_) | Requirement::Absent(_) => None,
+        })
+    }
+
     /// Whether the selector selects everything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

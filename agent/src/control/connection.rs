@@ -60,6 +60,7 @@ impl Control {
                     revision: self.revision,
                     held_peer_uids: self.peers.hello(),
                     held_services: self.services.hello(now),
+                    watch_virtual_services: None,
                 };
                 self.actions.push_back(Action::OpenSession { attempt, hello });
             }

@@ -52,7 +52,8 @@ impl Refusal for AdminError {
             Self::NotEmpty { .. }
             | Self::Terminating(_)
             | Self::NamespaceInUse { .. }
-            | Self::DefaultNamespace => Code::FailedPrecondition,
+            | Self::DefaultNamespace
+            | Self::Selected { .. } => Code::FailedPrecondition,
             Self::Locked(_) => Code::Unavailable,
             Self::Address { error, .. } => error.code(),
         }

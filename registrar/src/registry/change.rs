@@ -1,6 +1,6 @@
 //! What changes in the index, as it is told to those who follow.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use ipnet::IpNet;
@@ -113,6 +113,8 @@ pub struct Applied {
     /// The Services that DNS answers for differently now: they, their slices or their namespaces have changed, come or
     /// gone.
     pub services: Vec<ServiceName>,
+    /// The networks of which agents have to be told that Services with virtual IPs have changed.
+    pub virtual_services: BTreeSet<Arc<str>>,
     /// What was skipped.
     pub bad: Vec<BadValue>,
 }
@@ -127,6 +129,11 @@ impl Applied {
     ) {
         let mut effects = Effects::default();
         self.changes.push(change(state, &mut effects));
+        self.note(state, effects, now);
+    }
+
+    /// Notes what has come of changes to the Services of a network.
+    pub(super) fn note(&mut self, state: &mut NetworkState, effects: Effects, now: Timestamp) {
         state.services_changed(&effects, now);
         let network = &state.network.name;
         let names = effects.services.into_iter().map(|key| ServiceName { network: network.clone(), key });
@@ -139,6 +146,7 @@ impl Applied {
                 old: state.services.remove_service(key, effects),
                 new: None,
             });
+            state.select_anew(key, self, now);
         }
     }
 

@@ -12,6 +12,7 @@ use super::{
     named,
     namespace::Namespace,
     services::Services,
+    slice::Slice,
 };
 
 impl Index {
@@ -115,17 +116,12 @@ fn services_changes(old: Option<&Services>, new: Option<&Services>, changes: &mu
     named::differences(
         &old.services,
         &new.services,
-        |service| service.revision,
+        |was, is| was.revision == is.revision,
         |old, new| {
             changes.push(Change::Service { old, new });
         },
     );
-    named::differences(
-        &old.slices,
-        &new.slices,
-        |slice| slice.revision,
-        |old, new| {
-            changes.push(Change::EndpointSlice { old, new });
-        },
-    );
+    named::differences(&old.slices, &new.slices, Slice::is_unchanged, |old, new| {
+        changes.push(Change::EndpointSlice { old, new });
+    });
 }

@@ -133,13 +133,17 @@ impl Index {
         let bad =
             |kv: &KeyValue, error: FieldError| BadValue { key: kv.key.clone(), reason: error.to_string() };
         kvs.iter()
-            .filter_map(|kv| self.put(kv, now, &mut Applied::default()).err().map(|e| bad(kv, e)))
+            .filter_map(|kv| {
+                let mut applied = Applied { revision: kv.mod_revision, ..Applied::default() };
+                self.put(kv, now, &mut applied).err().map(|error| bad(kv, error))
+            })
             .collect()
     }
 
     /// Says that everything has been taken in, as of `revision`.
     pub fn loaded(&mut self, revision: Revision) {
         self.revision = revision;
+        self.networks.values_mut().for_each(|state| state.note_virtual_services(revision));
     }
 
     /// Applies the store's changes of one revision.
@@ -158,6 +162,21 @@ impl Index {
             }
         }
         self.revision = self.revision.max(batch.revision);
+        for change in &applied.changes {
+            let network = match change {
+                Change::Service { old, new } => new.as_ref().or(old.as_ref()).map(|service| &service.network),
+                Change::EndpointSlice { old, new } => {
+                    new.as_ref().or(old.as_ref()).map(|slice| &slice.network)
+                }
+                _ => None,
+            };
+            let Some(network) = network else { continue };
+            if let Some(state) = self.networks.get_mut(network)
+                && state.note_virtual_change(change, batch.revision)
+            {
+                applied.virtual_services.insert(network.clone());
+            }
+        }
         applied
     }
 
@@ -191,7 +210,8 @@ impl Index {
                 if old.as_ref().is_none_or(|old| is_served_differently(old, &new)) {
                     state.touch(now);
                 }
-                changes.push(Change::Device { old, new: Some(new) });
+                changes.push(Change::Device { old: old.clone(), new: Some(new.clone()) });
+                state.select_device(old.as_deref(), Some(&new), applied, now);
             }
             Key::Address { network, owner, address } => {
                 let state = self.networks.get_mut(network).ok_or_else(orphan)?;
@@ -238,6 +258,7 @@ impl Index {
                     let old = state.services.put_service(new.clone(), effects);
                     Change::Service { old, new: Some(new) }
                 });
+                state.select_anew(&named::key(namespace, name), applied, now);
             }
             Key::EndpointSlice { network, namespace, name } => {
                 let state = self.networks.get_mut(network).ok_or_else(orphan)?;
@@ -347,7 +368,8 @@ impl Index {
                 let Some(state) = self.networks.get_mut(network) else { return };
                 if let Some(old) = state.remove_device(uid) {
                     state.touch(now);
-                    changes.push(Change::Device { old: Some(old), new: None });
+                    changes.push(Change::Device { old: Some(old.clone()), new: None });
+                    state.select_device(Some(&old), None, applied, now);
                 }
             }
             Some(Key::Director { network, uid }) => {
@@ -419,11 +441,12 @@ impl Index {
         }
     }
 
-    /// Goes on with the DNS serials of `older`, which must not go back.
-    pub fn continue_serials(&mut self, older: &Self) {
+    /// Goes on after `older`, which this index takes the place of: what has been told to others must not go back.
+    pub fn continue_from(&mut self, older: &Self) {
         for (name, state) in &mut self.networks {
             if let Some(old) = older.networks.get(name) {
                 state.continue_serials(old);
+                state.continue_virtual_services(old);
             }
         }
     }

@@ -18,6 +18,8 @@ pub mod named;
 pub mod namespace;
 pub mod network;
 pub mod plan;
+pub mod selected;
+mod selection;
 pub mod service;
 pub mod services;
 pub mod shell;
@@ -27,6 +29,7 @@ pub mod state;
 mod tasks;
 pub mod token;
 pub mod view;
+pub mod virtual_services;
 
 pub use device::Device;
 pub use director::Director;

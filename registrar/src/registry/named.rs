@@ -2,8 +2,6 @@
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
-use crate::store::Revision;
-
 /// An object that has a namespace and a name.
 pub trait Keyed {
     /// As [`key`] makes it from namespace and name.
@@ -85,16 +83,16 @@ impl<T> Named<T> {
     }
 }
 
-/// Tells of every object whose revision `new` does not share with `old`, as it was and as it is.
+/// Tells of every object that is not the same in `old` and in `new`, as it was and as it is.
 pub(crate) fn differences<T: Keyed>(
     old: &Named<T>,
     new: &Named<T>,
-    revision: impl Fn(&T) -> Revision,
+    is_same: impl Fn(&T, &T) -> bool,
     mut tell: impl FnMut(Option<Arc<T>>, Option<Arc<T>>),
 ) {
     for was in old.iter() {
         let is = new.by_key(was.key());
-        if is.is_none_or(|is| revision(is) != revision(was)) {
+        if is.is_none_or(|is| !is_same(was, is)) {
             tell(Some(was.clone()), is.cloned());
         }
     }

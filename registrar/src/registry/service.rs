@@ -14,6 +14,7 @@ use prost::Message as _;
 use super::{
     field::{self, FieldError},
     named::{self, Keyed},
+    selected,
     slice::Slice,
 };
 use crate::store::Revision;
@@ -166,6 +167,8 @@ pub fn check(service: &mut admin::Service) -> Result<Checked, FieldError> {
     one_of("spec.type", &spec.r#type, &TYPES)?;
     let external_name = spec.r#type == EXTERNAL_NAME;
     field::labels("spec.selector", &spec.selector)?;
+    selected::selector(service)?;
+    let spec = service.spec.get_or_insert_default();
     let ports = ports(&mut spec.ports)?;
     if external_name {
         check_external_name(spec)?;

@@ -182,6 +182,32 @@ impl Services {
         old
     }
 
+    /// Puts slices of the devices that a Service selects in the place of `stale` ones (their keys). Returns what has
+    /// become of each.
+    pub(super) fn select(
+        &mut self,
+        service: &str,
+        made: Vec<Arc<Slice>>,
+        stale: &BTreeSet<Box<str>>,
+        effects: &mut Effects,
+    ) -> Vec<(Option<Arc<Slice>>, Option<Arc<Slice>>)> {
+        let mut changes = Vec::with_capacity(made.len() + stale.len());
+        let slices = self.slices_of.entry(service.into()).or_default();
+        for new in made {
+            slices.insert(new.key().into());
+            changes.push((self.slices.insert(new.clone()), Some(new)));
+        }
+        for key in stale {
+            slices.remove(key);
+            changes.push((self.slices.remove(key), None));
+        }
+        if slices.is_empty() {
+            self.slices_of.remove(service);
+        }
+        self.rebuild(service, effects);
+        changes
+    }
+
     pub(crate) fn remove_slice(&mut self, key: &str, effects: &mut Effects) -> Option<Arc<Slice>> {
         let old = self.slices.remove(key)?;
         if let Some(of) = old.service_key() {

@@ -359,12 +359,13 @@ impl Registry {
         let (changes, services) = {
             let mut current = self.write();
             let changed = (current.changes_to(&index), current.services_changed_to(&index));
-            index.continue_serials(&current);
+            index.continue_from(&current);
             *current = index;
             changed
         };
         tracing::warn!(revision, changes = changes.len(), "the registry was loaded anew");
-        self.publish(&[Arc::new(Applied { revision, changes, services, bad })]);
+        let virtual_services = self.read().networks().map(|state| state.network.name.clone()).collect();
+        self.publish(&[Arc::new(Applied { revision, changes, services, virtual_services, bad })]);
         Ok(stream)
     }
 

@@ -6,6 +6,7 @@ use muster_common::name::Label;
 use muster_dns::directory::{Endpoint, Port};
 use muster_proto::admin;
 use prost::Message as _;
+use uuid::Uuid;
 
 use super::{
     field::{self, FieldError},
@@ -39,6 +40,8 @@ pub struct Slice {
     pub ready: Vec<Endpoint>,
     /// The message, as it is stored.
     pub stored: admin::EndpointSlice,
+    /// Uids of the devices in it, in order, if a Service has selected them; `None` if it was made by hand.
+    pub selected: Option<Box<[Uuid]>>,
     /// Revision of its last change.
     pub revision: Revision,
     key: Box<str>,
@@ -59,6 +62,17 @@ impl Slice {
     /// Key of its Service, as [`named::key`] makes it.
     pub fn service_key(&self) -> Option<Box<str>> {
         self.service.as_ref().map(|service| named::key(self.namespace.as_str(), service.as_str()))
+    }
+
+    /// Whether all is the same but the revision.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.stored == other.stored && self.selected == other.selected
+    }
+
+    /// Whether it has not changed between two indexes. Those that are not stored have the revision of what changed them
+    /// last, which an index that has just been loaded does not know.
+    pub(crate) fn is_unchanged(&self, newer: &Self) -> bool {
+        if self.selected.is_some() { self.is_like(newer) } else { self.revision == newer.revision }
     }
 
     /// As the admin API shows it.
@@ -115,7 +129,8 @@ impl Slice {
         let ports = ports(&mut stored.ports)?;
         let ready = endpoints(&stored.endpoints, is_v4, &ports)?;
         let key = named::key(namespace.as_str(), &name);
-        Ok(Self { network: network.clone(), namespace, name, service, ready, stored, revision, key })
+        let network = network.clone();
+        Ok(Self { network, namespace, name, service, ready, stored, selected: None, revision, key })
     }
 }
 

@@ -18,9 +18,11 @@ use super::{
     field,
     keys::Owner,
     network::Network,
+    selection::Selection,
     services::{Effects, Services, View},
     site::Carrier,
     token::Token,
+    virtual_services::VirtualServices,
 };
 use crate::{
     allocation::{Pool, PoolKind},
@@ -40,6 +42,10 @@ pub struct NetworkState {
     pub tokens: BTreeMap<Box<str>, Arc<Token>>,
     /// Its namespaces, Services and EndpointSlices.
     pub services: Services,
+    /// Which devices its Services select.
+    pub(super) selection: Selection,
+    /// What agents are told of Services that have virtual IPs.
+    pub(super) virtual_services: VirtualServices,
     /// The subnets of sites that are carried, and by which device.
     pub carriers: BTreeMap<IpNet, Carrier>,
     /// Devices that carry something for hosts without an agent, or want or may.
@@ -65,6 +71,8 @@ impl NetworkState {
             directors: Directors::default(),
             tokens: BTreeMap::new(),
             services: Services::default(),
+            selection: Selection::default(),
+            virtual_services: VirtualServices::default(),
             carriers: BTreeMap::new(),
             sites: BTreeSet::new(),
             serial: unix(now),

@@ -57,6 +57,8 @@ pub enum Item {
     Peer(Uuid),
     /// A held Service that is answered for differently, by its key.
     Service(Arc<str>),
+    /// The Services that have virtual IPs.
+    VirtualServices,
     /// Everything up to this revision has been sent.
     Bookmark(Revision),
 }
@@ -76,6 +78,9 @@ pub struct Mailbox {
     /// The Services that are held, by key, and whether a change of each waits.
     services: BTreeMap<Arc<str>, bool>,
     changed: VecDeque<Arc<str>>,
+    /// Whether the device asks for Services that have virtual IPs.
+    watches_virtual_services: bool,
+    virtual_services: bool,
     bookmark: Option<Revision>,
 }
 
@@ -134,6 +139,19 @@ impl Mailbox {
         let mut held: Vec<Uuid> = self.held.iter().copied().collect();
         held.sort_unstable();
         held.into_iter().for_each(|peer| self.peer(peer));
+    }
+
+    /// The device asks for the Services that have virtual IPs.
+    pub fn watch_virtual_services(&mut self) {
+        self.watches_virtual_services = true;
+        self.virtual_services = true;
+    }
+
+    /// The Services that have virtual IPs have changed, or there is more to be sent of them. Says whether the device asks
+    /// for them.
+    pub fn virtual_services(&mut self) -> bool {
+        self.virtual_services = self.watches_virtual_services;
+        self.virtual_services
     }
 
     /// Once what waits now has been sent, everything up to `revision` has.
@@ -210,6 +228,9 @@ impl Mailbox {
         if let Some(peer) = self.peers.pop_front() {
             self.waiting.remove(&peer);
             return Some(Item::Peer(peer));
+        }
+        if std::mem::take(&mut self.virtual_services) {
+            return Some(Item::VirtualServices);
         }
         while let Some(service) = self.changed.pop_front() {
             // Those that were released meanwhile are passed over.

@@ -382,6 +382,9 @@ impl Hub {
                 | Change::EndpointSlice { .. } => {}
             }
         }
+        for network in &applied.virtual_services {
+            open.virtual_services_changed(network);
+        }
         for service in &applied.services {
             open.service_changed(service, applied.revision);
         }

@@ -8,7 +8,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Session,
+    Session, lock,
     mailbox::{End, Mailbox},
 };
 use crate::registry::{
@@ -74,6 +74,15 @@ impl Open {
                     mailbox.service(&service.key);
                     mailbox.bookmark(revision);
                 });
+            }
+        }
+    }
+
+    /// The Services of a network that have virtual IPs have changed.
+    pub(super) fn virtual_services_changed(&self, network: &str) {
+        for session in self.sessions.values().filter(|session| *session.network == *network) {
+            if lock(&session.mailbox).virtual_services() {
+                session.ready.notify_one();
             }
         }
     }

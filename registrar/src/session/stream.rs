@@ -7,7 +7,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, st
 use muster_common::{name::Label, time::Instant};
 use muster_proto::registration::{
     Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RootsChanged, ServiceChanged, SessionHello,
-    SessionRequest, SessionResponse, session_request, session_response::Message,
+    SessionRequest, SessionResponse, WatchVirtualServices, session_request, session_response::Message,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use crate::{
         field::{self, FieldError},
         named,
         plan::register::{self, DeviceError},
+        virtual_services::Cursor,
     },
     store::Revision,
 };
@@ -56,6 +57,7 @@ where
         inbound,
         roots,
         registered: None,
+        virtual_services: None,
         writing: None,
         ways: None,
         ended: false,
@@ -88,6 +90,8 @@ struct Running<S> {
     roots: watch::Receiver<Vec<CertificateDer<'static>>>,
     /// Once the agent has said hello.
     registered: Option<Registered>,
+    /// How far the device has been told of the Services that have virtual IPs, if it asks for them.
+    virtual_services: Option<Cursor>,
     /// Ways that are being written.
     writing: Option<BoxFuture<'static, Written>>,
     /// Ways that are to be written next, and how long to wait before.
@@ -156,12 +160,18 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Some(Err(status)) => return Err(status),
             None => return Err(Status::cancelled("the agent ended the session before it began")),
         };
-        let SessionHello { mut revision, held_peer_uids, held_services } = hello;
+        let SessionHello { mut revision, held_peer_uids, held_services, watch_virtual_services } = hello;
+        let mut watch = watch_virtual_services;
         let held = uids("hello.held_peer_uids", &held_peer_uids)?;
         let services = services("hello.held_services", &held_services)?;
         // The agent may come from a registrar that was faster. Of a store that never had the revision, all is new.
         if self.hub.registry.reached(revision).await.is_err() {
             revision = 0;
+        }
+        if let Some(watch) = &mut watch
+            && self.hub.registry.reached(watch.revision).await.is_err()
+        {
+            watch.revision = 0;
         }
         // First in the hub, then in the index: what changes in between is sent twice, and never missed.
         let registered = self.hub.open(self.network.clone(), self.device).map_err(|Draining| draining())?;
@@ -174,6 +184,10 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             let index = self.hub.registry.read();
             register::find(&index, &self.network, self.device).map_err(|e| refused(&e))?;
             let state = index.network(&self.network);
+            let from = |watch: WatchVirtualServices| {
+                Some(state?.virtual_services_from(watch.revision, watch.digest))
+            };
+            self.virtual_services = watch.and_then(from);
             let is_new = |uid: &Uuid| {
                 let state =
                     state.filter(|state| state.network.revision.max(state.directors.revision) <= revision);
@@ -183,6 +197,9 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             let new: Vec<Uuid> = held.into_iter().filter(is_new).collect();
             registered.session.post(|mailbox| {
                 mailbox.config();
+                if self.virtual_services.is_some() {
+                    mailbox.watch_virtual_services();
+                }
                 new.into_iter().for_each(|peer| mailbox.peer(peer));
                 changed.iter().for_each(|service| mailbox.service(service));
                 mailbox.bookmark(now);
@@ -208,7 +225,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
     }
 
     /// The message that `item` asks for; `None` if there is nothing to tell any more.
-    fn message(&self, item: Item) -> Option<Result<Message, Status>> {
+    fn message(&mut self, item: Item) -> Option<Result<Message, Status>> {
         let message = match item {
             Item::End(reason) => {
                 self.hub.ended.inc();
@@ -252,6 +269,18 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                 let (namespace, name) = named::parts(&key);
                 let (namespace, name) = (namespace.to_owned(), name.to_owned());
                 Message::ServiceChanged(ServiceChanged { namespace, name })
+            }
+            Item::VirtualServices => {
+                let index = self.hub.registry.read();
+                let (state, cursor) = (index.network(&self.network)?, self.virtual_services.as_mut()?);
+                let (changed, is_more) = state.virtual_services_after(cursor, index.revision());
+                drop(index);
+                if is_more && let Some(registered) = &self.registered {
+                    registered.session.post(|mailbox| {
+                        mailbox.virtual_services();
+                    });
+                }
+                Message::VirtualServicesChanged(changed)
             }
             Item::Bookmark(revision) => Message::Bookmark(Bookmark { revision }),
         };

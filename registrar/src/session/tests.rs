@@ -17,6 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+mod virtual_services;
+
 use super::{Hub, run};
 use crate::{
     registry::{
@@ -67,6 +69,7 @@ impl Fixture {
             revision,
             held_peer_uids: held.iter().map(Uuid::to_string).collect(),
             held_services: Vec::new(),
+            watch_virtual_services: None,
         }));
         session
     }
@@ -80,6 +83,7 @@ impl Fixture {
             revision,
             held_peer_uids: Vec::new(),
             held_services: services.iter().map(|name| (*name).to_owned()).collect(),
+            watch_virtual_services: None,
         }));
         assert!(matches!(session.next().await, Message::Config(_)));
         let mut changed = Vec::new();

@@ -165,6 +165,17 @@ pub enum AdminError {
     /// The default namespace is to be deleted.
     #[error("namespace \"default\" cannot be deleted: every network has it; delete what is in it instead")]
     DefaultNamespace,
+    /// An EndpointSlice that nobody can change.
+    #[error(
+        "endpointslice {slice:?} has the devices that service {service:?} selects; change its spec.selector, or the labels \
+         of devices: muster label device NAME KEY=VALUE"
+    )]
+    Selected {
+        /// The slice.
+        slice: String,
+        /// The Service.
+        service: String,
+    },
     /// A chosen address cannot be had.
     #[error("{path}: {error}")]
     Address {

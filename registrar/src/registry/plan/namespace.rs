@@ -145,7 +145,8 @@ fn contents(state: &NetworkState, name: &str, now: Timestamp) -> Txn {
     let services = state.services.services.within(name, "").take(MAX_TXN_OPS / OPS_EACH);
     let mut txn = services.fold(Txn::new(), |txn, service| remove_service(txn, service, now));
     let room = MAX_TXN_OPS - txn.ops.len();
-    for slice in state.services.slices.within(name, "").take(room) {
+    let stored = state.services.slices.within(name, "").filter(|slice| slice.selected.is_none());
+    for slice in stored.take(room) {
         txn = remove_slice(txn, slice);
     }
     txn

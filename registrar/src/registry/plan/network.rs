@@ -230,7 +230,7 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
     check_empty(state)?;
     let locked = Condition::ModRevision(keys::network_lock(name), lock);
     let services = &state.services;
-    let slices = services.slices.iter();
+    let slices = services.slices.iter().filter(|slice| slice.selected.is_none());
     let slices = slices.map(|slice| keys::endpoint_slice(name, slice.namespace.as_str(), &slice.name));
     // A Service goes after its addresses: without it, they would not be found.
     let services_keys = services.services.iter().flat_map(|service| {

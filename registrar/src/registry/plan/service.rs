@@ -405,7 +405,8 @@ pub fn delete(
     check_version(KIND, service.name.as_str(), version, service.revision)?;
     let slices = || {
         let services = &index.network(network)?.services;
-        Some(services.slices_of(service.namespace.as_str(), service.name.as_str()))
+        let slices = services.slices_of(service.namespace.as_str(), service.name.as_str());
+        Some(slices.filter(|slice| slice.selected.is_none()))
     };
     let last = remove_service(Txn::new(), service, now);
     let count = slices().map_or(0, Iterator::count);

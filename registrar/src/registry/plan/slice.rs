@@ -9,7 +9,7 @@ use super::{
     set_meta, short, when_namespace, when_open,
 };
 use crate::{
-    registry::{index::Index, keys, slice::Slice},
+    registry::{field::FieldError, index::Index, keys, selected, slice::Slice},
     store::{Condition, Revision, Txn},
 };
 
@@ -30,6 +30,13 @@ pub fn create(
     let state = find(index, &meta.network)?;
     let network = &state.network.name;
     let slice = Slice::check(admin::EndpointSlice { metadata: Some(meta), ..request.clone() }, network, 0)?;
+    if slice.name.ends_with(selected::SUFFIX) {
+        let reason = format!(
+            "ends with {:?}, as the slices of devices that a Service selects do; choose another",
+            selected::SUFFIX
+        );
+        return Err(FieldError::new("metadata.name", reason).into());
+    }
     if let Some(found) = state.services.slices.get(slice.namespace.as_str(), &slice.name) {
         if found.uid() == slice.uid() {
             return Ok(Outcome::Done(found.to_proto()));
@@ -55,7 +62,7 @@ pub fn update(
     mask: Option<&pbjson_types::FieldMask>,
 ) -> Result<Outcome<admin::EndpointSlice>, AdminError> {
     let meta = request.metadata.clone().unwrap_or_default();
-    let old = get(index, &meta.network, &meta.namespace, &meta.name)?;
+    let old = made_by_hand(get(index, &meta.network, &meta.namespace, &meta.name)?)?;
     let paths = masked(mask, &MUTABLE)?;
     immutable("metadata.uid", &meta.uid, old.uid())?;
     immutable("addressType", &request.address_type, &old.stored.address_type)?;
@@ -88,9 +95,19 @@ pub fn delete(
     name: &str,
     version: Revision,
 ) -> Result<Outcome<()>, AdminError> {
-    let old = get(index, network, namespace, name)?;
+    let old = made_by_hand(get(index, network, namespace, name)?)?;
     check_version(KIND, &old.name, version, old.revision)?;
     Ok(Outcome::Write(Plan::new(remove_slice(Txn::new(), old), ())))
+}
+
+/// Refuses slices that nobody can change.
+fn made_by_hand(slice: &Slice) -> Result<&Slice, AdminError> {
+    match &slice.service {
+        Some(service) if slice.selected.is_some() => {
+            Err(AdminError::Selected { slice: slice.name.to_string(), service: service.to_string() })
+        }
+        _ => Ok(slice),
+    }
 }
 
 /// Finds an EndpointSlice; no namespace means `default`.

@@ -5,9 +5,11 @@ mod devices;
 mod directors;
 mod namespaces;
 mod random;
+mod selected;
 mod services;
 mod shell;
 mod sites;
+mod virtual_services;
 
 use std::time::Duration;
 

@@ -50,6 +50,8 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// The host's resolver for names of the network.
     pub resolver: Resolver,
+    /// Services of the network.
+    pub services: Services,
     /// What this host speaks for beside itself.
     pub site: Site,
     /// Metrics and health.
@@ -137,6 +139,14 @@ pub struct StubDomain {
     pub ca: PathBuf,
 }
 
+/// The `[services]` section.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Services {
+    /// Whether this host reaches Services by their virtual IPs.
+    pub virtual_ips: bool,
+}
+
 /// The `[site]` section: hosts without an agent, and subnets, that are reached through this host. An operator decides on
 /// both; nothing is forwarded before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +187,7 @@ impl Default for Config {
             interface: Interface::default(),
             tunnel: Tunnel::default(),
             resolver: Resolver::default(),
+            services: Services::default(),
             site: Site::default(),
             http: Http::default(),
             log: LogConfig::default(),
@@ -215,6 +226,12 @@ impl Default for Resolver {
             ndots: 1,
             stub: Vec::new(),
         }
+    }
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self { virtual_ips: true }
     }
 }
 

@@ -16,6 +16,7 @@ pub mod keys;
 pub mod local_api;
 pub mod metrics;
 pub mod netcheck;
+pub mod nftables;
 pub mod ping;
 pub mod port_mapping;
 pub mod private_addresses;
@@ -27,6 +28,7 @@ pub mod session;
 pub mod site;
 pub mod state;
 pub mod tun;
+pub mod virtual_ips;
 pub mod writer;
 
 pub use muster_net as udp;

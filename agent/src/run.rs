@@ -31,6 +31,7 @@ mod names;
 mod readiness;
 mod registrar;
 mod relays;
+mod services;
 mod status;
 
 use self::arrivals::{change, completion, mapping, receive};
@@ -48,6 +49,7 @@ use crate::{
     renewal,
     session::{DeregisterError, Session},
     state::{Identity, Lock, Peers, State},
+    virtual_ips::{VirtualIps, table::Place},
     writer::{Write, Writer},
 };
 
@@ -109,6 +111,8 @@ struct Inputs {
     held: Option<watch::Receiver<u64>>,
     leaving: Option<oneshot::Receiver<Result<(), DeregisterError>>>,
     port_mapping: Option<PortMapping>,
+    /// Changes when all Services with virtual IPs have to be asked for anew.
+    lost: Option<watch::Receiver<u64>>,
 }
 
 struct Agent {
@@ -121,7 +125,9 @@ struct Agent {
     control: Control,
     host: Host,
     shared: Arc<Shared>,
-    writer: Writer,
+    writer: Arc<Writer>,
+    /// `None` if this host does without.
+    virtual_ips: Option<VirtualIps>,
     metrics: Metrics,
     paths: relays::Paths,
     readiness: Readiness,
@@ -179,6 +185,9 @@ impl Agent {
         let pools = device_config.iter().flat_map(control::pools).collect();
         let exclusions = Exclusions { interface: config.interface.name.clone(), pools };
         let addresses = private_addresses::watch(exclusions).await?;
+        let writer =
+            Arc::new(Writer::start(state.clone()).context("cannot start a thread that writes state")?);
+        let (virtual_ips, virtual_services, lost) = services::start(config, &state, &writer, &registries);
         let start = Start {
             device_uid: identity.device_uid.clone(),
             public_key,
@@ -190,6 +199,7 @@ impl Agent {
             peers: held.peers,
             revision: held.revision,
             private_endpoints: endpoints(&addresses.borrow(), host.port()),
+            virtual_services,
         };
         let seed = u64::from_le_bytes(keys::seed()?);
         let mut control = Control::new(start, seed, Instant::now());
@@ -226,10 +236,12 @@ impl Agent {
             held: None,
             leaving: None,
             port_mapping,
+            lost,
         };
         let agent = Self {
             config: config.clone(),
-            writer: Writer::start(state.clone()).context("cannot start a thread that writes state")?,
+            writer,
+            virtual_ips,
             state,
             identity,
             validity,
@@ -321,6 +333,9 @@ impl Agent {
                 mapped = mapping(&mut inputs.port_mapping), if inputs.port_mapping.is_some() => {
                     self.control.handle_mapped(mapped, Instant::now());
                 }
+                Some(()) = change(&mut inputs.lost) => {
+                    self.control.handle_virtual_services_lost(Instant::now());
+                }
                 Some(()) = completion(&mut inputs.names_resolve) => self.names_do_resolve(),
                 Some(()) = change(&mut inputs.held) => self.plan_held(),
                 Some(result) = completion(&mut inputs.leaving) => {
@@ -409,6 +424,14 @@ impl Agent {
                         // Tunnels that work are not given up because something new does not.
                         Err(error) if configured => self.repair_later(&error),
                         Err(error) => return Err(error),
+                    }
+                    if let Some(virtual_ips) = &self.virtual_ips {
+                        virtual_ips.move_to(Place::new(&settings));
+                    }
+                }
+                Action::VirtualServices(changed) => {
+                    if let Some(virtual_ips) = &self.virtual_ips {
+                        virtual_ips.take(*changed);
                     }
                 }
                 Action::Datapath(command) => self.host.tell(command).await,

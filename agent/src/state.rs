@@ -19,6 +19,7 @@ pub use muster_enrollment::{Lock, StateError, pem};
 const CONFIG: &str = "config";
 const PEERS: &str = "peers";
 const NAMES: &str = "names";
+const VIRTUAL_SERVICES: &str = "virtual-services";
 
 /// The peers held, and the session revision up to which they are right.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -70,18 +71,36 @@ impl State {
 
     /// The resolver's cache as it was, in the resolver's own encoding.
     pub fn names(&self) -> Option<Vec<u8>> {
-        let text: String = self.read_or_set_aside(NAMES)?;
-        BASE64_STANDARD.decode(text).ok()
+        self.bytes(NAMES)
     }
 
     /// Stores the resolver's cache.
     pub fn set_names(&self, names: &[u8]) -> Result<(), StateError> {
-        self.write(NAMES, &BASE64_STANDARD.encode(names))
+        self.set_bytes(NAMES, names)
+    }
+
+    /// The Services that have virtual IPs, in the registrar's own encoding.
+    pub fn virtual_services(&self) -> Option<Vec<u8>> {
+        self.bytes(VIRTUAL_SERVICES)
+    }
+
+    /// Stores the Services that have virtual IPs.
+    pub fn set_virtual_services(&self, services: &[u8]) -> Result<(), StateError> {
+        self.set_bytes(VIRTUAL_SERVICES, services)
+    }
+
+    fn bytes(&self, kind: &str) -> Option<Vec<u8>> {
+        let text: String = self.read_or_set_aside(kind)?;
+        BASE64_STANDARD.decode(text).ok()
+    }
+
+    fn set_bytes(&self, kind: &str, bytes: &[u8]) -> Result<(), StateError> {
+        self.write(kind, &BASE64_STANDARD.encode(bytes))
     }
 
     /// Removes everything, also what had been set aside: the host has left.
     pub fn remove(&self) -> Result<(), StateError> {
-        self.remove_all(&[CONFIG, PEERS, NAMES])
+        self.remove_all(&[CONFIG, PEERS, NAMES, VIRTUAL_SERVICES])
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Write {
     Peers(Peers),
     /// The resolver's cache.
     Names(Vec<u8>),
+    /// The Services that have virtual IPs, in the registrar's own encoding.
+    VirtualServices(Vec<u8>),
 }
 
 /// What waits for the disk: of each kind only the newest, however long the disk takes.
@@ -27,6 +29,7 @@ struct Waiting {
     config: Option<Write>,
     peers: Option<Write>,
     names: Option<Write>,
+    virtual_services: Option<Write>,
     closed: bool,
 }
 
@@ -36,12 +39,14 @@ impl Waiting {
             Write::Config(_) => &mut self.config,
             Write::Peers(_) => &mut self.peers,
             Write::Names(_) => &mut self.names,
+            Write::VirtualServices(_) => &mut self.virtual_services,
         };
         *slot = Some(write);
     }
 
     fn take(&mut self) -> Option<Write> {
-        [&mut self.config, &mut self.peers, &mut self.names].into_iter().find_map(Option::take)
+        let slots = [&mut self.config, &mut self.peers, &mut self.names, &mut self.virtual_services];
+        slots.into_iter().find_map(Option::take)
     }
 }
 
@@ -116,6 +121,7 @@ fn perform(state: &State, write: Write) -> Result<(), StateError> {
         Write::Config(config) => state.set_config(&config),
         Write::Peers(peers) => state.set_peers(&peers),
         Write::Names(names) => state.set_names(&names),
+        Write::VirtualServices(services) => state.set_virtual_services(&services),
     }
 }
 

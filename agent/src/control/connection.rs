@@ -60,7 +60,7 @@ impl Control {
                     revision: self.revision,
                     held_peer_uids: self.peers.hello(),
                     held_services: self.services.hello(now),
-                    watch_virtual_services: None,
+                    watch_virtual_services: self.virtual_services.hello(),
                 };
                 self.actions.push_back(Action::OpenSession { attempt, hello });
             }
@@ -123,6 +123,11 @@ impl Control {
             }
             Some(Message::Bookmark(bookmark)) => self.revision = bookmark.revision,
             Some(Message::ServiceChanged(changed)) => self.services.changed(changed),
+            Some(Message::VirtualServicesChanged(part)) => {
+                if let Some(changed) = self.virtual_services.take(part) {
+                    self.actions.push_back(Action::VirtualServices(Box::new(changed)));
+                }
+            }
             None => {}
         }
         self.settle(now);

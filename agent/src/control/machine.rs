@@ -24,6 +24,7 @@ use super::{
     registrars::Registrars,
     renewal::Renewal,
     services::Services,
+    virtual_services::VirtualServices,
 };
 use crate::{datapath::Event, resolver::HeldService};
 
@@ -52,6 +53,7 @@ pub struct Control {
     pub(super) revision: u64,
     pub(super) lookups: Lookups,
     pub(super) services: Services,
+    pub(super) virtual_services: VirtualServices,
     pub(super) directors: Directors,
     /// What the gateway maps to this device's tunnel.
     pub(super) mapped: Option<SocketAddr>,
@@ -93,6 +95,7 @@ impl Control {
             revision: start.revision,
             lookups: Lookups::default(),
             services: Services::default(),
+            virtual_services: VirtualServices::new(start.virtual_services),
             directors: Directors::default(),
             mapped: None,
             told: Told::default(),
@@ -206,6 +209,15 @@ impl Control {
     /// The resolver has names of these Services now, and of no others. To be called whenever that changes.
     pub fn handle_services_held(&mut self, services: Vec<HeldService>, now: Instant) {
         self.services.hold(services, now);
+        self.settle(now);
+    }
+
+    /// What was told of the Services that have virtual IPs does not fit together: all of it is asked for.
+    pub fn handle_virtual_services_lost(&mut self, now: Instant) {
+        self.virtual_services.forget();
+        if matches!(self.link, Link::Opening { .. } | Link::Open { .. }) {
+            self.reconnect("what it told of Services does not fit together", now);
+        }
         self.settle(now);
     }
 

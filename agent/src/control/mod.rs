@@ -20,6 +20,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod view;
+mod virtual_services;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -27,7 +28,10 @@ use std::{
 };
 
 use muster_common::time::Timestamp;
-use muster_proto::registration::{DeviceConfig, Peer, RegisterRequest, SessionHello, SessionRequest};
+use muster_proto::registration::{
+    DeviceConfig, Peer, RegisterRequest, SessionHello, SessionRequest, VirtualServicesChanged,
+    WatchVirtualServices,
+};
 use muster_tunnel::DirectorId;
 
 pub use directors::{DirectorEvent, DirectorTarget, DirectorView, Role, Way};
@@ -77,6 +81,8 @@ pub struct Start {
     pub revision: u64,
     /// Where this device's tunnel is reached on its own networks, best first.
     pub private_endpoints: Vec<SocketAddr>,
+    /// Up to where the Services that have virtual IPs are known; `None` if this host does without.
+    pub virtual_services: Option<WatchVirtualServices>,
 }
 
 /// What the shell is to do. Results come back through `handle_*` with the attempt or id of the action.
@@ -144,6 +150,8 @@ pub enum Action {
     ForgetName(String),
     /// Forget what is cached of the names of these Services: they have changed.
     ForgetServices(Vec<HeldService>),
+    /// Take in what has changed of the Services that have virtual IPs.
+    VirtualServices(Box<VirtualServicesChanged>),
     /// Trust these roots (DER) from now on.
     ReplaceRoots(Vec<Vec<u8>>),
     /// Write to disk.

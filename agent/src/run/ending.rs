@@ -86,6 +86,9 @@ impl Agent {
             let (revision, peers) = self.control.held_peers();
             self.writer.write(Write::Peers(Peers { revision, peers }));
         }
+        if let Some(virtual_ips) = self.virtual_ips.take() {
+            virtual_ips.stop().await;
+        }
         self.host.remove().await;
         let writer = self.writer;
         let _ = tokio::task::spawn_blocking(move || drop(writer)).await;

@@ -22,4 +22,5 @@ mod site;
 mod stream;
 mod threads;
 mod tun;
+mod virtual_ips;
 mod wireguard_go;

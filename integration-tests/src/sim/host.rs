@@ -184,6 +184,7 @@ impl World {
             peers: disk.peers,
             revision: disk.revision,
             private_endpoints: host.place.addresses.clone(),
+            virtual_services: None,
         };
         let config =
             Config { private_key, seed: self.rng.random(), mtu: 1420, handshake_rate: 0, accepts_aes: aes };

@@ -265,7 +265,7 @@ impl World {
                     changes: registrar.index.changes_to(&index),
                     ..Applied::default()
                 };
-                index.continue_serials(&registrar.index);
+                index.continue_from(&registrar.index);
                 registrar.index = index;
                 registrar.progress.insert(applied.revision, now);
                 registrar.changed(&applied);

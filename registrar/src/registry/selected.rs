@@ -194,7 +194,7 @@ impl NetworkState {
                 namespace: service.namespace.to_string(),
                 network: service.network.to_string(),
                 labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-                creation_timestamp: meta.and_then(|meta| meta.creation_timestamp.clone()),
+                creation_timestamp: meta.and_then(|meta| meta.creation_timestamp),
                 ..Default::default()
             }),
             address_type: if part.is_v4 { "IPv4" } else { "IPv6" }.to_owned(),

@@ -18,6 +18,9 @@ use super::{
     slice::Slice,
 };
 
+/// An object as it was and as it is.
+pub(super) type Versions<T> = (Option<Arc<T>>, Option<Arc<T>>);
+
 /// A Service as DNS answers for it.
 pub type View = directory::Service;
 
@@ -190,7 +193,7 @@ impl Services {
         made: Vec<Arc<Slice>>,
         stale: &BTreeSet<Box<str>>,
         effects: &mut Effects,
-    ) -> Vec<(Option<Arc<Slice>>, Option<Arc<Slice>>)> {
+    ) -> Vec<Versions<Slice>> {
         let mut changes = Vec::with_capacity(made.len() + stale.len());
         let slices = self.slices_of.entry(service.into()).or_default();
         for new in made {

@@ -110,14 +110,12 @@ impl NetworkState {
     pub(super) fn note_virtual_change(&mut self, change: &Change, revision: Revision) -> bool {
         match change {
             Change::Service { old, new } => {
-                let keys = [old, new].into_iter().flatten().map(|service| service.key());
-                let keys: BTreeSet<Box<str>> = keys.map(Into::into).collect();
-                keys.iter().fold(false, |told, key| self.note_virtual_service(key, revision) || told)
+                let service = new.as_ref().or(old.as_ref());
+                service.is_some_and(|service| self.note_virtual_service(service.key(), revision))
             }
             Change::EndpointSlice { old, new } => {
-                let keys = [old, new].into_iter().flatten().map(|slice| slice.key());
-                let keys: BTreeSet<Box<str>> = keys.map(Into::into).collect();
-                keys.iter().fold(false, |told, key| self.note_virtual_endpoints(key, revision) || told)
+                let slice = new.as_ref().or(old.as_ref());
+                slice.is_some_and(|slice| self.note_virtual_endpoints(slice.key(), revision))
             }
             _ => false,
         }

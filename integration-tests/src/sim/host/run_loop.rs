@@ -215,7 +215,10 @@ impl World {
                     Persist::Peers => (disk.revision, disk.peers) = (revision, peers),
                 }
             }
-            Action::ReplaceRoots(_) | Action::ForgetName(_) | Action::ForgetServices(_) => {}
+            Action::ReplaceRoots(_)
+            | Action::ForgetName(_)
+            | Action::ForgetServices(_)
+            | Action::VirtualServices(_) => {}
         }
         Ok(())
     }

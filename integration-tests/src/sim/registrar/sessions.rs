@@ -314,7 +314,7 @@ impl World {
                         let Some(config) = config else { continue };
                         Message::Config(config)
                     }
-                    Item::Roots | Item::Service(_) => continue,
+                    Item::Roots | Item::Service(_) | Item::VirtualServices => continue,
                     Item::Drain(within) => Message::Drain(Drain {
                         within: Some(pbjson_types::Duration {
                             seconds: within.as_secs().try_into().unwrap_or(0),

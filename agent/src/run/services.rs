@@ -1,0 +1,40 @@
+//! How virtual IPs begin with the agent.
+
+use std::sync::Arc;
+
+use muster_common::telemetry;
+use muster_proto::registration::WatchVirtualServices;
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    state::State,
+    virtual_ips::{Started, VirtualIps},
+    writer::Writer,
+};
+
+type Services = (Option<VirtualIps>, Option<WatchVirtualServices>, Option<watch::Receiver<u64>>);
+
+/// Starts what keeps virtual IPs, if this host is to have them and can. Without them everything else works.
+pub(super) fn start(
+    config: &Config,
+    state: &State,
+    writer: &Arc<Writer>,
+    registries: &telemetry::Metrics,
+) -> Services {
+    let interface = &config.interface.name;
+    if !config.services.virtual_ips {
+        if let Err(error) = VirtualIps::sweep(interface) {
+            tracing::debug!(%error, "no virtual IPs of an earlier start are removed");
+        }
+        return (None, None, None);
+    }
+    let stored = state.virtual_services();
+    match VirtualIps::start(interface, stored.as_deref(), Arc::clone(writer), registries) {
+        Ok(Started { virtual_ips, known, lost }) => (Some(virtual_ips), Some(known), Some(lost)),
+        Err(error) => {
+            tracing::error!(%error, "this host has no virtual IPs of Services");
+            (None, None, None)
+        }
+    }
+}

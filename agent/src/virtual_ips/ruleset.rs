@@ -1,0 +1,417 @@
+//! A [`Table`] as nf_tables has it: one map says which chain deals with a virtual IP and port, one chain there is for each
+//! number of endpoints that a frontend can have, and one map says what its endpoints are. So a frontend costs a few elements
+//! of maps, and no rule.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use super::table::{Change, Frontend, Place, Table, Target};
+use crate::nftables::{
+    Batch, Expression,
+    expression::{Base, Connection, Meta, Register},
+    message::{Datum, Hook, Kind, Set, Type, Value},
+};
+
+/// What a new connection's state is.
+const NEW: u32 = 8;
+/// What a connection's status has if its destination is translated.
+const TRANSLATED: u32 = 1 << 5;
+/// Clients that are remembered for Services with session affinity, in each family.
+const CLIENTS_MAX: u32 = 1 << 18;
+/// Refuses what comes to it.
+const REFUSE: &str = "refuse";
+
+/// The priorities of destination and source translation, and of filters, as `nft` names them. Sources are translated after
+/// all others have had their turn.
+const DSTNAT: i32 = -100;
+const SRCNAT_LAST: i32 = 101;
+const FILTER: i32 = 0;
+
+/// A family, and what differs between the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Family {
+    is_ipv4: bool,
+}
+
+const FAMILIES: [Family; 2] = [Family { is_ipv4: true }, Family { is_ipv4: false }];
+
+impl Family {
+    fn of(address: &SocketAddr) -> Self {
+        Self { is_ipv4: address.is_ipv4() }
+    }
+
+    fn pick<T>(self, ipv4: T, ipv6: T) -> T {
+        if self.is_ipv4 { ipv4 } else { ipv6 }
+    }
+
+    fn address(self) -> Type {
+        self.pick(Type::Ipv4, Type::Ipv6)
+    }
+
+    /// Registers that an address takes.
+    fn registers(self) -> u8 {
+        self.pick(1, 4)
+    }
+
+    /// By virtual IP, protocol and port: the chain.
+    fn services(self) -> &'static str {
+        self.pick("services4", "services6")
+    }
+
+    /// By virtual IP, protocol, port and number: an endpoint.
+    fn endpoints(self) -> &'static str {
+        self.pick("endpoints4", "endpoints6")
+    }
+
+    /// By client, virtual IP, protocol and port: the endpoint that the client had last.
+    fn clients(self) -> &'static str {
+        self.pick("clients4", "clients6")
+    }
+
+    /// By virtual IP, protocol and port: what becomes of connections for which there is no endpoint.
+    fn refused(self) -> &'static str {
+        self.pick("refused4", "refused6")
+    }
+
+    /// Goes on with packets of this family.
+    fn only(self) -> [Expression<'static>; 2] {
+        let family: &[u8] = self.pick(&[2], &[10]);
+        [Expression::Meta(Meta::Family, Register(0)), Expression::Equals(Register(0), family)]
+    }
+
+    fn source(self, to: Register) -> Expression<'static> {
+        Expression::Payload {
+            base: Base::Network,
+            offset: self.pick(12, 8),
+            length: self.address().length(),
+            to,
+        }
+    }
+
+    /// Loads destination, protocol and port into registers from `to` on.
+    fn frontend(self, to: u8) -> [Expression<'static>; 3] {
+        let behind = to + self.registers();
+        [
+            Expression::Payload {
+                base: Base::Network,
+                offset: self.pick(16, 24),
+                length: self.address().length(),
+                to: Register(to),
+            },
+            Expression::Meta(Meta::Protocol, Register(behind)),
+            Expression::Payload { base: Base::Transport, offset: 2, length: 2, to: Register(behind + 1) },
+        ]
+    }
+
+    /// Where an endpoint is held.
+    fn endpoint(self) -> Register {
+        Register(self.pick(8, 10))
+    }
+
+    /// Chooses one of `count` endpoints.
+    fn choose(self, count: u32) -> Vec<Expression<'static>> {
+        let number = Register(self.registers() + 2);
+        let map = self.endpoints();
+        let choice = [
+            Expression::Random(count, number),
+            Expression::Lookup { map, key: Register(0), to: self.endpoint() },
+        ];
+        self.frontend(0).into_iter().chain(choice).collect()
+    }
+
+    fn translate(self) -> Expression<'static> {
+        let Register(address) = self.endpoint();
+        let port = Register(address + self.registers());
+        Expression::TranslateDestination { is_ipv4: self.is_ipv4, address: Register(address), port }
+    }
+
+    /// Loads the key of a client's endpoint.
+    fn client(self) -> Vec<Expression<'static>> {
+        [self.source(Register(0))].into_iter().chain(self.frontend(self.registers())).collect()
+    }
+}
+
+/// A chain that deals with all frontends that have so many endpoints, and the same affinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Chain {
+    is_ipv4: bool,
+    endpoints: u32,
+    affinity: Option<Duration>,
+}
+
+impl Chain {
+    fn of(frontend: &Frontend, target: &Target) -> Option<Self> {
+        let Target::Endpoints { endpoints, affinity } = target else { return None };
+        let endpoints = u32::try_from(endpoints.len()).ok()?;
+        Some(Self { is_ipv4: frontend.address.is_ipv4(), endpoints, affinity: *affinity })
+    }
+
+    fn name(self) -> String {
+        let (family, endpoints) = (if self.is_ipv4 { "ipv4" } else { "ipv6" }, self.endpoints);
+        match self.affinity {
+            None => format!("{family}-{endpoints}"),
+            Some(affinity) => format!("{family}-{endpoints}-{}s", affinity.as_secs()),
+        }
+    }
+
+    fn add(self, batch: &mut Batch) {
+        let (name, family) = (self.name(), Family { is_ipv4: self.is_ipv4 });
+        batch.add_chain(&name);
+        let choose = family.choose(self.endpoints);
+        if let Some(timeout) = self.affinity {
+            let map = family.clients();
+            let remember = Expression::Remember { map, key: Register(0), value: family.endpoint(), timeout };
+            let look_up = Expression::Lookup { map, key: Register(0), to: family.endpoint() };
+            let then = [remember, family.translate()];
+            let known: Vec<_> = family.client().into_iter().chain([look_up]).chain(then.clone()).collect();
+            batch.add_rule(&name, &known);
+            let new: Vec<_> = choose.iter().cloned().chain(family.client()).chain(then).collect();
+            batch.add_rule(&name, &new);
+            // If no more clients can be remembered, they are served all the same.
+        }
+        let any: Vec<_> = choose.into_iter().chain([family.translate()]).collect();
+        batch.add_rule(&name, &any);
+    }
+}
+
+/// The table in nf_tables: what it is called, and the chains that it has.
+#[derive(Clone, Debug)]
+pub struct Ruleset {
+    name: String,
+    interface: String,
+    chains: BTreeSet<Chain>,
+}
+
+impl Ruleset {
+    /// Of the agent whose interface is `interface`.
+    pub fn new(interface: &str) -> Self {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
+        let interface_name: String = interface.chars().map(plain).collect();
+        Self {
+            name: format!("muster_{interface_name}_services"),
+            interface: interface.to_owned(),
+            chains: BTreeSet::new(),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Removes the table, if it is there.
+    pub fn remove(&mut self) -> Batch {
+        self.chains.clear();
+        let mut batch = Batch::new(&self.name);
+        batch.add_table();
+        batch.delete_table();
+        batch
+    }
+
+    /// Makes the table anew, whatever is there.
+    pub fn load(&mut self, table: &Table, place: &Place) -> Batch {
+        let mut batch = self.remove();
+        batch.add_table();
+        for family in FAMILIES {
+            add_maps(&mut batch, family);
+        }
+        batch.add_chain(REFUSE);
+        batch.add_rule(REFUSE, &[Expression::Reject]);
+        self.add_base_chains(&mut batch, place);
+        let chains: BTreeSet<Chain> =
+            table.iter().filter_map(|(frontend, target)| Chain::of(frontend, target)).collect();
+        chains.iter().for_each(|chain| chain.add(&mut batch));
+        self.chains = chains;
+        // One map after the other, so that few messages are needed.
+        for family in FAMILIES {
+            let own = || table.iter().filter(move |(frontend, _)| Family::of(&frontend.address) == family);
+            own().for_each(|(frontend, target)| add_endpoints(&mut batch, frontend, target));
+            own().for_each(|(frontend, target)| add_frontend(&mut batch, frontend, target));
+        }
+        batch
+    }
+
+    /// Makes these changes to the table, which is as it was left.
+    pub fn change(&mut self, changes: &[Change]) -> Batch {
+        let mut batch = Batch::new(&self.name);
+        for change in changes {
+            let chain = change.new.as_ref().and_then(|new| Chain::of(&change.frontend, new));
+            if let Some(chain) = chain
+                && self.chains.insert(chain)
+            {
+                chain.add(&mut batch);
+            }
+        }
+        for Change { frontend, old, new } in changes {
+            let (before, after) = (places(old.as_ref()), places(new.as_ref()));
+            let family = Family::of(&frontend.address);
+            let differs = |i: &usize| before.get(*i) != after.get(*i);
+            for i in (0..before.len()).filter(differs) {
+                batch.delete_element(family.endpoints(), &place_key(frontend, i));
+            }
+            for i in (0..after.len()).filter(differs) {
+                if let Some(endpoint) = after.get(i) {
+                    batch.add_element(
+                        family.endpoints(),
+                        &place_key(frontend, i),
+                        &Datum::Value(&value(endpoint)),
+                    );
+                }
+            }
+            let decision = |target: &Option<Target>| target.as_ref().map(|target| decision(frontend, target));
+            let (before, after) = (decision(old), decision(new));
+            if before != after {
+                if let Some((map, _)) = before {
+                    batch.delete_element(map, &frontend_key(frontend));
+                }
+                if let Some(new) = new {
+                    add_frontend(&mut batch, frontend, new);
+                }
+            }
+        }
+        batch
+    }
+
+    fn add_base_chains(&self, batch: &mut Batch, place: &Place) {
+        for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
+            batch.add_base_chain(name, Kind::Nat, hook, DSTNAT);
+            for family in FAMILIES {
+                let decide = Expression::Decide { map: family.services(), key: Register(0) };
+                let rule: Vec<_> =
+                    family.only().into_iter().chain(family.frontend(0)).chain([decide]).collect();
+                batch.add_rule(name, &rule);
+            }
+        }
+        // Others take packets from this device under its own addresses alone.
+        batch.add_base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT_LAST);
+        let mut interface = self.interface.clone().into_bytes();
+        interface.push(0);
+        interface.resize(interface.len().next_multiple_of(16), 0);
+        for family in FAMILIES {
+            let mut rule = vec![
+                Expression::Meta(Meta::OutInterface, Register(0)),
+                Expression::Equals(Register(0), &interface),
+                Expression::Connection(Connection::Status, Register(0)),
+                Expression::Mask(Register(0), TRANSLATED),
+                Expression::Differs(Register(0), &[0; 4]),
+            ];
+            rule.extend(family.only());
+            let own: Vec<Vec<u8>> = place
+                .addresses
+                .iter()
+                .filter(|address| address.is_ipv4() == family.is_ipv4)
+                .map(address)
+                .collect();
+            rule.push(family.source(Register(0)));
+            rule.extend(own.iter().map(|own| Expression::Differs(Register(0), own)));
+            rule.push(Expression::Masquerade);
+            batch.add_rule("postrouting", &rule);
+        }
+        let new = NEW.to_ne_bytes();
+        for (name, hook) in [("forwarded", Hook::Forward), ("sent", Hook::Output)] {
+            batch.add_base_chain(name, Kind::Filter, hook, FILTER);
+            for family in FAMILIES {
+                let mut rule = vec![
+                    Expression::Connection(Connection::State, Register(0)),
+                    Expression::Equals(Register(0), &new),
+                ];
+                rule.extend(family.only().into_iter().chain(family.frontend(0)));
+                rule.push(Expression::Decide { map: family.refused(), key: Register(0) });
+                batch.add_rule(name, &rule);
+            }
+        }
+    }
+}
+
+fn add_maps(batch: &mut Batch, family: Family) {
+    let frontend = [family.address(), Type::Protocol, Type::Port];
+    let place = [family.address(), Type::Protocol, Type::Port, Type::Mark];
+    let client = [family.address(), family.address(), Type::Protocol, Type::Port];
+    let endpoint = [family.address(), Type::Port];
+    for name in [family.services(), family.refused()] {
+        batch.add_set(Set { name, key: &frontend, value: Value::Verdict, dynamic: None });
+    }
+    batch.add_set(Set {
+        name: family.endpoints(),
+        key: &place,
+        value: Value::Data(&endpoint),
+        dynamic: None,
+    });
+    let clients = Set {
+        name: family.clients(),
+        key: &client,
+        value: Value::Data(&endpoint),
+        dynamic: Some(CLIENTS_MAX),
+    };
+    batch.add_set(clients);
+}
+
+/// The endpoints of a target, by their places.
+pub(super) fn places(target: Option<&Target>) -> &[SocketAddr] {
+    match target {
+        Some(Target::Endpoints { endpoints, .. }) => endpoints,
+        _ => &[],
+    }
+}
+
+fn add_endpoints(batch: &mut Batch, frontend: &Frontend, target: &Target) {
+    let map = Family::of(&frontend.address).endpoints();
+    for (i, endpoint) in places(Some(target)).iter().enumerate() {
+        batch.add_element(map, &place_key(frontend, i), &Datum::Value(&value(endpoint)));
+    }
+}
+
+/// The map of the clients of a family.
+pub(super) fn clients(is_ipv4: bool) -> &'static str {
+    Family { is_ipv4 }.clients()
+}
+
+/// In which map a frontend stands, and with which chain.
+fn decision(frontend: &Frontend, target: &Target) -> (&'static str, Option<String>) {
+    let family = Family::of(&frontend.address);
+    match (Chain::of(frontend, target), target) {
+        (Some(chain), _) => (family.services(), Some(chain.name())),
+        (None, Target::Drop) => (family.refused(), None),
+        (None, _) => (family.refused(), Some(REFUSE.to_owned())),
+    }
+}
+
+fn add_frontend(batch: &mut Batch, frontend: &Frontend, target: &Target) {
+    let (map, chain) = decision(frontend, target);
+    let datum = chain.as_deref().map_or(Datum::Drop, Datum::Goto);
+    batch.add_element(map, &frontend_key(frontend), &datum);
+}
+
+fn address(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// Address, protocol and port, each padded.
+pub(super) fn frontend_key(frontend: &Frontend) -> Vec<u8> {
+    let Frontend { address: socket, protocol } = frontend;
+    let mut key = address(&socket.ip());
+    key.extend([protocol.number(), 0, 0, 0]);
+    key.extend(socket.port().to_be_bytes());
+    key.extend([0; 2]);
+    key
+}
+
+fn place_key(frontend: &Frontend, place: usize) -> Vec<u8> {
+    let mut key = frontend_key(frontend);
+    key.extend(u32::try_from(place).unwrap_or(u32::MAX).to_ne_bytes());
+    key
+}
+
+/// Address and port, padded.
+pub(super) fn value(endpoint: &SocketAddr) -> Vec<u8> {
+    let mut value = address(&endpoint.ip());
+    value.extend(endpoint.port().to_be_bytes());
+    value.extend([0; 2]);
+    value
+}

@@ -1,0 +1,465 @@
+//! Virtual IPs in the kernel: connections to them, from the host that has them, to servers that say who they are.
+
+#![allow(clippy::unwrap_used, reason = "what tests do, in functions that they share")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_agent::{
+    state::State,
+    virtual_ips::{Started, VirtualIps, table::Place},
+    writer::Writer,
+};
+use muster_common::{digest, telemetry::Metrics};
+use muster_proto::registration::{
+    VirtualEndpoint, VirtualEndpoints, VirtualPort, VirtualService, VirtualServicesChanged,
+};
+use prost::Message as _;
+use tokio::time::sleep;
+
+use super::namespace::{Namespace, have_root};
+
+const TABLE: &str = "list table inet muster_muster0_services";
+const PORT: u16 = 80;
+const TARGET: u16 = 8080;
+
+/// The virtual IP of a family.
+fn vip(is_ipv4: bool) -> IpAddr {
+    if is_ipv4 { [100, 96, 0, 10].into() } else { "fd00:1::a".parse().unwrap() }
+}
+
+/// The address of an endpoint.
+fn endpoint(is_ipv4: bool, n: u8) -> IpAddr {
+    if is_ipv4 { [100, 64, 0, 10 + n].into() } else { format!("fd00::{n:x}").parse().unwrap() }
+}
+
+/// A namespace with the interface `muster0`, and addresses for seven endpoints of each family.
+fn host() -> Namespace {
+    let host = Namespace::new();
+    host.ip("link add muster0 type veth peer name peer0");
+    host.ip("link set peer0 up");
+    host.ip("addr add 100.64.0.1/11 dev muster0");
+    host.ip("addr add fd00::ff/64 dev muster0 nodad");
+    host.ip("link set muster0 up");
+    host.ip("route add 100.96.0.0/12 dev muster0 src 100.64.0.1");
+    host.ip("-6 route add fd00:1::/64 dev muster0 src fd00::ff");
+    for n in 1..=7 {
+        host.ip(&format!("addr add {}/32 dev lo", endpoint(true, n)));
+        host.ip(&format!("addr add {}/128 dev lo nodad", endpoint(false, n)));
+    }
+    host
+}
+
+/// Servers at all endpoints, over TCP and UDP, each of which says its own address; they end with the process.
+fn serve() {
+    for n in 1..=7 {
+        for is_ipv4 in [true, false] {
+            let address = SocketAddr::new(endpoint(is_ipv4, n), TARGET);
+            let listener = TcpListener::bind(address).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let Ok(mut stream) = stream else { return };
+                    std::thread::spawn(move || {
+                        let mut octet = [0];
+                        while stream.write_all(format!("{address}\n").as_bytes()).is_ok() {
+                            if !matches!(stream.read(&mut octet), Ok(1)) {
+                                return;
+                            }
+                        }
+                    });
+                }
+            });
+            let socket = UdpSocket::bind(address).unwrap();
+            std::thread::spawn(move || {
+                let mut octets = [0; 100];
+                while let Ok((_, from)) = socket.recv_from(&mut octets) {
+                    let _ = socket.send_to(address.to_string().as_bytes(), from);
+                }
+            });
+        }
+    }
+}
+
+/// What the registrar would tell, and the agent that takes it.
+struct World {
+    services: BTreeMap<String, VirtualService>,
+    endpoints: BTreeMap<String, VirtualEndpoints>,
+    revision: u64,
+    directory: tempfile::TempDir,
+    writer: Arc<Writer>,
+    started: Started,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::new(directory.path());
+        let writer = Arc::new(Writer::start(state).unwrap());
+        let started = start(None, &writer);
+        Self {
+            services: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            revision: 1,
+            directory,
+            writer,
+            started,
+        }
+    }
+
+    fn digest(&self) -> u64 {
+        let services = self.services.values().map(|service| service.encode_to_vec());
+        let all = services.chain(self.endpoints.values().map(|slice| slice.encode_to_vec()));
+        all.fold(0, |sum, message| sum.wrapping_add(digest::of_message(&message)))
+    }
+
+    /// A Service of one family and one port with these endpoints, as it is from now on.
+    async fn put(
+        &mut self,
+        name: &str,
+        is_ipv4: bool,
+        endpoints: &[u8],
+        change: impl FnOnce(&mut VirtualService),
+    ) {
+        let port = |number: u16, protocol: &str| VirtualPort {
+            name: protocol.to_lowercase(),
+            protocol: protocol.into(),
+            port: number.into(),
+        };
+        let ports = |number| vec![port(number, "TCP"), port(number, "UDP")];
+        let mut service = VirtualService {
+            namespace: "default".into(),
+            name: name.into(),
+            addresses: vec![vip(is_ipv4).to_string()],
+            ports: ports(PORT),
+            ..VirtualService::default()
+        };
+        change(&mut service);
+        let slice = VirtualEndpoints {
+            namespace: "default".into(),
+            name: format!("{name}-1"),
+            service: name.into(),
+            endpoints: endpoints
+                .iter()
+                .map(|n| VirtualEndpoint {
+                    address: endpoint(is_ipv4, *n).to_string(),
+                    is_ready: true,
+                    is_serving: true,
+                    ..VirtualEndpoint::default()
+                })
+                .collect(),
+            ports: ports(TARGET),
+        };
+        let is_snapshot = self.revision == 1;
+        self.revision += 1;
+        self.services.insert(name.into(), service.clone());
+        self.endpoints.insert(name.into(), slice.clone());
+        self.tell(VirtualServicesChanged {
+            is_snapshot,
+            services: vec![service],
+            endpoints: vec![slice],
+            ..VirtualServicesChanged::default()
+        })
+        .await;
+    }
+
+    async fn tell(&self, message: VirtualServicesChanged) {
+        let (revision, digest) = (self.revision, self.digest());
+        self.started.virtual_ips.take(VirtualServicesChanged { revision, digest, ..message });
+        sleep(Duration::from_millis(150)).await;
+    }
+}
+
+fn start(stored: Option<&[u8]>, writer: &Arc<Writer>) -> Started {
+    let metrics = Metrics::with_prefix("test");
+    let started = VirtualIps::start("muster0", stored, Arc::clone(writer), &metrics).unwrap();
+    let own = ["100.64.0.1", "fd00::ff"].map(|address| address.parse().unwrap());
+    started.virtual_ips.move_to(Place { addresses: own.into(), zone: "z1".into() });
+    std::thread::sleep(Duration::from_millis(200));
+    started
+}
+
+/// Connects to the virtual IP; returns who answers.
+fn connect(is_ipv4: bool) -> std::io::Result<(TcpStream, IpAddr)> {
+    let address = SocketAddr::new(vip(is_ipv4), PORT);
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let answer = line(&mut stream)?;
+    Ok((stream, answer))
+}
+
+fn line(stream: &mut TcpStream) -> std::io::Result<IpAddr> {
+    let (mut text, mut octet) = (String::new(), [0]);
+    while stream.read(&mut octet)? == 1 && octet != *b"\n" {
+        text.push(char::from(octet[0]));
+    }
+    Ok(text.parse::<SocketAddr>().map_err(|_| ErrorKind::InvalidData)?.ip())
+}
+
+fn answers(is_ipv4: bool, count: usize) -> BTreeSet<IpAddr> {
+    (0..count).map(|_| connect(is_ipv4).unwrap().1).collect()
+}
+
+#[test]
+fn connections_go_to_all_endpoints_and_to_no_other() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        let mut world = World::new();
+        for is_ipv4 in [true, false] {
+            let name = if is_ipv4 { "web4" } else { "web6" };
+            world.put(name, is_ipv4, &[1, 2, 3, 4, 5, 6, 7], |_| {}).await;
+            let all: BTreeSet<IpAddr> = (1..=7).map(|n| endpoint(is_ipv4, n)).collect();
+            assert_eq!(answers(is_ipv4, 200), all);
+        }
+    });
+}
+
+/// Whether the server at the other end of a stream is still there, and the same.
+fn is_served(stream: &mut TcpStream, by: IpAddr) -> bool {
+    stream.write_all(b"x").is_ok() && line(stream).is_ok_and(|answer| answer == by)
+}
+
+#[test]
+fn connections_outlive_their_endpoint_and_new_ones_go_elsewhere() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        let mut world = World::new();
+        world.put("web", true, &[1, 2, 3], |_| {}).await;
+        let mut held: Vec<(TcpStream, IpAddr)> = (0..30).map(|_| connect(true).unwrap()).collect();
+        world.put("web", true, &[2, 3, 4], |_| {}).await;
+        assert_eq!(answers(true, 100), [2, 3, 4].map(|n| endpoint(true, n)).into());
+        for (stream, by) in &mut held {
+            assert!(is_served(stream, *by), "{by}");
+        }
+        assert!(held.iter().any(|(_, by)| *by == endpoint(true, 1)));
+        // Without endpoints: refused at once, and then served again.
+        world.put("web", true, &[], |_| {}).await;
+        assert_eq!(connect(true).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let udp = UdpSocket::bind("0.0.0.0:0").unwrap();
+        udp.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        udp.connect((vip(true), PORT)).unwrap();
+        // As the kernel says of what its own host may not send.
+        assert_eq!(udp.send(b"x").unwrap_err().kind(), ErrorKind::PermissionDenied);
+        world.put("web", true, &[5], |_| {}).await;
+        assert_eq!(answers(true, 10), [endpoint(true, 5)].into());
+        for (stream, by) in &mut held {
+            assert!(is_served(stream, *by), "{by}");
+        }
+        // A Service that is gone leaves nothing.
+        world.services.clear();
+        world.endpoints.clear();
+        world.revision += 1;
+        let names = vec!["default/web".to_owned()];
+        let slices = vec!["default/web-1".to_owned()];
+        let message = VirtualServicesChanged {
+            removed_services: names,
+            removed_endpoints: slices,
+            ..VirtualServicesChanged::default()
+        };
+        world.tell(message).await;
+        let table = host.run(&format!("nft {TABLE}"));
+        assert!(!table.contains("elements"), "{table}");
+    });
+}
+
+#[test]
+fn clients_stay_with_their_endpoint_while_it_is_there() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        for is_ipv4 in [true, false] {
+            let mut world = World::new();
+            let sticky = |service: &mut VirtualService| service.affinity_seconds = 2;
+            world.put("web", is_ipv4, &[1, 2, 3, 4], sticky).await;
+            let first = answers(is_ipv4, 30);
+            assert_eq!(first.len(), 1, "{first:?}");
+            let mut first = first.into_iter().next().unwrap();
+            // Each time that its endpoint goes, the client gets another, and stays with that.
+            for _ in 0..3 {
+                let gone = (1..=4).find(|n| endpoint(is_ipv4, *n) == first).unwrap();
+                let left: Vec<u8> = (1..=4).filter(|n| *n != gone).collect();
+                world.put("web", is_ipv4, &left, sticky).await;
+                let second = answers(is_ipv4, 30);
+                assert!(second.len() == 1 && !second.contains(&first), "{first} then {second:?}");
+                // Others that go do not matter.
+                let second = second.into_iter().next().unwrap();
+                let other = left.iter().find(|n| endpoint(is_ipv4, **n) != second).unwrap();
+                let left: Vec<u8> = (1..=4).filter(|n| n != other).collect();
+                world.put("web", is_ipv4, &left, sticky).await;
+                assert_eq!(answers(is_ipv4, 20), [second].into());
+                world.put("web", is_ipv4, &[1, 2, 3, 4], sticky).await;
+                assert_eq!(answers(is_ipv4, 20), [second].into());
+                first = second;
+            }
+            // Each connection makes it last anew; and it ends.
+            for _ in 0..4 {
+                sleep(Duration::from_millis(1200)).await;
+                assert_eq!(answers(is_ipv4, 1), [first].into());
+            }
+            let mut seen = BTreeSet::new();
+            for _ in 0..5 {
+                sleep(Duration::from_millis(2300)).await;
+                seen.extend(answers(is_ipv4, 1));
+            }
+            assert!(seen.len() > 1, "{seen:?}");
+            drop(world);
+        }
+    });
+}
+
+#[test]
+fn datagrams_of_one_socket_stay_together_until_their_endpoint_is_gone() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        let mut world = World::new();
+        for is_ipv4 in [true, false] {
+            let name = if is_ipv4 { "a" } else { "b" };
+            world.put(name, is_ipv4, &[1, 2], |_| {}).await;
+            let socket = UdpSocket::bind(if is_ipv4 { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket.connect((vip(is_ipv4), PORT)).unwrap();
+            let ask = || -> IpAddr {
+                let mut octets = [0; 100];
+                socket.send(b"x").unwrap();
+                let length = socket.recv(&mut octets).unwrap();
+                std::str::from_utf8(&octets[..length]).unwrap().parse::<SocketAddr>().unwrap().ip()
+            };
+            let first = ask();
+            assert!((0..20).all(|_| ask() == first));
+            let left = if first == endpoint(is_ipv4, 1) { 2 } else { 1 };
+            world.put(name, is_ipv4, &[left, 3], |_| {}).await;
+            let second = ask();
+            assert_ne!(second, first);
+            // Of an endpoint that stays, nothing is forgotten.
+            let place = if second == endpoint(is_ipv4, 3) { 3 } else { left };
+            world.put(name, is_ipv4, &[place, 4, 5, 6], |_| {}).await;
+            assert!((0..20).all(|_| ask() == second));
+        }
+    });
+}
+
+#[test]
+fn what_is_local_stays_on_the_host_and_zones_come_first() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        let mut world = World::new();
+        let mut own: BTreeSet<IpAddr> = ["100.64.0.1".parse().unwrap()].into();
+        own.insert(endpoint(true, 2));
+        world.started.virtual_ips.move_to(Place { addresses: own, zone: String::new() });
+        world.put("web", true, &[1, 2, 3], |service| service.is_local = true).await;
+        assert_eq!(answers(true, 20), [endpoint(true, 2)].into());
+        // Others are not asked instead.
+        world.put("web", true, &[1, 3], |service| service.is_local = true).await;
+        let error = connect(true).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock), "{error}");
+    });
+}
+
+#[test]
+fn what_others_do_to_the_table_is_undone_and_what_is_theirs_stays() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        let mut world = World::new();
+        world.put("web", true, &[1, 2], |_| {}).await;
+        let before = host.run(&format!("nft {TABLE}"));
+        for line in [
+            "nft flush ruleset",
+            "nft delete table inet muster_muster0_services",
+            "nft flush chain inet muster_muster0_services output",
+            "nft flush map inet muster_muster0_services endpoints4",
+        ] {
+            host.run(line);
+            host.run("nft add table ip other");
+            host.run("nft add chain ip other input");
+            sleep(Duration::from_millis(1500)).await;
+            assert_eq!(host.run(&format!("nft {TABLE}")), before, "{line}");
+            assert_eq!(answers(true, 30).len(), 2, "{line}");
+        }
+        // Changes go on from there.
+        world.put("web", true, &[3], |_| {}).await;
+        assert_eq!(answers(true, 10), [endpoint(true, 3)].into());
+        let World { started, .. } = world;
+        started.virtual_ips.stop().await;
+        let left = host.run("nft list tables");
+        assert!(left.contains("table ip other") && !left.contains("muster"), "{left}");
+    });
+}
+
+#[test]
+fn virtual_ips_come_back_from_disk_and_a_table_that_was_left_is_no_hindrance() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        let mut world = World::new();
+        world.put("web", true, &[1, 2], |_| {}).await;
+        let (revision, digest) = (world.revision, world.digest());
+        sleep(Duration::from_millis(2500)).await;
+        let World { directory, writer, started, .. } = world;
+        // Killed: what it had in the kernel stays there.
+        std::mem::forget(started.virtual_ips);
+        let stored = State::new(directory.path()).virtual_services().unwrap();
+        let started = start(Some(&stored), &writer);
+        assert_eq!((started.known.revision, started.known.digest), (revision, digest));
+        assert_eq!(answers(true, 30).len(), 2);
+        drop(started);
+        // What is no such thing is as nothing.
+        let started = start(Some(b"nonsense"), &writer);
+        assert_eq!(started.known.revision, 0);
+        drop(started);
+        VirtualIps::sweep("muster0").unwrap();
+        assert!(!host.run("nft list tables").contains("muster"));
+    });
+}
+
+#[test]
+fn a_registrar_that_has_something_else_is_asked_for_everything() {
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        serve();
+        let mut world = World::new();
+        world.put("web", true, &[1], |_| {}).await;
+        let wrong = VirtualServicesChanged { revision: 9, digest: 1, ..VirtualServicesChanged::default() };
+        world.started.virtual_ips.take(wrong);
+        world.started.lost.changed().await.unwrap();
+        // What there was goes on until then.
+        assert_eq!(answers(true, 5), [endpoint(true, 1)].into());
+        world.services.clear();
+        world.endpoints.clear();
+        world.revision = 1;
+        world.put("other", true, &[2], |_| {}).await;
+        assert_eq!(answers(true, 5), [endpoint(true, 2)].into());
+    });
+}

@@ -1,0 +1,183 @@
+//! Services at work, as an operator and the programs on hosts see them: created with `muster`, filled by labels, reached by
+//! name and virtual IP from hosts, from containers on them, and while no registrar runs.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use muster_integration_tests::{
+    Host, Lab, Result, expect,
+    muster::{Agent, Registrar},
+    process::{Process, wait_for},
+    scenario,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Says its name to whoever asks, over HTTP and over UDP, both on port 8080.
+const SERVER: &str = r#"
+import http.server, socket, sys, threading
+name = sys.argv[1].encode()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(name)))
+        self.end_headers()
+        self.wfile.write(name)
+    def log_message(self, *arguments):
+        pass
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+    request_queue_size = 128
+def udp():
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+        s.bind(("::", 8080))
+        while True:
+            _, who = s.recvfrom(100)
+            s.sendto(name, who)
+threading.Thread(target=udp, daemon=True).start()
+Server(("::", 8080), Handler).serve_forever()
+"#;
+
+struct World {
+    registrar: Registrar,
+    agents: Vec<Agent>,
+    _servers: Vec<Process>,
+}
+
+/// A registrar, and devices each with a server.
+fn world(lab: &Lab, names: &[&str]) -> Result<World> {
+    let (hq, switch) = (lab.host("hq")?, lab.switch("core")?);
+    switch.plug(&hq, &["192.0.2.1/24"])?;
+    let mut registrar = Registrar::init(&hq, "net.example", "192.0.2.1", "")?;
+    registrar.serve()?;
+    let join = registrar.new_join_command(&["--reusable"])?;
+    let (mut agents, mut servers) = (Vec::new(), Vec::new());
+    for (i, name) in names.iter().enumerate() {
+        let host = lab.host(name)?;
+        switch.plug(&host, &[&format!("192.0.2.{}/24", 10 + i)])?;
+        let mut agent = Agent::new(&host, "")?;
+        agent.join(&join, name)?;
+        agent.run()?;
+        agents.push(agent);
+        let mut command = host.command("python3");
+        command.args(["-c", SERVER, name]);
+        servers.push(host.spawn("server", command)?);
+    }
+    Ok(World { registrar, agents, _servers: servers })
+}
+
+impl World {
+    fn host(&self, name: &str) -> Host {
+        let agent = self.agents.iter().find(|agent| agent.host().name() == name);
+        agent.map(|agent| agent.host().clone()).expect("a host of this name")
+    }
+}
+
+/// Who answers `count` connections to a Service, or what curl says.
+fn answers(host: &Host, url: &str, count: usize) -> Result<BTreeSet<String>, String> {
+    let script = format!("for i in $(seq {count}); do curl -sS --max-time 3 {url} && echo; done");
+    let output = host.try_sh(&script).map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(format!("{}{}", output.stdout, output.stderr));
+    }
+    Ok(output.stdout.lines().map(str::to_owned).collect())
+}
+
+/// Waits until those answer, and no others.
+fn served_by(host: &Host, url: &str, wanted: &[&str]) -> Result {
+    let all: BTreeSet<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+    wait_for(&format!("{} to be served by {wanted:?} at {url}", host.name()), PATIENCE, || {
+        match answers(host, url, 8 * wanted.len()) {
+            Ok(found) if found == all => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+}
+
+/// Waits until connections are refused, and sees to it that this takes no time.
+fn refused(host: &Host, url: &str) -> Result {
+    wait_for(&format!("{url} to refuse {}", host.name()), PATIENCE, || {
+        let output = host.try_sh(&format!("curl -sS --max-time 1 {url}")).map_err(|error| error.to_string())?;
+        let text = format!("{}{}", output.stdout, output.stderr);
+        // 7: refused; 28 would be a timeout.
+        if output.status.code() == Some(7) { Ok(()) } else { Err(text) }
+    })
+}
+
+#[test]
+fn a_service_is_reached_by_name_wherever_its_devices_are() {
+    scenario("a Service with a virtual IP", |lab| {
+        let world = world(lab, &["a", "b", "c"])?;
+        let (registrar, a, b) = (&world.registrar, world.host("a"), world.host("b"));
+        registrar.muster(&["create", "service", "clusterip", "web", "--tcp=80:8080", "--udp=80:8080"])?;
+        let url = "http://web.default.svc.net.example";
+        // It has a name and an address before it has a device.
+        refused(&a, url)?;
+        registrar.muster(&["label", "device", "b", "app=web"])?;
+        served_by(&a, url, &["b"])?;
+        registrar.muster(&["label", "device", "c", "app=web"])?;
+        served_by(&a, url, &["b", "c"])?;
+        // A device reaches itself, and the others, by its own Service.
+        served_by(&b, url, &["b", "c"])?;
+        let slices = registrar.muster(&["get", "endpointslices"])?;
+        expect(slices.contains("web-") && slices.contains("8080"), "an EndpointSlice of the Service", &slices)?;
+        let udp = "python3 -c 'import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); \
+                   s.sendto(b\"x\", (\"web.default.svc.net.example\", 80)); print(s.recv(100).decode())'";
+        let answer = a.sh(udp)?;
+        expect(["b", "c"].contains(&answer.trim()), "an answer over UDP", &answer)?;
+
+        // Taken out by a label, by a revocation, and back.
+        registrar.muster(&["label", "device", "c", "app-"])?;
+        served_by(&a, url, &["b"])?;
+        registrar.muster(&["label", "device", "c", "app=web"])?;
+        served_by(&a, url, &["b", "c"])?;
+        registrar.muster(&["revoke", "device", "c"])?;
+        served_by(&a, url, &["b"])?;
+        // Another port, and none of it left.
+        registrar.muster(&["delete", "service", "web"])?;
+        wait_for("the virtual IP to go", PATIENCE, || {
+            let rules = a.sh("nft list ruleset").map_err(|error| error.to_string())?;
+            if rules.contains("goto ipv4-") { Err(rules) } else { Ok(()) }
+        })
+    });
+}
+
+#[test]
+fn virtual_ips_live_without_a_registrar() {
+    scenario("virtual IPs without a registrar", |lab| {
+        let mut world = world(lab, &["a", "b"])?;
+        let (a, b) = (world.host("a"), world.host("b"));
+        world.registrar.muster(&["label", "device", "b", "app=web"])?;
+        world.registrar.muster(&["create", "service", "clusterip", "web", "--tcp=80:8080"])?;
+        let ip = world.registrar.muster(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+        let ip = match ip {
+            Ok(ip) => ip.trim().to_owned(),
+            Err(_) => a.sh("dig +short web.default.svc.net.example A")?.trim().to_owned(),
+        };
+        let url = format!("http://{ip}");
+        served_by(&a, &url, &["b"])?;
+        // From a container on the host, too, whose address nobody else knows.
+        let container = lab.host("container")?;
+        let bridge = lab.switch("bridge")?;
+        let link = bridge.plug(&a, &["172.30.0.1/24"])?;
+        bridge.plug(&container, &["172.30.0.2/24"])?;
+        container.route("default via 172.30.0.1")?;
+        a.sh(&format!("sysctl -qw net.ipv4.conf.{link}.forwarding=1 net.ipv4.conf.muster0.forwarding=1"))?;
+        served_by(&container, &url, &["b"])?;
+
+        std::thread::sleep(Duration::from_secs(3));
+        world.registrar.kill();
+        let agent = &mut world.agents[0];
+        agent.kill();
+        agent.start()?;
+        served_by(&a, &url, &["b"])?;
+        served_by(&b, &url, &["b"])?;
+        // What others do to it is undone.
+        a.sh("nft flush ruleset")?;
+        served_by(&a, &url, &["b"])?;
+        // A host that leaves off keeps nothing.
+        let agent = &mut world.agents[0];
+        agent.stop()?;
+        let tables = a.sh("nft list tables")?;
+        expect(!tables.contains("muster"), "no table is left", &tables)
+    });
+}

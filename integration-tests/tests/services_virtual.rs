@@ -96,7 +96,8 @@ fn served_by(host: &Host, url: &str, wanted: &[&str]) -> Result {
 /// Waits until connections are refused, and sees to it that this takes no time.
 fn refused(host: &Host, url: &str) -> Result {
     wait_for(&format!("{url} to refuse {}", host.name()), PATIENCE, || {
-        let output = host.try_sh(&format!("curl -sS --max-time 1 {url}")).map_err(|error| error.to_string())?;
+        let output =
+            host.try_sh(&format!("curl -sS --max-time 1 {url}")).map_err(|error| error.to_string())?;
         let text = format!("{}{}", output.stdout, output.stderr);
         // 7: refused; 28 would be a timeout.
         if output.status.code() == Some(7) { Ok(()) } else { Err(text) }
@@ -119,7 +120,11 @@ fn a_service_is_reached_by_name_wherever_its_devices_are() {
         // A device reaches itself, and the others, by its own Service.
         served_by(&b, url, &["b", "c"])?;
         let slices = registrar.muster(&["get", "endpointslices"])?;
-        expect(slices.contains("web-") && slices.contains("8080"), "an EndpointSlice of the Service", &slices)?;
+        expect(
+            slices.contains("web-") && slices.contains("8080"),
+            "an EndpointSlice of the Service",
+            &slices,
+        )?;
         let udp = "python3 -c 'import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); \
                    s.sendto(b\"x\", (\"web.default.svc.net.example\", 80)); print(s.recv(100).decode())'";
         let answer = a.sh(udp)?;

@@ -39,6 +39,8 @@ pub struct Settings {
     pub subnets: Vec<IpNet>,
     /// Those of them that it carries now.
     pub active_subnets: Vec<IpNet>,
+    /// The zone that the device is in; empty if none.
+    pub zone: String,
     /// `HOST:PORT` of the registrars, for gRPC.
     pub registrars: Vec<String>,
     /// `HOST:PORT` of the registrars, for DNS over TLS.
@@ -160,6 +162,7 @@ impl Settings {
             proxied,
             subnets: offered(&config.subnets),
             active_subnets: offered(&config.active_subnets),
+            zone: config.zone.clone(),
             registrars: config.registrars.clone(),
             dns_servers: config.dns_servers.clone(),
         };

@@ -82,6 +82,10 @@ impl Family {
         [Expression::Meta(Meta::Family, Register(0)), Expression::Equals(Register(0), family)]
     }
 
+    fn has(self, address: &IpAddr) -> bool {
+        address.is_ipv4() == self.is_ipv4
+    }
+
     fn source(self, to: Register) -> Expression<'static> {
         Expression::Payload {
             base: Base::Network,
@@ -91,16 +95,20 @@ impl Family {
         }
     }
 
+    fn destination(self, to: Register) -> Expression<'static> {
+        Expression::Payload {
+            base: Base::Network,
+            offset: self.pick(16, 24),
+            length: self.address().length(),
+            to,
+        }
+    }
+
     /// Loads destination, protocol and port into registers from `to` on.
     fn frontend(self, to: u8) -> [Expression<'static>; 3] {
         let behind = to + self.registers();
         [
-            Expression::Payload {
-                base: Base::Network,
-                offset: self.pick(16, 24),
-                length: self.address().length(),
-                to: Register(to),
-            },
+            self.destination(Register(to)),
             Expression::Meta(Meta::Protocol, Register(behind)),
             Expression::Payload { base: Base::Transport, offset: 2, length: 2, to: Register(behind + 1) },
         ]
@@ -285,30 +293,37 @@ impl Ruleset {
                 batch.add_rule(name, &rule);
             }
         }
-        // Others take packets from this device under its own addresses alone.
         batch.add_base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT_LAST);
         let mut interface = self.interface.clone().into_bytes();
         interface.push(0);
         interface.resize(interface.len().next_multiple_of(16), 0);
-        for family in FAMILIES {
-            let mut rule = vec![
+        let through = |through: bool| {
+            let own = if through { Expression::Equals } else { Expression::Differs };
+            vec![
                 Expression::Meta(Meta::OutInterface, Register(0)),
-                Expression::Equals(Register(0), &interface),
+                own(Register(0), &interface),
                 Expression::Connection(Connection::Status, Register(0)),
                 Expression::Mask(Register(0), TRANSLATED),
                 Expression::Differs(Register(0), &[0; 4]),
-            ];
+            ]
+        };
+        for family in FAMILIES {
+            // Others take packets from this device under its own addresses alone.
+            let own: Vec<Vec<u8>> = place.own.iter().filter(|ip| family.has(ip)).map(address).collect();
+            let mut rule = through(true);
             rule.extend(family.only());
-            let own: Vec<Vec<u8>> = place
-                .addresses
-                .iter()
-                .filter(|address| address.is_ipv4() == family.is_ipv4)
-                .map(address)
-                .collect();
             rule.push(family.source(Register(0)));
             rule.extend(own.iter().map(|own| Expression::Differs(Register(0), own)));
             rule.push(Expression::Masquerade);
             batch.add_rule("postrouting", &rule);
+            // Hosts that this one speaks for answer to what is on their LAN.
+            for host in place.hosts.values().filter(|ip| family.has(ip)).map(address) {
+                let mut rule = through(false);
+                rule.extend(family.only());
+                rule.push(family.destination(Register(0)));
+                rule.extend([Expression::Equals(Register(0), &host), Expression::Masquerade]);
+                batch.add_rule("postrouting", &rule);
+            }
         }
         let new = NEW.to_ne_bytes();
         for (name, hook) in [("forwarded", Hook::Forward), ("sent", Hook::Output)] {

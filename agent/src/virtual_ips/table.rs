@@ -64,11 +64,13 @@ pub enum Target {
     Drop,
 }
 
-/// What bears on the choice of endpoints on this host.
+/// What bears on the choice of endpoints on this host, and on how they are reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// The addresses of this host's device, and of the hosts that it speaks for.
-    pub addresses: BTreeSet<IpAddr>,
+    /// The addresses of this host's device.
+    pub own: BTreeSet<IpAddr>,
+    /// Virtual addresses of the hosts that it speaks for, and where those are reached from here.
+    pub hosts: BTreeMap<IpAddr, IpAddr>,
     /// The zone that the host is in; empty if none.
     pub zone: String,
 }
@@ -76,8 +78,22 @@ pub struct Place {
 impl Place {
     /// Of a host with these settings.
     pub fn new(settings: &Settings) -> Self {
-        let own = settings.virtual_addresses().into_iter();
-        Self { addresses: own.chain(settings.proxied_addresses()).collect(), zone: String::new() }
+        let hosts = settings.proxied.iter().filter_map(|host| Some((host.translated()?, host.lan_address)));
+        Self {
+            own: settings.virtual_addresses().into_iter().collect(),
+            hosts: hosts.collect(),
+            zone: settings.zone.clone(),
+        }
+    }
+
+    /// Whether an endpoint is on this host, or on one that it speaks for.
+    fn is_here(&self, address: &IpAddr) -> bool {
+        self.own.contains(address) || self.hosts.contains_key(address)
+    }
+
+    /// Where an endpoint is reached: connections are translated once, and so straight to there.
+    fn translated(&self, endpoint: SocketAddr) -> SocketAddr {
+        self.hosts.get(&endpoint.ip()).map_or(endpoint, |host| SocketAddr::new(*host, endpoint.port()))
     }
 }
 
@@ -203,18 +219,23 @@ fn target(
     if found.is_empty() {
         return Some(Target::Refuse);
     }
+    let is_here = |(address, _): &(SocketAddr, &VirtualEndpoint)| place.is_here(&address.ip());
+    let is_near = |(_, endpoint): &(SocketAddr, &VirtualEndpoint)| endpoint.zone == place.zone;
     if service.is_local {
-        found.retain(|(address, _)| place.addresses.contains(&address.ip()));
+        found.retain(is_here);
         if found.is_empty() {
             return Some(Target::Drop);
         }
-    } else if service.prefers_zone && !place.zone.is_empty() {
-        let is_near = |(_, endpoint): &(SocketAddr, &VirtualEndpoint)| endpoint.zone == place.zone;
-        if found.iter().any(is_near) {
-            found.retain(is_near);
-        }
+    } else if service.prefers_host && found.iter().any(is_here) {
+        found.retain(is_here);
+    } else if (service.prefers_zone || service.prefers_host)
+        && !place.zone.is_empty()
+        && found.iter().any(is_near)
+    {
+        found.retain(is_near);
     }
-    let wanted: BTreeSet<SocketAddr> = found.into_iter().map(|(address, _)| address).collect();
+    let wanted: BTreeSet<SocketAddr> =
+        found.into_iter().map(|(address, _)| place.translated(address)).collect();
     let before = match old {
         Some(Target::Endpoints { endpoints, .. }) => &**endpoints,
         _ => &[],

@@ -22,7 +22,7 @@ use muster_proto::registration::{
 use prost::Message as _;
 use tokio::time::sleep;
 
-use super::namespace::{Namespace, have_root};
+use super::namespace::{Namespace, connect as connect_hosts, have_root};
 
 const TABLE: &str = "list table inet muster_muster0_services";
 const PORT: u16 = 80;
@@ -147,9 +147,9 @@ impl World {
                 .iter()
                 .map(|n| VirtualEndpoint {
                     address: endpoint(is_ipv4, *n).to_string(),
+                    zone: format!("z{n}"),
                     is_ready: true,
                     is_serving: true,
-                    ..VirtualEndpoint::default()
                 })
                 .collect(),
             ports: ports(TARGET),
@@ -178,7 +178,7 @@ fn start(stored: Option<&[u8]>, writer: &Arc<Writer>) -> Started {
     let metrics = Metrics::with_prefix("test");
     let started = VirtualIps::start("muster0", stored, Arc::clone(writer), &metrics).unwrap();
     let own = ["100.64.0.1", "fd00::ff"].map(|address| address.parse().unwrap());
-    started.virtual_ips.move_to(Place { addresses: own.into(), zone: "z1".into() });
+    started.virtual_ips.move_to(Place { own: own.into(), ..Place::default() });
     std::thread::sleep(Duration::from_millis(200));
     started
 }
@@ -368,9 +368,27 @@ fn what_is_local_stays_on_the_host_and_zones_come_first() {
         let mut world = World::new();
         let mut own: BTreeSet<IpAddr> = ["100.64.0.1".parse().unwrap()].into();
         own.insert(endpoint(true, 2));
-        world.started.virtual_ips.move_to(Place { addresses: own, zone: String::new() });
-        world.put("web", true, &[1, 2, 3], |service| service.is_local = true).await;
-        assert_eq!(answers(true, 20), [endpoint(true, 2)].into());
+        let place = Place { own, zone: "z3".into(), ..Place::default() };
+        world.started.virtual_ips.move_to(place);
+        // Each endpoint is in a zone of its own.
+        for (local, host, zone, expected) in [
+            (true, false, false, &[2][..]),
+            (false, true, false, &[2]),
+            (false, false, true, &[3]),
+            (false, false, false, &[1, 2, 3]),
+        ] {
+            let change = |service: &mut VirtualService| {
+                (service.is_local, service.prefers_host, service.prefers_zone) = (local, host, zone);
+            };
+            world.put("web", true, &[1, 2, 3], change).await;
+            let expected: BTreeSet<IpAddr> = expected.iter().map(|n| endpoint(true, *n)).collect();
+            assert_eq!(answers(true, 40), expected);
+        }
+        // What is only preferred gives way: to the zone, and then to any.
+        world.put("web", true, &[1, 3], |service| service.prefers_host = true).await;
+        assert_eq!(answers(true, 20), [endpoint(true, 3)].into());
+        world.put("web", true, &[1, 4], |service| service.prefers_host = true).await;
+        assert_eq!(answers(true, 40), [endpoint(true, 1), endpoint(true, 4)].into());
         // Others are not asked instead.
         world.put("web", true, &[1, 3], |service| service.is_local = true).await;
         let error = connect(true).unwrap_err();
@@ -461,5 +479,36 @@ fn a_registrar_that_has_something_else_is_asked_for_everything() {
         world.revision = 1;
         world.put("other", true, &[2], |_| {}).await;
         assert_eq!(answers(true, 5), [endpoint(true, 2)].into());
+    });
+}
+
+#[test]
+fn a_host_that_this_one_speaks_for_is_reached_on_its_lan() {
+    if !have_root() {
+        return;
+    }
+    let (host, lan) = (host(), Namespace::new());
+    connect_hosts(&host, &lan);
+    // Its server takes the caller for somebody on its LAN, and has no way to anybody else.
+    lan.enter(async || {
+        let listener = TcpListener::bind(("10.9.0.2", TARGET)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let caller = stream.peer_addr().unwrap();
+                let _ = stream.write_all(format!("{caller}\n").as_bytes());
+            }
+        });
+    });
+    host.enter(async || {
+        let mut world = World::new();
+        let place = Place {
+            own: ["100.64.0.1".parse().unwrap()].into(),
+            hosts: [(endpoint(true, 9), "10.9.0.2".parse().unwrap())].into(),
+            zone: String::new(),
+        };
+        world.started.virtual_ips.move_to(place);
+        world.put("web", true, &[9], |service| service.is_local = true).await;
+        assert_eq!(connect(true).unwrap().1, "10.9.0.1".parse::<IpAddr>().unwrap());
     });
 }

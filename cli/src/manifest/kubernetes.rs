@@ -126,7 +126,7 @@ const SERVICE_SPEC: &[Field] = &[
     Field("loadBalancerClass", Ignored, Text),
     Field("loadBalancerIP", Ignored, Text),
     Field("loadBalancerSourceRanges", Ignored, List(&Text)),
-    Field("trafficDistribution", Ignored, Text),
+    Field("trafficDistribution", Kept, OneOf(&["PreferSameZone", "PreferSameNode", "PreferClose"])),
 ];
 
 const SERVICE_PORT: &[Field] = &[

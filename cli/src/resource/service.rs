@@ -84,6 +84,9 @@ impl Resource for Service {
         if !spec.internal_traffic_policy.is_empty() {
             description.value("Internal traffic policy", &spec.internal_traffic_policy);
         }
+        if !spec.traffic_distribution.is_empty() {
+            description.value("Traffic distribution", &spec.traffic_distribution);
+        }
         if !spec.external_traffic_policy.is_empty() {
             description.value("External traffic policy", &spec.external_traffic_policy);
         }

@@ -30,6 +30,9 @@ pub const VERSION_MAX: usize = 64;
 /// The namespace of devices for which none is named.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// The label of a device that says in which zone it is, as Kubernetes' nodes have it.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// A WireGuard public key.
 pub type PublicKey = [u8; 32];
 
@@ -133,6 +136,11 @@ impl Device {
     /// Its labels.
     pub fn labels(&self) -> &Labels {
         self.meta.as_ref().map_or(&NO_LABELS, |meta| &meta.labels)
+    }
+
+    /// The zone that it is in, by its label; empty if none.
+    pub fn zone(&self) -> &str {
+        self.labels().get(ZONE_LABEL).map_or("", |zone| &**zone)
     }
 
     /// Its virtual addresses.

@@ -31,8 +31,6 @@ const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const SELECTOR_ANNOTATION: &str = "muster/selector";
 /// Where the label of a device begins that gives a named port its number: `port.muster/http=8080`.
 pub const PORT_LABEL: &str = "port.muster/";
-/// The label of a device that says in which zone it is.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The most endpoints in a slice, as in Kubernetes.
 const ENDPOINTS_MAX: usize = 100;
 
@@ -297,6 +295,6 @@ fn endpoint(device: &Device, is_v4: bool) -> admin::SliceEndpoint {
             uid: device.uid.to_string(),
         }),
         node_name: device.name.to_string(),
-        zone: device.labels().get(ZONE_LABEL).cloned().unwrap_or_default(),
+        zone: device.zone().to_owned(),
     }
 }

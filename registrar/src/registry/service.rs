@@ -24,6 +24,10 @@ pub const EXTERNAL_NAME: &str = "ExternalName";
 /// The ClusterIP of a headless Service.
 pub const NONE: &str = "None";
 const LOAD_BALANCER: &str = "LoadBalancer";
+/// Which endpoints come before others.
+const DISTRIBUTIONS: [&str; 3] = ["PreferSameZone", PREFER_SAME_NODE, "PreferClose"];
+/// Those on the host that a connection comes from.
+pub const PREFER_SAME_NODE: &str = "PreferSameNode";
 const TYPES: [&str; 4] = ["ClusterIP", "NodePort", LOAD_BALANCER, EXTERNAL_NAME];
 
 /// The longest Service as a message, in bytes.
@@ -189,6 +193,9 @@ pub fn check(service: &mut admin::Service) -> Result<Checked, FieldError> {
         if !text.is_empty() {
             one_of(path, text, &["Cluster", "Local"])?;
         }
+    }
+    if !spec.traffic_distribution.is_empty() {
+        one_of("spec.trafficDistribution", &spec.traffic_distribution, &DISTRIBUTIONS)?;
     }
     let type_is_load_balancer = spec.r#type == LOAD_BALANCER;
     let status = service.status.get_or_insert_default();

@@ -133,6 +133,7 @@ impl NetworkState {
             subnets: device.may_carry().map(|subnet| subnet.to_string()).collect(),
             active_subnets: texts(&self.active_subnets(device)),
             site_routes: self.site_routes(device.uid).map(IpNet::to_string).collect(),
+            zone: device.zone().to_owned(),
         }
     }
 
@@ -224,7 +225,7 @@ pub fn is_seen_differently(old: &Device, new: &Device) -> bool {
 /// Whether the device itself has to be told of a change to it.
 pub fn is_configured_differently(old: &Device, new: &Device) -> bool {
     fn configured(device: &Device) -> impl PartialEq + '_ {
-        (&device.name, &device.namespace, device.ipv4, device.ipv6, &device.site)
+        (&device.name, &device.namespace, device.ipv4, device.ipv6, &device.site, device.zone())
     }
     configured(old) != configured(new)
 }

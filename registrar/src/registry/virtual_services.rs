@@ -18,7 +18,7 @@ use prost::Message as _;
 use super::{
     change::Change,
     named::{self, Keyed as _},
-    service::Service,
+    service::{PREFER_SAME_NODE, Service},
     services::Services,
     state::NetworkState,
 };
@@ -224,7 +224,8 @@ impl Services {
             ports: spec.ports.iter().map(service_port).collect(),
             affinity_seconds: affinity.map_or(0, |client| client.timeout_seconds),
             is_local: spec.internal_traffic_policy == "Local",
-            prefers_zone: false,
+            prefers_zone: matches!(&*spec.traffic_distribution, "PreferSameZone" | "PreferClose"),
+            prefers_host: spec.traffic_distribution == PREFER_SAME_NODE,
         })
     }
 

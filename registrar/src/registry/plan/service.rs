@@ -23,7 +23,7 @@ use crate::{
 
 const KIND: &str = "service";
 const STATUS: &str = "status.load_balancer";
-const MUTABLE: [&str; 14] = [
+const MUTABLE: [&str; 15] = [
     "metadata.labels",
     "metadata.annotations",
     "spec.type",
@@ -38,6 +38,7 @@ const MUTABLE: [&str; 14] = [
     "spec.publish_not_ready_addresses",
     "spec.internal_traffic_policy",
     "spec.external_traffic_policy",
+    "spec.traffic_distribution",
 ];
 
 /// When and for which attempt something is planned.
@@ -315,6 +316,9 @@ fn changed(
             }
             "spec.external_traffic_policy" => {
                 spec.external_traffic_policy.clone_from(&wanted.external_traffic_policy);
+            }
+            "spec.traffic_distribution" => {
+                spec.traffic_distribution.clone_from(&wanted.traffic_distribution);
             }
             STATUS => {
                 let status = request.status.as_ref().and_then(|status| status.load_balancer.clone());

@@ -39,7 +39,7 @@ fn bad_fields_are_named_as_in_manifests() {
     fn second(spec: &mut proto::ServiceSpec, name: &str, port: u32) {
         spec.ports.push(proto::ServicePort { name: name.into(), port, ..Default::default() });
     }
-    let cases: [(&str, Break); 33] = [
+    let cases: [(&str, Break); 34] = [
         ("spec.ports", |s| s.ports.clear()),
         ("spec.type", |s| s.r#type = "Cluster".into()),
         ("spec.ports[0].port", |s| s.ports[0].port = 0),
@@ -91,6 +91,7 @@ fn bad_fields_are_named_as_in_manifests() {
             s.session_affinity_config = Some(proto::SessionAffinityConfig { client_ip });
         }),
         ("spec.internalTrafficPolicy", |s| s.internal_traffic_policy = "Near".into()),
+        ("spec.trafficDistribution", |s| s.traffic_distribution = "Near".into()),
         ("spec.selector", |s| drop(s.selector.insert("a b".into(), String::new()))),
     ];
     let mut world = World::with_services(1);

@@ -84,6 +84,7 @@ fn only_services_with_virtual_ips_are_told_of() {
     spec.external_ips = vec!["192.0.2.7".into()];
     spec.session_affinity = "ClientIP".into();
     spec.internal_traffic_policy = "Local".into();
+    spec.traffic_distribution = "PreferClose".into();
     let mut headless = selecting("headless", &[("app", "web")]);
     headless.spec.as_mut().unwrap().cluster_ip = "None".into();
     let mut other = service("other");
@@ -97,6 +98,7 @@ fn only_services_with_virtual_ips_are_told_of() {
     assert_eq!((agent.services.len(), agent.endpoints.len()), (1, 1));
     let told = &agent.services["default/plain"];
     assert_eq!((told.addresses.len(), told.affinity_seconds, told.is_local), (2, 10_800, true));
+    assert_eq!((told.prefers_zone, told.prefers_host), (true, false));
     assert!(told.addresses.contains(&"192.0.2.7".to_owned()));
     assert_eq!((&*told.ports[0].name, &*told.ports[0].protocol, told.ports[0].port), ("http", "TCP", 80));
     let endpoints = agent.endpoints.values().next().unwrap();

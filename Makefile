@@ -17,7 +17,7 @@ BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmas
 	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3 ethtool=ethtool turnserver=coturn
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
 
-.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel bench-relay bench-peers fuzz clean
+.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel bench-relay bench-services bench-peers fuzz clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,9 +42,9 @@ release: ## Build everything, for use
 	@$(PREPARE) $(BUILD_PACKAGES)
 	$(CARGO) build --locked --release -p muster-cli -p muster-registrar -p muster-agent -p muster-director
 
-bench: bench-control bench-agent bench-dns bench-tunnel bench-relay ## Measure everything (some minutes; on a machine that has nothing else to do)
+bench: bench-control bench-agent bench-dns bench-tunnel bench-relay bench-services ## Measure everything (some minutes; on a machine that has nothing else to do)
 
-bench-control bench-agent bench-dns bench-tunnel bench-relay: bench-build ## One part: registrar, agent, DNS, tunnel, or relay
+bench-control bench-agent bench-dns bench-tunnel bench-relay bench-services: bench-build ## One part: registrar, agent, DNS, tunnel, relay, or Services
 	@MAKE_TARGET=$@ $(AS_ROOT) target/release/$@
 
 bench-peers: ## Install what else the tunnel is compared with: GotaTun, BoringTun, Debian's newest wireguard-go and Nebula

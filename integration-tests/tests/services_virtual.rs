@@ -107,8 +107,9 @@ fn refused(host: &Host, url: &str) -> Result {
 #[test]
 fn a_service_is_reached_by_name_wherever_its_devices_are() {
     scenario("a Service with a virtual IP", |lab| {
-        let world = world(lab, &["a", "b", "c"])?;
-        let (registrar, a, b) = (&world.registrar, world.host("a"), world.host("b"));
+        let mut world = world(lab, &["a", "b", "c"])?;
+        let (a, b) = (world.host("a"), world.host("b"));
+        let registrar = &world.registrar;
         registrar.muster(&["create", "service", "clusterip", "web", "--tcp=80:8080", "--udp=80:8080"])?;
         let url = "http://web.default.svc.net.example";
         // It has a name and an address before it has a device.
@@ -130,14 +131,21 @@ fn a_service_is_reached_by_name_wherever_its_devices_are() {
         let answer = a.sh(udp)?;
         expect(["b", "c"].contains(&answer.trim()), "an answer over UDP", &answer)?;
 
-        // Taken out by a label, by a revocation, and back.
+        // Taken out by a label, and back.
         registrar.muster(&["label", "device", "c", "app-"])?;
         served_by(&a, url, &["b"])?;
         registrar.muster(&["label", "device", "c", "app=web"])?;
         served_by(&a, url, &["b", "c"])?;
+        // One whose agent is gone is not asked for long, and comes back with it.
+        let c = world.agents.iter_mut().find(|agent| agent.host().name() == "c");
+        let c = c.expect("a host of this name");
+        c.kill();
+        served_by(&a, url, &["b"])?;
+        c.run()?;
+        served_by(&a, url, &["b", "c"])?;
         registrar.muster(&["revoke", "device", "c"])?;
         served_by(&a, url, &["b"])?;
-        // Another port, and none of it left.
+        // None of it is left.
         registrar.muster(&["delete", "service", "web"])?;
         wait_for("the virtual IP to go", PATIENCE, || {
             let rules = a.sh("nft list ruleset").map_err(|error| error.to_string())?;

@@ -11,6 +11,7 @@ pub mod csr;
 pub mod init;
 pub mod own_certificate;
 pub mod policy;
+pub mod presence;
 pub mod registry;
 pub mod serve;
 pub mod session;

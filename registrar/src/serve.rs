@@ -39,6 +39,7 @@ use crate::{
     carriers::Carriers,
     config::{Config, StoreKind},
     init,
+    presence::Presences,
     registry::{Registry, keys, view::Advertised},
     session::Hub,
     store::{Revision, Store, StoreError, etcd::EtcdStore, sqlite::SqliteStore},
@@ -168,6 +169,11 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     tasks.spawn(async {
         carriers.run().await;
         "the choice of carriers"
+    });
+    let presences = Presences::new(&hub, uid, &metrics);
+    tasks.spawn(async {
+        presences.run().await;
+        "the presence of endpoints"
     });
     dns::spawn(&mut tasks, dns_sockets, &config, &registry, trust.credentials(), &metrics)?;
 

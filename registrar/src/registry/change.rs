@@ -8,8 +8,8 @@ use muster_common::time::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    device::Device, director::Director, namespace::Namespace, network::Network, service::Service,
-    services::Effects, site::Carrier, slice::Slice, state::NetworkState, token::Token,
+    device::Device, director::Director, namespace::Namespace, network::Network, presence::Presence,
+    service::Service, services::Effects, site::Carrier, slice::Slice, state::NetworkState, token::Token,
 };
 use crate::store::Revision;
 
@@ -75,6 +75,17 @@ pub enum Change {
         old: Option<Carrier>,
         /// As it is.
         new: Option<Carrier>,
+    },
+    /// Where the session of a device is that is an endpoint of Services.
+    Presence {
+        /// Name of the network.
+        network: Arc<str>,
+        /// Uid of the device.
+        device: Uuid,
+        /// As it was.
+        old: Option<Presence>,
+        /// As it is.
+        new: Option<Presence>,
     },
     /// A registrar that has begun or ceased to run.
     Registrar {

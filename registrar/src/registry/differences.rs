@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use uuid::Uuid;
+
 use super::{
     change::{Change, ServiceName},
     index::Index,
@@ -13,6 +15,7 @@ use super::{
     namespace::Namespace,
     services::Services,
     slice::Slice,
+    state::NetworkState,
 };
 
 impl Index {
@@ -66,6 +69,7 @@ impl Index {
                     changes.push(Change::Carrier { network: name.clone(), subnet: *subnet, old, new });
                 }
             }
+            presence_changes(name, old, new, &mut changes);
             for token in old.iter().flat_map(|state| state.tokens.values()) {
                 let now = new.and_then(|state| state.tokens.get(&token.name));
                 if now.is_none_or(|now| now.revision != token.revision) {
@@ -98,6 +102,24 @@ impl Index {
             changed.extend(keys.map(|key| ServiceName { network: name.clone(), key }));
         }
         changed
+    }
+}
+
+/// Devices whose sessions are elsewhere in `new`, or away.
+fn presence_changes(
+    network: &Arc<str>,
+    old: Option<&NetworkState>,
+    new: Option<&NetworkState>,
+    changes: &mut Vec<Change>,
+) {
+    let both = [old, new].into_iter().flatten();
+    let devices: BTreeSet<Uuid> = both.flat_map(|state| state.presence.keys().copied()).collect();
+    for device in devices {
+        let of = |state: Option<&NetworkState>| state.and_then(|state| state.presence.get(&device).copied());
+        let (old, new) = (of(old), of(new));
+        if old != new {
+            changes.push(Change::Presence { network: network.clone(), device, old, new });
+        }
     }
 }
 

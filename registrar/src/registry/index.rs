@@ -20,6 +20,7 @@ use super::{
     named::{self, Keyed as _},
     namespace::Namespace,
     network::Network,
+    presence::Presence,
     service::Service,
     services::Services,
     site::Carrier,
@@ -279,6 +280,18 @@ impl Index {
                 let old = state.carriers.insert(subnet, new);
                 changes.push(Change::Carrier { network: network.into(), subnet, old, new: Some(new) });
             }
+            Key::Presence { network, uid } => {
+                let state = self.networks.get_mut(network).ok_or_else(orphan)?;
+                let new = Presence::decode(&kv.value, kv.mod_revision)?;
+                let old = state.presence.insert(uid, new);
+                changes.push(Change::Presence {
+                    network: state.network.name.clone(),
+                    device: uid,
+                    old,
+                    new: Some(new),
+                });
+                state.select_presence(uid, applied, now);
+            }
             Key::Registrar(uid) => {
                 if self.registrars.insert(uid) {
                     changes.push(Change::Registrar { uid, runs: true });
@@ -427,6 +440,14 @@ impl Index {
                         old: Some(old),
                         new: None,
                     });
+                }
+            }
+            Some(Key::Presence { network, uid }) => {
+                let Some(state) = self.networks.get_mut(network) else { return };
+                if let Some(old) = state.presence.remove(&uid) {
+                    let network = state.network.name.clone();
+                    changes.push(Change::Presence { network, device: uid, old: Some(old), new: None });
+                    state.select_presence(uid, applied, now);
                 }
             }
             Some(Key::Registrar(uid)) => {

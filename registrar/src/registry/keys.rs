@@ -69,19 +69,22 @@ pub enum Key<'a> {
     Service { network: &'a str, namespace: &'a str, name: &'a str },
     EndpointSlice { network: &'a str, namespace: &'a str, name: &'a str },
     Carrier { network: &'a str, subnet: IpNet },
+    Presence { network: &'a str, uid: Uuid },
     Registrar(Uuid),
     Root(u64),
 }
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
 /// transactions, and need not be loaded.
-pub fn loaded() -> [KeyRange; 12] {
+pub fn loaded() -> [KeyRange; 13] {
     [
         "meta/",
         "networks/",
         "network-locks/",
         "addresses/",
         "devices/",
+        // Before Services, so that their endpoints are made once.
+        "presence/",
         "directors/",
         "tokens/",
         "namespaces/",
@@ -177,6 +180,11 @@ pub fn endpoint_slice(network: &str, namespace: &str, name: &str) -> Bytes {
     join("endpoint-slices", &[network, namespace, name])
 }
 
+/// `presence/<network>/<uid>`
+pub fn presence(network: &str, uid: Uuid) -> Bytes {
+    join("presence", &[network, &uid.to_string()])
+}
+
 /// `carriers/<network>/<4 or 6><hex>-<length>`
 pub fn carrier(network: &str, subnet: &IpNet) -> Bytes {
     join("carriers", &[network, &format!("{}-{}", sortable(subnet.network()), subnet.prefix_len())])
@@ -225,6 +233,7 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
         "namespaces" => Key::Namespace { network: part()?, name: part()? },
         "services" => Key::Service { network: part()?, namespace: part()?, name: part()? },
         "endpoint-slices" => Key::EndpointSlice { network: part()?, namespace: part()?, name: part()? },
+        "presence" => Key::Presence { network: part()?, uid: Uuid::try_parse(part()?).ok()? },
         "carriers" => Key::Carrier { network: part()?, subnet: parse_subnet(part()?)? },
         "registrars" => Key::Registrar(Uuid::try_parse(part()?).ok()?),
         "roots" => Key::Root(part()?.parse().ok()?),
@@ -323,6 +332,7 @@ mod tests {
                 carrier("n", &"fd07::/64".parse().unwrap()),
                 Key::Carrier { network: "n", subnet: "fd07::/64".parse().unwrap() },
             ),
+            (presence("n", uid), Key::Presence { network: "n", uid }),
             (registrar(uid), Key::Registrar(uid)),
             (root(2), Key::Root(2)),
         ] {

@@ -18,6 +18,7 @@ pub mod named;
 pub mod namespace;
 pub mod network;
 pub mod plan;
+pub mod presence;
 pub mod selected;
 mod selection;
 pub mod service;

@@ -89,8 +89,27 @@ impl NetworkState {
         for service in self.selection.device_changed(old, new) {
             self.fill(&service, Some(uid), applied, now);
         }
-        // Hosts without an agent can be reached as long as the device that speaks for them can.
-        let sites = [old, new].into_iter().flatten().filter_map(|device| device.site.as_deref());
+        self.select_hosts([old, new].into_iter().flatten(), applied, now);
+    }
+
+    /// A device has come to a registrar, or is away.
+    pub(super) fn select_presence(&mut self, device: Uuid, applied: &mut Applied, now: Timestamp) {
+        for service in self.selection.services_of(device) {
+            self.fill(&service, Some(device), applied, now);
+        }
+        if let Some(device) = self.devices.by_uid(device).cloned() {
+            self.select_hosts([&*device].into_iter(), applied, now);
+        }
+    }
+
+    /// Something has become of a device that speaks for hosts without an agent: they are reached as long as it is.
+    fn select_hosts<'a>(
+        &mut self,
+        agents: impl Iterator<Item = &'a Device>,
+        applied: &mut Applied,
+        now: Timestamp,
+    ) {
+        let sites = agents.filter_map(|device| device.site.as_deref());
         let hosts: BTreeSet<&str> = sites.flat_map(|site| &site.hosts).map(|host| &*host.name).collect();
         let hosts: Vec<Uuid> =
             hosts.into_iter().filter_map(|name| Some(self.devices.by_name(name)?.uid)).collect();
@@ -142,6 +161,24 @@ impl NetworkState {
         applied.note(self, effects, now);
     }
 
+    /// Whether nobody has had a session with a device for a while, or with the one that speaks for it.
+    pub fn is_away(&self, device: &Device) -> bool {
+        let agent = self.agent_of(device);
+        self.presence.get(&agent).is_some_and(|presence| presence.registrar.is_none())
+    }
+
+    /// Uid of the device whose session tells whether `device` is there.
+    pub fn agent_of(&self, device: &Device) -> Uuid {
+        device.proxied_by().unwrap_or(device.uid)
+    }
+
+    /// Whether a device is an endpoint of Services, or speaks for one.
+    pub fn is_endpoint(&self, device: &Device) -> bool {
+        let hosts = device.site.iter().flat_map(|site| &site.hosts);
+        let mut hosts = hosts.filter_map(|host| self.devices.by_name(&host.name));
+        self.selection.selects(device.uid) || hosts.any(|host| self.selection.selects(host.uid))
+    }
+
     /// The devices of a Service that can be reached, by what is to stand in one slice.
     fn parts(&self, service: &Service, devices: &BTreeSet<Uuid>) -> Vec<Part> {
         let mut groups: BTreeMap<(bool, Vec<u16>), Vec<Uuid>> = BTreeMap::new();
@@ -183,7 +220,9 @@ impl NetworkState {
             app_protocol: port.app_protocol.clone(),
         });
         let devices = part.devices.iter().filter_map(|uid| self.devices.by_uid(*uid));
-        let endpoints = devices.map(|device| endpoint(device, part.is_v4));
+        let keeps_all = spec.is_some_and(|spec| spec.publish_not_ready_addresses);
+        let endpoints =
+            devices.map(|device| endpoint(device, part.is_v4, keeps_all || !self.is_away(device)));
         let labels = [(SERVICE_LABEL, service.name.as_str()), (MANAGED_BY, "muster")];
         let stored = admin::EndpointSlice {
             metadata: Some(admin::ObjectMeta {
@@ -278,12 +317,13 @@ fn families(service: &Service) -> Vec<bool> {
     if named.is_empty() { vec![true, false] } else { named }
 }
 
-fn endpoint(device: &Device, is_v4: bool) -> admin::SliceEndpoint {
+fn endpoint(device: &Device, is_v4: bool, is_ready: bool) -> admin::SliceEndpoint {
     let addresses = device.addresses().filter(|address| address.is_ipv4() == is_v4);
     admin::SliceEndpoint {
         addresses: addresses.map(|address: IpAddr| address.to_string()).collect(),
         conditions: Some(admin::EndpointConditions {
-            ready: Some(true),
+            ready: Some(is_ready),
+            // One that is away may well answer those who know the way to it: better than nothing.
             serving: Some(true),
             terminating: Some(false),
         }),

@@ -96,6 +96,11 @@ impl Selection {
         self.services.insert(service.into(), new);
     }
 
+    /// Whether any Service selects a device.
+    pub(super) fn selects(&self, device: Uuid) -> bool {
+        self.of_device.contains_key(&device)
+    }
+
     /// Keys of the Services that select a device.
     pub(super) fn services_of(&self, device: Uuid) -> BTreeSet<Box<str>> {
         self.of_device.get(&device).cloned().unwrap_or_default()

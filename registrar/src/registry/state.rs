@@ -1,7 +1,7 @@
 //! A network with all that is in it, and its pools and DNS serials.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -18,6 +18,7 @@ use super::{
     field,
     keys::Owner,
     network::Network,
+    presence::Presence,
     selection::Selection,
     services::{Effects, Services, View},
     site::Carrier,
@@ -46,6 +47,8 @@ pub struct NetworkState {
     pub(super) selection: Selection,
     /// What agents are told of Services that have virtual IPs.
     pub(super) virtual_services: VirtualServices,
+    /// Where the sessions are of devices that are endpoints of Services; nothing is known of those that are not in it.
+    pub presence: HashMap<Uuid, Presence>,
     /// The subnets of sites that are carried, and by which device.
     pub carriers: BTreeMap<IpNet, Carrier>,
     /// Devices that carry something for hosts without an agent, or want or may.
@@ -73,6 +76,7 @@ impl NetworkState {
             services: Services::default(),
             selection: Selection::default(),
             virtual_services: VirtualServices::default(),
+            presence: HashMap::new(),
             carriers: BTreeMap::new(),
             sites: BTreeSet::new(),
             serial: unix(now),

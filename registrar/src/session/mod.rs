@@ -7,6 +7,7 @@ mod open;
 mod stream;
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -54,6 +55,9 @@ pub struct Hub {
     next_id: AtomicU64,
     /// Counts sessions that open or close of devices that carry something for hosts without an agent.
     sites: watch::Sender<u64>,
+    /// Devices whose sessions have opened or closed, with their networks, until somebody asks.
+    moved: Mutex<BTreeSet<(Arc<str>, Uuid)>>,
+    moves: Notify,
     draining: CancellationToken,
     closing: CancellationToken,
     sessions: Gauge,
@@ -126,6 +130,8 @@ impl Hub {
             directors: Mutex::default(),
             next_id: AtomicU64::new(1),
             sites: watch::Sender::default(),
+            moved: Mutex::default(),
+            moves: Notify::new(),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
             sessions: Gauge::default(),
@@ -188,6 +194,29 @@ impl Hub {
     /// is heard again after a silence.
     pub fn sites_changed(&self) -> watch::Receiver<u64> {
         self.sites.subscribe()
+    }
+
+    /// Waits until sessions have opened or closed of devices that are endpoints of Services, and says of which.
+    pub async fn moved(&self) -> BTreeSet<(Arc<str>, Uuid)> {
+        loop {
+            let moved = std::mem::take(&mut *lock(&self.moved));
+            if !moved.is_empty() {
+                return moved;
+            }
+            self.moves.notified().await;
+        }
+    }
+
+    fn endpoint_moved(&self, network: &Arc<str>, device: Uuid) {
+        let is_endpoint = {
+            let index = self.registry.read();
+            let state = index.network(network);
+            state.is_some_and(|state| state.devices.by_uid(device).is_some_and(|d| state.is_endpoint(d)))
+        };
+        if is_endpoint {
+            lock(&self.moved).insert((network.clone(), device));
+            self.moves.notify_one();
+        }
     }
 
     fn site_changed(&self, network: &str, device: Uuid) {
@@ -270,6 +299,7 @@ impl Hub {
         drop(open);
         self.sessions.inc();
         self.site_changed(&session.network, device);
+        self.endpoint_moved(&session.network, device);
         Ok(Registered { hub: self.clone(), session })
     }
 
@@ -292,6 +322,7 @@ impl Hub {
         drop(open);
         self.sessions.dec();
         self.site_changed(&session.network, session.device);
+        self.endpoint_moved(&session.network, session.device);
     }
 
     /// Notes that a session holds peers; returns those that it did not hold before.
@@ -376,6 +407,7 @@ impl Hub {
                     open.carrier_changed(network, *old, *new, applied.revision);
                 }
                 Change::Registrar { .. }
+                | Change::Presence { .. }
                 | Change::Token { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }

@@ -61,7 +61,8 @@ impl Registrar {
                 | Change::Registrar { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }
-                | Change::EndpointSlice { .. } => {}
+                | Change::EndpointSlice { .. }
+                | Change::Presence { .. } => {}
             }
         }
     }

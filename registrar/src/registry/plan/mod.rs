@@ -13,6 +13,7 @@ pub mod director;
 pub mod enroll;
 pub mod namespace;
 pub mod network;
+pub mod presence;
 pub mod register;
 pub mod service;
 pub mod site;
@@ -325,7 +326,8 @@ pub(super) fn remove_device(device: &Device, now: Timestamp) -> Txn {
     let mut txn = Txn::new()
         .when(Condition::ModRevision(key.clone(), device.revision))
         .delete(key)
-        .delete(keys::device_name(&device.network, &device.name));
+        .delete(keys::device_name(&device.network, &device.name))
+        .delete(keys::presence(&device.network, device.uid));
     if let Some(key) = &device.key {
         txn = txn.delete(keys::device_key(&device.network, key));
     }

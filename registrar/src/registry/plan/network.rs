@@ -241,6 +241,7 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
     let namespaces = services.namespaces.keys().map(|namespace| keys::namespace(name, namespace));
     let contents = slices.chain(services_keys).chain(namespaces);
     let addresses = state.released().map(|(owner, address, _)| keys::address(name, owner, address));
+    let presence = state.presence.keys().map(|uid| keys::presence(name, *uid));
     let carriers = state.carriers.keys().map(|subnet| keys::carrier(name, subnet));
     let tokens = state.tokens.keys().map(|token| keys::token(name, token));
     let directors = state
@@ -250,6 +251,7 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
     let rest: Vec<_> = contents
         .chain(addresses)
         .chain(carriers)
+        .chain(presence)
         .chain(tokens)
         .chain(directors)
         .take(MAX_TXN_OPS - 8)

@@ -1,6 +1,8 @@
 //! Services at work, as an operator and the programs on hosts see them: created with `muster`, filled by labels, reached by
 //! name and virtual IP from hosts, from containers on them, and while no registrar runs.
 
+#![allow(clippy::expect_used, reason = "what tests do, in functions that they share")]
+
 use std::{collections::BTreeSet, time::Duration};
 
 use muster_integration_tests::{

@@ -1,7 +1,7 @@
 //! The answer to `muster-agent status`, as far as the run loop knows it.
 
 use muster_common::time::{Instant, Timestamp};
-use muster_proto::agent::{DirectorStatus, GetStatusResponse, PeerStatus, RegistrarStatus};
+use muster_proto::agent::{DirectorStatus, GetStatusResponse, PeerStatus, RegistrarStatus, VirtualIpStatus};
 
 use super::{Agent, VERSION};
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
     local_api::{endpoint, proto_duration, timestamp},
     netcheck::{Director, Surroundings},
     port_mapping, site,
+    virtual_ips::View,
 };
 
 impl Agent {
@@ -59,6 +60,7 @@ impl Agent {
         status.site_subnets = site::status::subnets(offer, settings);
         status.left_out_routes = site::status::left_out(settings);
         self.host.site_error().clone_into(&mut status.site_error);
+        status.virtual_ips = self.virtual_ips.as_ref().map(|ips| virtual_ips(ips.view()));
         status
     }
 }
@@ -79,6 +81,12 @@ impl Agent {
             port_mapping,
         }
     }
+}
+
+fn virtual_ips(view: View) -> VirtualIpStatus {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let View { frontends, endpoints, error } = view;
+    VirtualIpStatus { frontends: number(frontends), endpoints: number(endpoints), error }
 }
 
 fn director(view: &DirectorView<'_>) -> DirectorStatus {

@@ -10,7 +10,7 @@ mod worker;
 
 use std::{
     io,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
 };
 
@@ -42,9 +42,21 @@ pub enum VirtualIpError {
     Thread(#[source] io::Error),
 }
 
+/// What there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Virtual IPs, each with a port and protocol.
+    pub frontends: usize,
+    /// The endpoints that all of them have together.
+    pub endpoints: usize,
+    /// Why the kernel does not have them; empty if it does.
+    pub error: String,
+}
+
 /// The thread. Dropping it removes the table.
 #[derive(Debug)]
 pub struct VirtualIps {
+    view: Arc<Mutex<View>>,
     inputs: mpsc::Sender<Input>,
     thread: Option<JoinHandle<()>>,
 }
@@ -85,11 +97,12 @@ impl VirtualIps {
         )]
         let events = AsyncFd::new(listening).map_err(NftablesError::Socket)?;
         tokio::spawn(listen(events, ruleset.name().to_owned(), own, inputs.clone()));
-        let metrics = Metrics::register(registries);
-        let worker = Worker::new(socket, receiver, known, ruleset, writer, metrics, lost_sender);
+        let (metrics, view) = (Metrics::register(registries), Arc::<Mutex<View>>::default());
+        let worker =
+            Worker::new(socket, receiver, known, ruleset, writer, metrics, view.clone(), lost_sender);
         let thread = std::thread::Builder::new().name("virtual-ips".into()).spawn(move || worker.run());
         let thread = Some(thread.map_err(VirtualIpError::Thread)?);
-        Ok(Started { virtual_ips: Self { inputs, thread }, known: watch, lost })
+        Ok(Started { virtual_ips: Self { view, inputs, thread }, known: watch, lost })
     }
 
     /// Removes what an agent of this interface that was killed has left.
@@ -98,6 +111,11 @@ impl VirtualIps {
     /// If nftables cannot be used here.
     pub fn sweep(interface: &str) -> Result<(), VirtualIpError> {
         Ok(Socket::new()?.commit("remove what there is", Ruleset::new(interface).remove())?)
+    }
+
+    /// What there is at present.
+    pub fn view(&self) -> View {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has the table removed, and waits until it is.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::table::{Change, Frontend, Place, Table, Target};
+use super::table::{Change, Frontend, Place, Table, Target, endpoints};
 use crate::nftables::{
     Batch, Expression,
     expression::{Base, Connection, Meta, Register},
@@ -254,7 +254,7 @@ impl Ruleset {
             }
         }
         for Change { frontend, old, new } in changes {
-            let (before, after) = (places(old.as_ref()), places(new.as_ref()));
+            let (before, after) = (endpoints(old.as_ref()), endpoints(new.as_ref()));
             let family = Family::of(&frontend.address);
             let differs = |i: &usize| before.get(*i) != after.get(*i);
             for i in (0..before.len()).filter(differs) {
@@ -364,17 +364,9 @@ fn add_maps(batch: &mut Batch, family: Family) {
     batch.add_set(clients);
 }
 
-/// The endpoints of a target, by their places.
-pub(super) fn places(target: Option<&Target>) -> &[SocketAddr] {
-    match target {
-        Some(Target::Endpoints { endpoints, .. }) => endpoints,
-        _ => &[],
-    }
-}
-
 fn add_endpoints(batch: &mut Batch, frontend: &Frontend, target: &Target) {
     let map = Family::of(&frontend.address).endpoints();
-    for (i, endpoint) in places(Some(target)).iter().enumerate() {
+    for (i, endpoint) in endpoints(Some(target)).iter().enumerate() {
         batch.add_element(map, &place_key(frontend, i), &Datum::Value(&value(endpoint)));
     }
 }

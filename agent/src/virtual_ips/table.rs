@@ -112,6 +112,8 @@ pub struct Change {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     targets: BTreeMap<Frontend, Target>,
+    /// Endpoints of all targets.
+    endpoints: usize,
     /// The Services that claim a frontend, the first of which has it.
     claims: BTreeMap<Frontend, BTreeSet<Key>>,
     frontends_of: BTreeMap<Key, BTreeSet<Frontend>>,
@@ -121,6 +123,21 @@ impl Table {
     /// All frontends.
     pub fn iter(&self) -> impl Iterator<Item = (&Frontend, &Target)> {
         self.targets.iter()
+    }
+
+    /// How many frontends there are.
+    pub fn len(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+
+    /// How many endpoints all frontends have together.
+    pub fn endpoints(&self) -> usize {
+        self.endpoints
     }
 
     /// The Services that have frontends.
@@ -165,6 +182,7 @@ impl Table {
             if old == new {
                 continue;
             }
+            self.endpoints = self.endpoints + endpoints(new.as_ref()).len() - endpoints(old.as_ref()).len();
             match &new {
                 Some(new) => drop(self.targets.insert(frontend, new.clone())),
                 None => drop(self.targets.remove(&frontend)),
@@ -236,13 +254,17 @@ fn target(
     }
     let wanted: BTreeSet<SocketAddr> =
         found.into_iter().map(|(address, _)| place.translated(address)).collect();
-    let before = match old {
-        Some(Target::Endpoints { endpoints, .. }) => &**endpoints,
-        _ => &[],
-    };
     let affinity =
         (service.affinity_seconds != 0).then(|| Duration::from_secs(service.affinity_seconds.into()));
-    Some(Target::Endpoints { endpoints: arrange(before, wanted), affinity })
+    Some(Target::Endpoints { endpoints: arrange(endpoints(old), wanted), affinity })
+}
+
+/// The endpoints of a target, by their places.
+pub(super) fn endpoints(target: Option<&Target>) -> &[SocketAddr] {
+    match target {
+        Some(Target::Endpoints { endpoints, .. }) => endpoints,
+        _ => &[],
+    }
 }
 
 /// Puts endpoints into an order in which as many as can be stay where they were: the last ones take the places of those

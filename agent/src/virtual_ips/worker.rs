@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
@@ -16,11 +16,11 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 use super::{
-    conntrack,
+    View, conntrack,
     known::{Key, Known},
     metrics::Metrics,
     ruleset::{self, Ruleset},
-    table::{Change, Frontend, Place, Protocol, Table, Target},
+    table::{Change, Frontend, Place, Protocol, Table, Target, endpoints},
 };
 use crate::{
     nftables::{Batch, NftablesError, Socket, message},
@@ -59,6 +59,7 @@ pub(super) struct Worker {
     pub(super) ruleset: Ruleset,
     pub(super) writer: Arc<Writer>,
     pub(super) metrics: Metrics,
+    pub(super) view: Arc<Mutex<View>>,
     /// Counts how often everything has to be asked for anew.
     pub(super) lost: watch::Sender<u64>,
     /// `None` until there is an interface.
@@ -71,6 +72,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    #[expect(clippy::too_many_arguments, reason = "all that it works with")]
     pub(super) fn new(
         socket: Socket,
         inputs: Receiver<Input>,
@@ -78,6 +80,7 @@ impl Worker {
         ruleset: Ruleset,
         writer: Arc<Writer>,
         metrics: Metrics,
+        view: Arc<Mutex<View>>,
         lost: watch::Sender<u64>,
     ) -> Self {
         Self {
@@ -88,6 +91,7 @@ impl Worker {
             ruleset,
             writer,
             metrics,
+            view,
             lost,
             place: None,
             load_at: None,
@@ -203,16 +207,10 @@ impl Worker {
         let batch = self.ruleset.load(&self.table, place);
         match self.commit("write all virtual IPs", batch) {
             Ok(()) => {
-                let was_failing = self.load_at.is_some_and(|at| at < now);
                 (self.load_at, self.loaded_at) = (None, Some(now));
                 self.metrics.loads.inc();
-                let frontends = self.table.iter().count();
-                tracing::info!(
-                    frontends,
-                    was_failing,
-                    table = self.ruleset.name(),
-                    "virtual IPs are in place"
-                );
+                let (frontends, table) = (self.table.len(), self.ruleset.name());
+                tracing::info!(frontends, table, "virtual IPs are in place");
             }
             Err(error) => {
                 tracing::error!(%error, "virtual IPs are not in place; trying again");
@@ -226,7 +224,12 @@ impl Worker {
         if result.is_err() {
             self.metrics.failures.inc();
         }
-        self.metrics.frontends.set(i64::try_from(self.table.iter().count()).unwrap_or(i64::MAX));
+        self.metrics.frontends.set(i64::try_from(self.table.len()).unwrap_or(i64::MAX));
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = View {
+            frontends: self.table.len(),
+            endpoints: self.table.endpoints(),
+            error: result.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+        };
         result
     }
 
@@ -278,7 +281,7 @@ impl Worker {
         let frontends: BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>> = frontends
             .iter()
             .map(|(frontend, target)| {
-                let values = ruleset::places(target.as_ref()).iter().map(ruleset::value);
+                let values = endpoints(target.as_ref()).iter().map(ruleset::value);
                 (ruleset::frontend_key(frontend), values.collect())
             })
             .collect();

@@ -3,7 +3,12 @@
 
 #![allow(clippy::expect_used, reason = "what tests do, in functions that they share")]
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use muster_integration_tests::{
     Host, Lab, Result, expect,
@@ -11,6 +16,7 @@ use muster_integration_tests::{
     process::{Process, wait_for},
     scenario,
 };
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -194,5 +200,100 @@ fn virtual_ips_live_without_a_registrar() {
         agent.stop()?;
         let tables = a.sh("nft list tables")?;
         expect(!tables.contains("muster"), "no table is left", &tables)
+    });
+}
+
+/// The endpoints of each frontend in the table, by what they are translated to; an error if the table does not fit together.
+fn endpoints(host: &Host) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let text = host.sh("nft -j list table inet muster_muster0_services")?;
+    let table: Value = serde_json::from_str(&text).unwrap_or_default();
+    let elements = |name: &str| -> Vec<(Vec<String>, Value)> {
+        let objects = table["nftables"].as_array().into_iter().flatten();
+        let map = objects.filter_map(|object| object.get("map")).find(|map| map["name"] == *name);
+        let elements = map.and_then(|map| map["elem"].as_array()).into_iter().flatten();
+        let parts =
+            |key: &Value| key["concat"].as_array().into_iter().flatten().map(Value::to_string).collect();
+        elements.map(|element| (parts(&element[0]), element[1].clone())).collect()
+    };
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (mut key, endpoint) in elements("endpoints4") {
+        key.pop();
+        found.entry(key.join(" ")).or_default().insert(endpoint.to_string());
+    }
+    for (key, decision) in elements("services4") {
+        let count = found.get(&key.join(" ")).map_or(0, BTreeSet::len);
+        let chain = format!("ipv4-{count}");
+        expect(decision["goto"]["target"] == *chain, &chain, &format!("{decision}: {text}"))?;
+    }
+    expect(found.len() == elements("services4").len(), "frontends with endpoints", &text)?;
+    for (key, _) in elements("refused4") {
+        found.insert(key.join(" "), BTreeSet::new());
+    }
+    Ok(found)
+}
+
+#[test]
+fn an_agent_that_is_killed_leaves_one_state_or_the_other() {
+    const SERVICES: usize = 20;
+    scenario("an agent killed in the middle of changes", |lab| {
+        let mut world = world(lab, &["a", "b", "c"])?;
+        let a = world.host("a");
+        // One label puts a device into all of them: at no time do they differ.
+        for n in 0..SERVICES {
+            let spec = "selector: {app: web}, ports: [{port: 80, targetPort: 8080}]";
+            let manifest =
+                format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}}}\nspec: {{{spec}}}\n");
+            world.registrar.apply(&manifest)?;
+        }
+        let flip = |device, label| world.registrar.muster_command(&["label", "device", device, label]);
+        let mut flips =
+            [flip("b", "app=web")?, flip("c", "app=web")?, flip("b", "app-")?, flip("c", "app-")?];
+        for command in &mut flips {
+            command.stdout(Stdio::null());
+        }
+        let agent = &mut world.agents[0];
+        let is_over = AtomicBool::new(false);
+        let seen = std::thread::scope(|scope| -> Result<BTreeSet<usize>> {
+            let flips = scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let statuses = flips.iter_mut().map(Command::status);
+                    statuses.for_each(|status| assert!(status.is_ok_and(|status| status.success())));
+                }
+            });
+            let mut work = || -> Result<BTreeSet<usize>> {
+                let mut seen = BTreeSet::new();
+                for round in 0..12_u64 {
+                    // At another moment each time.
+                    std::thread::sleep(Duration::from_millis(150 + round * 37 % 90));
+                    agent.kill();
+                    let found = endpoints(&a)?;
+                    expect(found.len() == SERVICES, "all Services", &format!("{found:?}"))?;
+                    let different: BTreeSet<&BTreeSet<String>> = found.values().collect();
+                    expect(different.len() == 1, "one state", &format!("{found:?}"))?;
+                    seen.extend(found.values().map(BTreeSet::len));
+                    agent.start()?;
+                    wait_for("the agent to work again", PATIENCE, || {
+                        let metrics = agent.metrics().map_err(|error| error.to_string())?;
+                        match metrics.contains("muster_agent_registrar_connected 1") {
+                            true => Ok(()),
+                            false => Err(metrics),
+                        }
+                    })?;
+                }
+                Ok(seen)
+            };
+            let seen = work();
+            is_over.store(true, Ordering::Relaxed);
+            flips.join().expect("all labels are taken");
+            seen
+        })?;
+        expect(seen.len() > 1, "states with and without an endpoint", &format!("{seen:?}"))?;
+        // In the end all is as the registrar has it.
+        world.registrar.muster(&["label", "device", "b", "app=web"])?;
+        world.registrar.muster(&["label", "device", "c", "app=web"])?;
+        wait_for("all endpoints", PATIENCE, || match endpoints(&a) {
+            Ok(found) if found.values().all(|endpoints| endpoints.len() == 2) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
     });
 }

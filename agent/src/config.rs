@@ -145,6 +145,9 @@ pub struct StubDomain {
 pub struct Services {
     /// Whether this host reaches Services by their virtual IPs.
     pub virtual_ips: bool,
+    /// Whether readiness probes may run commands here: whoever administers the network then runs programs on this host,
+    /// as the agent's user.
+    pub exec_probes: bool,
 }
 
 /// The `[site]` section: hosts without an agent, and subnets, that are reached through this host. An operator decides on
@@ -231,7 +234,7 @@ impl Default for Resolver {
 
 impl Default for Services {
     fn default() -> Self {
-        Self { virtual_ips: true }
+        Self { virtual_ips: true, exec_probes: false }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod nftables;
 pub mod ping;
 pub mod port_mapping;
 pub mod private_addresses;
+pub mod probes;
 pub mod renewal;
 pub mod resolver;
 pub mod run;

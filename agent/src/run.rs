@@ -46,6 +46,7 @@ use crate::{
     metrics::Metrics,
     port_mapping::PortMapping,
     private_addresses::{self, Exclusions},
+    probes::{self, Found, Probes},
     renewal,
     session::{DeregisterError, Session},
     state::{Identity, Lock, Peers, State},
@@ -113,6 +114,8 @@ struct Inputs {
     port_mapping: Option<PortMapping>,
     /// Changes when all Services with virtual IPs have to be asked for anew.
     lost: Option<watch::Receiver<u64>>,
+    /// What probes have found.
+    found: Option<watch::Receiver<Found>>,
 }
 
 struct Agent {
@@ -128,6 +131,7 @@ struct Agent {
     writer: Arc<Writer>,
     /// `None` if this host does without.
     virtual_ips: Option<VirtualIps>,
+    probes: Probes,
     metrics: Metrics,
     paths: relays::Paths,
     readiness: Readiness,
@@ -188,6 +192,7 @@ impl Agent {
         let writer =
             Arc::new(Writer::start(state.clone()).context("cannot start a thread that writes state")?);
         let (virtual_ips, virtual_services, lost) = services::start(config, &state, &writer, &registries);
+        let probes = Probes::new(config.services.exec_probes, &registries);
         let start = Start {
             device_uid: identity.device_uid.clone(),
             public_key,
@@ -237,11 +242,13 @@ impl Agent {
             leaving: None,
             port_mapping,
             lost,
+            found: Some(probes.found()),
         };
         let agent = Self {
             config: config.clone(),
             writer,
             virtual_ips,
+            probes,
             state,
             identity,
             validity,
@@ -332,6 +339,10 @@ impl Agent {
                 }
                 mapped = mapping(&mut inputs.port_mapping), if inputs.port_mapping.is_some() => {
                     self.control.handle_mapped(mapped, Instant::now());
+                }
+                Some(()) = change(&mut inputs.found) => {
+                    let found = inputs.found.as_ref().map(|found| probes::told(&found.borrow()));
+                    self.control.handle_health(found.unwrap_or_default(), Instant::now());
                 }
                 Some(()) = change(&mut inputs.lost) => {
                     self.control.handle_virtual_services_lost(Instant::now());
@@ -429,6 +440,7 @@ impl Agent {
                         virtual_ips.move_to(Place::new(&settings));
                     }
                 }
+                Action::Probe(probes) => self.probe(probes),
                 Action::VirtualServices(changed) => {
                     if let Some(virtual_ips) = &self.virtual_ips {
                         virtual_ips.take(*changed);

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -22,11 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Says its name to whoever asks, over HTTP and over UDP, both on port 8080.
 const SERVER: &str = r#"
-import http.server, socket, sys, threading
+import http.server, os, socket, sys, threading
 name = sys.argv[1].encode()
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        broken = self.path == "/ready" and os.path.exists(sys.argv[2])
+        self.send_response(503 if broken else 200)
         self.send_header("Content-Length", str(len(name)))
         self.end_headers()
         self.wfile.write(name)
@@ -51,6 +53,11 @@ struct World {
     _servers: Vec<Process>,
 }
 
+/// While there is this file, the server of a host says that it is not ready.
+fn broken(host: &Host) -> PathBuf {
+    host.directory().join("broken")
+}
+
 /// A registrar, and devices each with a server.
 fn world(lab: &Lab, names: &[&str]) -> Result<World> {
     let (hq, switch) = (lab.host("hq")?, lab.switch("core")?);
@@ -67,7 +74,7 @@ fn world(lab: &Lab, names: &[&str]) -> Result<World> {
         agent.run()?;
         agents.push(agent);
         let mut command = host.command("python3");
-        command.args(["-c", SERVER, name]);
+        command.args(["-c", SERVER, name]).arg(broken(&host));
         servers.push(host.spawn("server", command)?);
     }
     Ok(World { registrar, agents, _servers: servers })
@@ -200,6 +207,49 @@ fn virtual_ips_live_without_a_registrar() {
         agent.stop()?;
         let tables = a.sh("nft list tables")?;
         expect(!tables.contains("muster"), "no table is left", &tables)
+    });
+}
+
+const PROBED: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+  readinessProbe:
+    httpGet: {path: /ready, port: 8080}
+    periodSeconds: 1
+    failureThreshold: 2
+"#;
+
+#[test]
+fn what_is_not_ready_is_not_asked() {
+    scenario("a Service with a readiness probe", |lab| {
+        let mut world = world(lab, &["a", "b", "c"])?;
+        let (a, b) = (world.host("a"), world.host("b"));
+        world.registrar.muster(&["label", "device", "b", "app=web"])?;
+        world.registrar.muster(&["label", "device", "c", "app=web"])?;
+        world.registrar.apply(PROBED)?;
+        let url = "http://web.default.svc.net.example";
+        served_by(&a, url, &["b", "c"])?;
+        b.sh(&format!("touch {}", broken(&b).display()))?;
+        served_by(&a, url, &["c"])?;
+        let slices = world.registrar.muster(&["get", "endpointslices", "-o", "yaml"])?;
+        expect(slices.contains("ready: false"), "an endpoint that is not ready", &slices)?;
+        // A restart of the agent changes nothing of what is known, and what changes meanwhile is found out.
+        let agent = world.agents.iter_mut().find(|agent| agent.host().name() == "b");
+        let agent = agent.expect("a host of this name");
+        agent.kill();
+        agent.run()?;
+        served_by(&a, url, &["c"])?;
+        b.sh(&format!("rm {}", broken(&b).display()))?;
+        served_by(&a, url, &["b", "c"])?;
+        // Another probe, which fails everywhere: nobody is asked.
+        world.registrar.apply(&PROBED.replace("port: 8080}\n    period", "port: 9}\n    period"))?;
+        refused(&a, url)?;
+        world.registrar.apply(PROBED)?;
+        served_by(&a, url, &["b", "c"])
     });
 }
 

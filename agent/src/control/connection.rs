@@ -73,6 +73,7 @@ impl Control {
         if attempt == self.attempt && matches!(self.link, Link::Opening { .. }) {
             self.link = Link::Open { since: now, leave_at: None };
             self.alive_at = now;
+            self.health.session_opened();
             self.changed_at = now;
             self.last_error.clear();
             self.refusals = 0;
@@ -123,6 +124,7 @@ impl Control {
             }
             Some(Message::Bookmark(bookmark)) => self.revision = bookmark.revision,
             Some(Message::ServiceChanged(changed)) => self.services.changed(changed),
+            Some(Message::EndpointProbes(told)) => self.actions.push_back(Action::Probe(told.probes)),
             Some(Message::VirtualServicesChanged(part)) => {
                 if let Some(changed) = self.virtual_services.take(part) {
                     self.actions.push_back(Action::VirtualServices(Box::new(changed)));

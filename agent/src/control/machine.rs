@@ -7,7 +7,9 @@ use std::{
 };
 
 use muster_common::time::{Instant, Timestamp};
-use muster_proto::registration::{Alive, DeviceConfig, EndpointsChanged, SessionRequest, session_request};
+use muster_proto::registration::{
+    Alive, DeviceConfig, EndpointReadiness, EndpointsChanged, SessionRequest, session_request,
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
@@ -16,6 +18,7 @@ use super::{
     backoff::Backoff,
     connection::{ANSWER_PATIENCE, Link, NEXT_REGISTRAR},
     directors::Directors,
+    health::Health,
     holding::is_it,
     lookups::Lookups,
     peer::{PeerInfo, endpoint},
@@ -54,6 +57,7 @@ pub struct Control {
     pub(super) lookups: Lookups,
     pub(super) services: Services,
     pub(super) virtual_services: VirtualServices,
+    pub(super) health: Health,
     pub(super) directors: Directors,
     /// What the gateway maps to this device's tunnel.
     pub(super) mapped: Option<SocketAddr>,
@@ -96,6 +100,7 @@ impl Control {
             lookups: Lookups::default(),
             services: Services::default(),
             virtual_services: VirtualServices::new(start.virtual_services),
+            health: Health::default(),
             directors: Directors::default(),
             mapped: None,
             told: Told::default(),
@@ -209,6 +214,12 @@ impl Control {
     /// The resolver has names of these Services now, and of no others. To be called whenever that changes.
     pub fn handle_services_held(&mut self, services: Vec<HeldService>, now: Instant) {
         self.services.hold(services, now);
+        self.settle(now);
+    }
+
+    /// Probes have found this of the endpoints that this host has; all that is known.
+    pub fn handle_health(&mut self, found: Vec<EndpointReadiness>, now: Instant) {
+        self.health.found(found);
         self.settle(now);
     }
 
@@ -342,6 +353,9 @@ impl Control {
                 }
                 if let Some(report) = self.peers.report() {
                     self.send(session_request::Message::HeldPeers(report));
+                }
+                if let Some(report) = self.health.report() {
+                    self.send(session_request::Message::EndpointHealth(report));
                 }
                 if let Some(report) = self.services.report(now) {
                     self.send(session_request::Message::HeldServices(report));

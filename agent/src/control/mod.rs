@@ -5,6 +5,7 @@
 mod backoff;
 mod connection;
 mod directors;
+mod health;
 mod holding;
 mod lookups;
 mod machine;
@@ -29,7 +30,7 @@ use std::{
 
 use muster_common::time::Timestamp;
 use muster_proto::registration::{
-    DeviceConfig, Peer, RegisterRequest, SessionHello, SessionRequest, VirtualServicesChanged,
+    DeviceConfig, EndpointProbe, Peer, RegisterRequest, SessionHello, SessionRequest, VirtualServicesChanged,
     WatchVirtualServices,
 };
 use muster_tunnel::DirectorId;
@@ -150,6 +151,8 @@ pub enum Action {
     ForgetName(String),
     /// Forget what is cached of the names of these Services: they have changed.
     ForgetServices(Vec<HeldService>),
+    /// Probe these endpoints, and no others.
+    Probe(Vec<EndpointProbe>),
     /// Take in what has changed of the Services that have virtual IPs.
     VirtualServices(Box<VirtualServicesChanged>),
     /// Trust these roots (DER) from now on.

@@ -23,7 +23,7 @@ pub(super) async fn mapping(port_mapping: &mut Option<PortMapping>) -> Option<So
 }
 
 /// The next change, if there can be any.
-pub(super) async fn change(receiver: &mut Option<watch::Receiver<u64>>) -> Option<()> {
+pub(super) async fn change<T>(receiver: &mut Option<watch::Receiver<T>>) -> Option<()> {
     receiver.as_mut()?.changed().await.ok()
 }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use muster_common::telemetry;
-use muster_proto::registration::WatchVirtualServices;
+use muster_proto::registration::{EndpointProbe, WatchVirtualServices};
 use tokio::sync::watch;
 
+use super::Agent;
 use crate::{
     config::Config,
     state::State,
@@ -36,5 +37,15 @@ pub(super) fn start(
             tracing::error!(%error, "this host has no virtual IPs of Services");
             (None, None, None)
         }
+    }
+}
+
+impl Agent {
+    /// Probes the endpoints that the registrar names, as far as they are this host's.
+    pub(super) fn probe(&mut self, probes: Vec<EndpointProbe>) {
+        let Some(settings) = self.control.settings() else { return };
+        let lan = settings.proxied.iter().map(|host| host.lan_address);
+        let allowed = settings.virtual_addresses().into_iter().chain(lan).collect();
+        self.probes.set(probes, &allowed);
     }
 }

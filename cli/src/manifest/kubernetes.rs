@@ -59,6 +59,9 @@ const PORT: Shape = Number(1, 65_535);
 const PROTOCOL: Shape = OneOf(&["TCP", "UDP"]);
 const ANY_NUMBER: Shape = Number(0, i64::MAX as u64);
 
+/// Of a probe; thresholds have the same range.
+const SECONDS: Shape = Number(0, 86_400);
+
 /// The annotation in which kubectl keeps the manifest itself.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
@@ -126,7 +129,34 @@ const SERVICE_SPEC: &[Field] = &[
     Field("loadBalancerClass", Ignored, Text),
     Field("loadBalancerIP", Ignored, Text),
     Field("loadBalancerSourceRanges", Ignored, List(&Text)),
+    Field("readinessProbe", Kept, Object(PROBE)),
     Field("trafficDistribution", Kept, OneOf(&["PreferSameZone", "PreferSameNode", "PreferClose"])),
+];
+
+/// As `v1 Probe`: a Service's is an extension, since there are no pods to have one.
+const PROBE: &[Field] = &[
+    Field("exec", Kept, Object(&[Field("command", Kept, List(&Text))])),
+    Field(
+        "httpGet",
+        Kept,
+        Object(&[
+            Field("path", Kept, Text),
+            Field("port", Kept, PortOrName),
+            Field("scheme", Kept, OneOf(&["HTTP", "HTTPS"])),
+            Field(
+                "httpHeaders",
+                Kept,
+                List(&Object(&[Field("name", Kept, Text), Field("value", Kept, Text)])),
+            ),
+        ]),
+    ),
+    Field("tcpSocket", Kept, Object(&[Field("port", Kept, PortOrName)])),
+    Field("grpc", Kept, Object(&[Field("port", Kept, PORT), Field("service", Kept, Text)])),
+    Field("initialDelaySeconds", Kept, SECONDS),
+    Field("timeoutSeconds", Kept, SECONDS),
+    Field("periodSeconds", Kept, SECONDS),
+    Field("successThreshold", Kept, SECONDS),
+    Field("failureThreshold", Kept, SECONDS),
 ];
 
 const SERVICE_PORT: &[Field] = &[

@@ -129,7 +129,7 @@ impl Registrars {
     fn pass(&mut self, span: Duration) {
         let end = self.now + span;
         while self.now < end {
-            self.now = self.now + Duration::from_millis(500);
+            self.now += Duration::from_millis(500);
             for number in 0..self.running.len() {
                 self.world.catch_up(number);
                 self.judge(number);

@@ -21,6 +21,7 @@ use super::{
     namespace::Namespace,
     network::Network,
     presence::Presence,
+    readiness::Readiness,
     service::Service,
     services::Services,
     site::Carrier,
@@ -292,6 +293,12 @@ impl Index {
                 });
                 state.select_presence(uid, applied, now);
             }
+            Key::Readiness { network, uid } => {
+                let state = self.networks.get_mut(network).ok_or_else(orphan)?;
+                let new = Readiness::decode(&kv.value, kv.mod_revision)?;
+                state.readiness.insert(uid, new);
+                state.select_ready(uid, applied, now);
+            }
             Key::Registrar(uid) => {
                 if self.registrars.insert(uid) {
                     changes.push(Change::Registrar { uid, runs: true });
@@ -448,6 +455,12 @@ impl Index {
                     let network = state.network.name.clone();
                     changes.push(Change::Presence { network, device: uid, old: Some(old), new: None });
                     state.select_presence(uid, applied, now);
+                }
+            }
+            Some(Key::Readiness { network, uid }) => {
+                let Some(state) = self.networks.get_mut(network) else { return };
+                if state.readiness.remove(&uid).is_some() {
+                    state.select_ready(uid, applied, now);
                 }
             }
             Some(Key::Registrar(uid)) => {

@@ -70,13 +70,14 @@ pub enum Key<'a> {
     EndpointSlice { network: &'a str, namespace: &'a str, name: &'a str },
     Carrier { network: &'a str, subnet: IpNet },
     Presence { network: &'a str, uid: Uuid },
+    Readiness { network: &'a str, uid: Uuid },
     Registrar(Uuid),
     Root(u64),
 }
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
 /// transactions, and need not be loaded.
-pub fn loaded() -> [KeyRange; 13] {
+pub fn loaded() -> [KeyRange; 14] {
     [
         "meta/",
         "networks/",
@@ -85,6 +86,7 @@ pub fn loaded() -> [KeyRange; 13] {
         "devices/",
         // Before Services, so that their endpoints are made once.
         "presence/",
+        "readiness/",
         "directors/",
         "tokens/",
         "namespaces/",
@@ -180,6 +182,11 @@ pub fn endpoint_slice(network: &str, namespace: &str, name: &str) -> Bytes {
     join("endpoint-slices", &[network, namespace, name])
 }
 
+/// `readiness/<network>/<uid>`
+pub fn readiness(network: &str, uid: Uuid) -> Bytes {
+    join("readiness", &[network, &uid.to_string()])
+}
+
 /// `presence/<network>/<uid>`
 pub fn presence(network: &str, uid: Uuid) -> Bytes {
     join("presence", &[network, &uid.to_string()])
@@ -234,6 +241,7 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
         "services" => Key::Service { network: part()?, namespace: part()?, name: part()? },
         "endpoint-slices" => Key::EndpointSlice { network: part()?, namespace: part()?, name: part()? },
         "presence" => Key::Presence { network: part()?, uid: Uuid::try_parse(part()?).ok()? },
+        "readiness" => Key::Readiness { network: part()?, uid: Uuid::try_parse(part()?).ok()? },
         "carriers" => Key::Carrier { network: part()?, subnet: parse_subnet(part()?)? },
         "registrars" => Key::Registrar(Uuid::try_parse(part()?).ok()?),
         "roots" => Key::Root(part()?.parse().ok()?),
@@ -333,6 +341,7 @@ mod tests {
                 Key::Carrier { network: "n", subnet: "fd07::/64".parse().unwrap() },
             ),
             (presence("n", uid), Key::Presence { network: "n", uid }),
+            (readiness("n", uid), Key::Readiness { network: "n", uid }),
             (registrar(uid), Key::Registrar(uid)),
             (root(2), Key::Root(2)),
         ] {

@@ -19,6 +19,7 @@ pub mod namespace;
 pub mod network;
 pub mod plan;
 pub mod presence;
+pub mod readiness;
 pub mod selected;
 mod selection;
 pub mod service;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use muster_common::{labels::Selector, time::Timestamp};
-use muster_proto::admin;
+use muster_proto::{admin, registration::EndpointProbe};
 use uuid::Uuid;
 
 use super::{
@@ -94,11 +94,16 @@ impl NetworkState {
 
     /// A device has come to a registrar, or is away.
     pub(super) fn select_presence(&mut self, device: Uuid, applied: &mut Applied, now: Timestamp) {
-        for service in self.selection.services_of(device) {
-            self.fill(&service, Some(device), applied, now);
-        }
+        self.select_ready(device, applied, now);
         if let Some(device) = self.devices.by_uid(device).cloned() {
             self.select_hosts([&*device].into_iter(), applied, now);
+        }
+    }
+
+    /// A device has become ready for a Service, or is so no longer.
+    pub(super) fn select_ready(&mut self, device: Uuid, applied: &mut Applied, now: Timestamp) {
+        for service in self.selection.services_of(device) {
+            self.fill(&service, Some(device), applied, now);
         }
     }
 
@@ -167,6 +172,54 @@ impl NetworkState {
         self.presence.get(&agent).is_some_and(|presence| presence.registrar.is_none())
     }
 
+    /// Whether the Service's probe has found a device ready, or there is none.
+    fn is_found_ready(&self, service: &Service, device: &Device) -> bool {
+        service.readiness_probe().is_none()
+            || self.readiness.get(&device.uid).is_some_and(|ready| ready.services.contains(service.key()))
+    }
+
+    /// Whether a Service asks for probes of a device.
+    pub(super) fn is_probed(&self, service: &str, device: &Device) -> bool {
+        let found = self.services.services.by_key(service);
+        found.is_some_and(|service| service.readiness_probe().is_some())
+            && self.selection.devices(service).is_some_and(|devices| devices.contains(&device.uid))
+    }
+
+    /// What the agent of `device` has to probe: its own device, and the hosts that it speaks for.
+    pub fn probes(&self, device: &Device) -> Vec<EndpointProbe> {
+        let own = device.addresses().map(|address| (device, address));
+        let hosts = self.proxied(device).map(|(host, found)| (&**found, host.lan_address));
+        let mut probes = Vec::new();
+        let mut done = BTreeSet::new();
+        for (endpoint, address) in own.chain(hosts) {
+            for key in self.selection.services_of(endpoint.uid) {
+                let Some(service) = self.services.services.by_key(&key) else { continue };
+                // By the first of its addresses that is of a family of the Service's.
+                let is_proxied = endpoint.uid != device.uid;
+                let is_right = is_proxied || families(service).contains(&address.is_ipv4());
+                let probe = service.readiness_probe().filter(|_| is_right);
+                if let Some(probe) = probe.and_then(|probe| numbered(probe, service, endpoint))
+                    && done.insert((key, endpoint.uid))
+                {
+                    probes.push(EndpointProbe {
+                        namespace: service.namespace.to_string(),
+                        service: service.name.to_string(),
+                        device_uid: endpoint.uid.to_string(),
+                        address: address.to_string(),
+                        probe: Some(probe),
+                    });
+                }
+            }
+        }
+        probes
+    }
+
+    /// The devices that a Service selects, with those that speak for hosts without an agent in the place of the hosts.
+    pub fn agents_of(&self, service: &str) -> BTreeSet<Uuid> {
+        let devices = self.selection.devices(service).into_iter().flatten();
+        devices.filter_map(|uid| Some(self.agent_of(self.devices.by_uid(*uid)?))).collect()
+    }
+
     /// Uid of the device whose session tells whether `device` is there.
     pub fn agent_of(&self, device: &Device) -> Uuid {
         device.proxied_by().unwrap_or(device.uid)
@@ -221,8 +274,11 @@ impl NetworkState {
         });
         let devices = part.devices.iter().filter_map(|uid| self.devices.by_uid(*uid));
         let keeps_all = spec.is_some_and(|spec| spec.publish_not_ready_addresses);
-        let endpoints =
-            devices.map(|device| endpoint(device, part.is_v4, keeps_all || !self.is_away(device)));
+        let endpoints = devices.map(|device| {
+            let serves = keeps_all || self.is_found_ready(service, device);
+            // One that is away may well answer those who know the way to it: better than nothing.
+            endpoint(device, part.is_v4, keeps_all || serves && !self.is_away(device), serves)
+        });
         let labels = [(SERVICE_LABEL, service.name.as_str()), (MANAGED_BY, "muster")];
         let stored = admin::EndpointSlice {
             metadata: Some(admin::ObjectMeta {
@@ -317,14 +373,35 @@ fn families(service: &Service) -> Vec<bool> {
     if named.is_empty() { vec![true, false] } else { named }
 }
 
-fn endpoint(device: &Device, is_v4: bool, is_ready: bool) -> admin::SliceEndpoint {
+/// `probe` with numbers in the place of the names of ports; `None` if the device does not have such a port.
+fn numbered(probe: &admin::Probe, service: &Service, device: &Device) -> Option<admin::Probe> {
+    let number = |port: &mut String| {
+        if port.parse::<u16>().is_ok() {
+            return Some(());
+        }
+        let ports = service.stored.spec.iter().flat_map(|spec| &spec.ports);
+        let (_, number) =
+            ports.zip(Ports::of(service).numbers(device)).find(|(found, _)| found.name == *port)?;
+        *port = number.to_string();
+        (number != 0).then_some(())
+    };
+    let mut probe = probe.clone();
+    if let Some(get) = &mut probe.http_get {
+        number(&mut get.port)?;
+    }
+    if let Some(socket) = &mut probe.tcp_socket {
+        number(&mut socket.port)?;
+    }
+    Some(probe)
+}
+
+fn endpoint(device: &Device, is_v4: bool, is_ready: bool, serves: bool) -> admin::SliceEndpoint {
     let addresses = device.addresses().filter(|address| address.is_ipv4() == is_v4);
     admin::SliceEndpoint {
         addresses: addresses.map(|address: IpAddr| address.to_string()).collect(),
         conditions: Some(admin::EndpointConditions {
             ready: Some(is_ready),
-            // One that is away may well answer those who know the way to it: better than nothing.
-            serving: Some(true),
+            serving: Some(serves),
             terminating: Some(false),
         }),
         hostname: String::new(),

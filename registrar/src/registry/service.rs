@@ -14,7 +14,7 @@ use prost::Message as _;
 use super::{
     field::{self, FieldError},
     named::{self, Keyed},
-    selected,
+    readiness, selected,
     slice::Slice,
 };
 use crate::store::Revision;
@@ -68,6 +68,11 @@ impl Keyed for Service {
 }
 
 impl Service {
+    /// The probe that says whether an endpoint is ready, if it has one.
+    pub fn readiness_probe(&self) -> Option<&admin::Probe> {
+        self.stored.spec.as_ref()?.readiness_probe.as_ref()
+    }
+
     /// Its uid.
     pub fn uid(&self) -> &str {
         self.stored.metadata.as_ref().map_or("", |meta| &meta.uid)
@@ -193,6 +198,9 @@ pub fn check(service: &mut admin::Service) -> Result<Checked, FieldError> {
         if !text.is_empty() {
             one_of(path, text, &["Cluster", "Local"])?;
         }
+    }
+    if let Some(probe) = &mut spec.readiness_probe {
+        readiness::check(probe)?;
     }
     if !spec.traffic_distribution.is_empty() {
         one_of("spec.trafficDistribution", &spec.traffic_distribution, &DISTRIBUTIONS)?;
@@ -350,7 +358,7 @@ fn ports(ports: &mut [admin::ServicePort]) -> Result<Vec<Port>, FieldError> {
         if port.target_port.is_empty() {
             port.target_port = number.to_string();
         }
-        target_port(&path("targetPort"), &port.target_port)?;
+        port_or_name(&path("targetPort"), &port.target_port)?;
         if !names.insert(name.clone()) {
             return Err(FieldError::new(
                 path("name"),
@@ -399,7 +407,7 @@ pub(super) fn app_protocol(path: &str, text: &str) -> Result<(), FieldError> {
     })
 }
 
-fn target_port(path: &str, text: &str) -> Result<(), FieldError> {
+pub(super) fn port_or_name(path: &str, text: &str) -> Result<(), FieldError> {
     let ok = match text.parse::<u16>() {
         Ok(number) => number != 0,
         Err(_) => {

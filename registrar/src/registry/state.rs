@@ -19,6 +19,7 @@ use super::{
     keys::Owner,
     network::Network,
     presence::Presence,
+    readiness::Readiness,
     selection::Selection,
     services::{Effects, Services, View},
     site::Carrier,
@@ -49,6 +50,8 @@ pub struct NetworkState {
     pub(super) virtual_services: VirtualServices,
     /// Where the sessions are of devices that are endpoints of Services; nothing is known of those that are not in it.
     pub presence: HashMap<Uuid, Presence>,
+    /// What readiness probes have found out of devices.
+    pub readiness: HashMap<Uuid, Readiness>,
     /// The subnets of sites that are carried, and by which device.
     pub carriers: BTreeMap<IpNet, Carrier>,
     /// Devices that carry something for hosts without an agent, or want or may.
@@ -77,6 +80,7 @@ impl NetworkState {
             selection: Selection::default(),
             virtual_services: VirtualServices::default(),
             presence: HashMap::new(),
+            readiness: HashMap::new(),
             carriers: BTreeMap::new(),
             sites: BTreeSet::new(),
             serial: unix(now),

@@ -59,6 +59,8 @@ pub enum Item {
     Service(Arc<str>),
     /// The Services that have virtual IPs.
     VirtualServices,
+    /// What the agent has to probe.
+    Probes,
     /// Everything up to this revision has been sent.
     Bookmark(Revision),
 }
@@ -81,6 +83,7 @@ pub struct Mailbox {
     /// Whether the device asks for Services that have virtual IPs.
     watches_virtual_services: bool,
     virtual_services: bool,
+    probes: bool,
     bookmark: Option<Revision>,
 }
 
@@ -152,6 +155,11 @@ impl Mailbox {
     pub fn virtual_services(&mut self) -> bool {
         self.virtual_services = self.watches_virtual_services;
         self.virtual_services
+    }
+
+    /// What the agent has to probe may have changed.
+    pub fn probes(&mut self) {
+        self.probes = true;
     }
 
     /// Once what waits now has been sent, everything up to `revision` has.
@@ -228,6 +236,9 @@ impl Mailbox {
         if let Some(peer) = self.peers.pop_front() {
             self.waiting.remove(&peer);
             return Some(Item::Peer(peer));
+        }
+        if std::mem::take(&mut self.probes) {
+            return Some(Item::Probes);
         }
         if std::mem::take(&mut self.virtual_services) {
             return Some(Item::VirtualServices);

@@ -4,6 +4,7 @@
 mod directors;
 pub mod mailbox;
 mod open;
+mod probes;
 mod stream;
 
 use std::{
@@ -411,7 +412,9 @@ impl Hub {
                 | Change::Token { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }
-                | Change::EndpointSlice { .. } => {}
+                | Change::EndpointSlice { .. } => {
+                    open.probes_changed(probes::concerned(&self.registry.read(), change).into_iter());
+                }
             }
         }
         for network in &applied.virtual_services {

@@ -78,6 +78,13 @@ impl Open {
         }
     }
 
+    /// What these devices have to probe has changed.
+    pub(super) fn probes_changed(&self, devices: impl Iterator<Item = Uuid>) {
+        for session in devices.filter_map(|uid| self.sessions.get(self.by_device.get(&uid)?)) {
+            session.post(Mailbox::probes);
+        }
+    }
+
     /// The Services of a network that have virtual IPs have changed.
     pub(super) fn virtual_services_changed(&self, network: &str) {
         for session in self.sessions.values().filter(|session| *session.network == *network) {

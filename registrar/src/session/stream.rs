@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, net::SocketAddr, pin::Pin, sync::Arc, time::Dur
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use muster_common::{name::Label, time::Instant};
 use muster_proto::registration::{
-    Bookmark, Drain, Introduction, PeerChanged, PeerRemoved, RootsChanged, ServiceChanged, SessionHello,
-    SessionRequest, SessionResponse, WatchVirtualServices, session_request, session_response::Message,
+    Bookmark, Drain, EndpointProbe, EndpointProbes, EndpointReadiness, Introduction, PeerChanged,
+    PeerRemoved, RootsChanged, ServiceChanged, SessionHello, SessionRequest, SessionResponse,
+    WatchVirtualServices, session_request, session_response::Message,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -24,7 +25,10 @@ use crate::{
         device::{ENDPOINTS_MAX, Outside},
         field::{self, FieldError},
         named,
-        plan::register::{self, DeviceError},
+        plan::{
+            readiness::{self, Finding},
+            register::{self, DeviceError},
+        },
         virtual_services::Cursor,
     },
     store::Revision,
@@ -58,6 +62,9 @@ where
         roots,
         registered: None,
         virtual_services: None,
+        probes: Vec::new(),
+        findings: Vec::new(),
+        reporting: None,
         writing: None,
         ways: None,
         ended: false,
@@ -72,6 +79,8 @@ where
     })
 }
 
+/// What was to be written, and what has become of it.
+type Reported = (Vec<Finding>, Result<(), CommitError<DeviceError>>);
 type Written = (Ways, Result<(), CommitError<DeviceError>>);
 
 /// How the device is reached, as it has told.
@@ -92,6 +101,11 @@ struct Running<S> {
     registered: Option<Registered>,
     /// How far the device has been told of the Services that have virtual IPs, if it asks for them.
     virtual_services: Option<Cursor>,
+    /// What the agent was told to probe.
+    probes: Vec<EndpointProbe>,
+    /// What probes have found, until it is written.
+    findings: Vec<Finding>,
+    reporting: Option<BoxFuture<'static, Reported>>,
     /// Ways that are being written.
     writing: Option<BoxFuture<'static, Written>>,
     /// Ways that are to be written next, and how long to wait before.
@@ -121,7 +135,11 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             {
                 self.writing = Some(self.write(ways, delay));
             }
-            let writing = self.writing.as_mut();
+            if self.reporting.is_none() && !self.findings.is_empty() {
+                let findings = std::mem::take(&mut self.findings);
+                self.reporting = Some(self.report(findings, Duration::ZERO));
+            }
+            let (writing, reporting) = (self.writing.as_mut(), self.reporting.as_mut());
             tokio::select! {
                 received = self.inbound.next() => match received {
                     Some(Ok(request)) => {
@@ -137,6 +155,12 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                     // The registrar stops.
                     Err(_) => return Some(Err(ended(End::Shutdown))),
                 },
+                reported = pending_unless(reporting) => {
+                    self.reporting = None;
+                    if let Err(status) = self.reported(reported) {
+                        return Some(Err(status));
+                    }
+                }
                 written = pending_unless(writing) => {
                     self.writing = None;
                     if let Err(status) = self.written(written) {
@@ -197,6 +221,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             let new: Vec<Uuid> = held.into_iter().filter(is_new).collect();
             registered.session.post(|mailbox| {
                 mailbox.config();
+                mailbox.probes();
                 if self.virtual_services.is_some() {
                     mailbox.watch_virtual_services();
                 }
@@ -282,6 +307,16 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                 }
                 Message::VirtualServicesChanged(changed)
             }
+            Item::Probes => {
+                let index = self.hub.registry.read();
+                let state = index.network(&self.network)?;
+                let probes = state.probes(state.devices.by_uid(self.device)?);
+                if probes == self.probes {
+                    return None;
+                }
+                self.probes.clone_from(&probes);
+                Message::EndpointProbes(EndpointProbes { probes })
+            }
             Item::Bookmark(revision) => Message::Bookmark(Bookmark { revision }),
         };
         Some(Ok(message))
@@ -328,10 +363,44 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Some(session_request::Message::Alive(_)) => {
                 self.hub.is_alive(&registered.session, Instant::now())
             }
+            Some(session_request::Message::EndpointHealth(health)) => {
+                self.findings = findings("endpoint_health", &health.endpoints)?;
+            }
             // From a newer agent.
             None => {}
         }
         Ok(())
+    }
+
+    /// Writes what probes have found.
+    fn report(&self, findings: Vec<Finding>, delay: Duration) -> BoxFuture<'static, Reported> {
+        let (hub, network, device) = (self.hub.clone(), self.network.clone(), self.device);
+        async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            let mut result = Ok(false);
+            while matches!(result, Ok(false)) {
+                let plan = |index: &mut _, _| readiness::report(index, &network, device, &findings);
+                result = hub.registry.commit(plan).await;
+            }
+            (findings, result.map(drop))
+        }
+        .boxed()
+    }
+
+    fn reported(&mut self, (findings, result): Reported) -> Result<(), Status> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(CommitError::Refused(error)) => Err(refused(&error)),
+            Err(error) => {
+                tracing::warn!(device = %self.device, %error, "cannot write what probes have found; trying again");
+                if self.findings.is_empty() {
+                    self.reporting = Some(self.report(findings, WRITE_RETRY));
+                }
+                Ok(())
+            }
+        }
     }
 
     fn write(&self, ways: Ways, delay: Duration) -> BoxFuture<'static, Written> {
@@ -371,6 +440,22 @@ async fn pending_unless<T>(future: Option<&mut Pin<Box<dyn Future<Output = T> + 
         Some(future) => future.await,
         None => std::future::pending().await,
     }
+}
+
+/// What probes have found, as an agent tells it.
+fn findings(path: &str, told: &[EndpointReadiness]) -> Result<Vec<Finding>, Status> {
+    if told.len() > SERVICES_MAX {
+        return Err(Status::resource_exhausted(format!(
+            "{path}: at most {SERVICES_MAX} endpoints are probed"
+        )));
+    }
+    let read = |(i, found): (usize, &EndpointReadiness)| {
+        let uid = Uuid::try_parse(&found.device_uid).map_err(|_| {
+            Status::invalid_argument(format!("{path}.endpoints[{i}].device_uid: is not a device's uid"))
+        })?;
+        Ok((named::key(&found.namespace, &found.service), uid, found.ready))
+    };
+    told.iter().enumerate().map(read).collect()
 }
 
 fn uids(path: &str, texts: &[String]) -> Result<Vec<Uuid>, Status> {

@@ -218,6 +218,7 @@ impl World {
             Action::ReplaceRoots(_)
             | Action::ForgetName(_)
             | Action::ForgetServices(_)
+            | Action::Probe(_)
             | Action::VirtualServices(_) => {}
         }
         Ok(())

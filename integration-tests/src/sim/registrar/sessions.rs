@@ -182,6 +182,7 @@ impl World {
             Some(
                 session_request::Message::Hello(_)
                 | session_request::Message::HeldServices(_)
+                | session_request::Message::EndpointHealth(_)
                 | session_request::Message::Alive(_),
             )
             | None => {}
@@ -315,7 +316,7 @@ impl World {
                         let Some(config) = config else { continue };
                         Message::Config(config)
                     }
-                    Item::Roots | Item::Service(_) | Item::VirtualServices => continue,
+                    Item::Roots | Item::Service(_) | Item::VirtualServices | Item::Probes => continue,
                     Item::Drain(within) => Message::Drain(Drain {
                         within: Some(pbjson_types::Duration {
                             seconds: within.as_secs().try_into().unwrap_or(0),

@@ -14,6 +14,7 @@ pub mod enroll;
 pub mod namespace;
 pub mod network;
 pub mod presence;
+pub mod readiness;
 pub mod register;
 pub mod service;
 pub mod site;
@@ -327,7 +328,8 @@ pub(super) fn remove_device(device: &Device, now: Timestamp) -> Txn {
         .when(Condition::ModRevision(key.clone(), device.revision))
         .delete(key)
         .delete(keys::device_name(&device.network, &device.name))
-        .delete(keys::presence(&device.network, device.uid));
+        .delete(keys::presence(&device.network, device.uid))
+        .delete(keys::readiness(&device.network, device.uid));
     if let Some(key) = &device.key {
         txn = txn.delete(keys::device_key(&device.network, key));
     }

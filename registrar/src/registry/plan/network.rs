@@ -242,6 +242,7 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
     let contents = slices.chain(services_keys).chain(namespaces);
     let addresses = state.released().map(|(owner, address, _)| keys::address(name, owner, address));
     let presence = state.presence.keys().map(|uid| keys::presence(name, *uid));
+    let readiness = state.readiness.keys().map(|uid| keys::readiness(name, *uid));
     let carriers = state.carriers.keys().map(|subnet| keys::carrier(name, subnet));
     let tokens = state.tokens.keys().map(|token| keys::token(name, token));
     let directors = state
@@ -252,6 +253,7 @@ pub fn delete(index: &Index, name: &str, lock: Revision) -> Result<Outcome<bool>
         .chain(addresses)
         .chain(carriers)
         .chain(presence)
+        .chain(readiness)
         .chain(tokens)
         .chain(directors)
         .take(MAX_TXN_OPS - 8)

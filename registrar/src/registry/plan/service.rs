@@ -23,7 +23,7 @@ use crate::{
 
 const KIND: &str = "service";
 const STATUS: &str = "status.load_balancer";
-const MUTABLE: [&str; 15] = [
+const MUTABLE: [&str; 16] = [
     "metadata.labels",
     "metadata.annotations",
     "spec.type",
@@ -39,6 +39,7 @@ const MUTABLE: [&str; 15] = [
     "spec.internal_traffic_policy",
     "spec.external_traffic_policy",
     "spec.traffic_distribution",
+    "spec.readiness_probe",
 ];
 
 /// When and for which attempt something is planned.
@@ -320,6 +321,7 @@ fn changed(
             "spec.traffic_distribution" => {
                 spec.traffic_distribution.clone_from(&wanted.traffic_distribution);
             }
+            "spec.readiness_probe" => spec.readiness_probe.clone_from(&wanted.readiness_probe),
             STATUS => {
                 let status = request.status.as_ref().and_then(|status| status.load_balancer.clone());
                 new.status.get_or_insert_default().load_balancer = status;

@@ -5,6 +5,7 @@ mod devices;
 mod directors;
 mod namespaces;
 mod random;
+mod readiness;
 mod selected;
 mod services;
 mod shell;

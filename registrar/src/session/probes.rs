@@ -1,0 +1,41 @@
+//! Whose probes change with a change of the registry.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use crate::registry::{Change, Index, Service, named::Keyed as _};
+
+/// The devices whose agents have to be told.
+pub(super) fn concerned(index: &Index, change: &Change) -> BTreeSet<Uuid> {
+    match change {
+        Change::Service { old, new } => {
+            let asks = |service: &Service| {
+                let probe = service.readiness_probe().cloned();
+                probe.map(|probe| (probe, service.ports.clone(), service.stored.spec.clone()))
+            };
+            let (before, now) = (old.as_deref().and_then(asks), new.as_deref().and_then(asks));
+            // Those of a Service that is gone are told by its slices.
+            let Some(service) = new.as_ref().filter(|_| before != now) else { return BTreeSet::new() };
+            let state = index.network(&service.network);
+            state.map(|state| state.agents_of(service.key())).unwrap_or_default()
+        }
+        Change::EndpointSlice { old, new } => {
+            let Some(slice) = new.as_ref().or(old.as_ref()) else { return BTreeSet::new() };
+            let uids = |of: &Option<_>| -> BTreeSet<Uuid> {
+                let slice: Option<&std::sync::Arc<crate::registry::Slice>> = of.as_ref();
+                slice
+                    .and_then(|slice| slice.selected.as_deref())
+                    .unwrap_or_default()
+                    .iter()
+                    .copied()
+                    .collect()
+            };
+            let (before, now) = (uids(old), uids(new));
+            let Some(state) = index.network(&slice.network) else { return BTreeSet::new() };
+            let agent = |uid: &Uuid| state.devices.by_uid(*uid).map_or(*uid, |device| state.agent_of(device));
+            before.symmetric_difference(&now).map(agent).collect()
+        }
+        _ => BTreeSet::new(),
+    }
+}

@@ -1,7 +1,8 @@
-//! The socket that nf_tables is spoken to through, and that tells what others do.
+//! The socket that nf_tables is spoken to through. It also hears what others do to a table; of what it does itself the
+//! kernel does not tell it, however much that is.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{
@@ -11,10 +12,10 @@ use rustix::net::{
 
 use super::{
     attribute::{Message, messages},
-    message::Batch,
+    message::{Batch, is_about},
 };
 
-/// Room for answers: one for each message that fails.
+/// Room for answers, one for each message that fails, and for what others do.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// For how long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,13 +41,19 @@ pub enum NftablesError {
     },
 }
 
-/// A socket to a subsystem of nfnetlink.
+/// A socket to nfnetlink.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
     buffer: Vec<u8>,
+    /// By which the kernel tells what this socket has done.
+    port: u32,
     /// Of the last transaction.
     sequence: u32,
+    /// The table of which others are heard.
+    table: String,
+    /// Whether they have done something to it, or may have.
+    disturbed: bool,
 }
 
 impl AsFd for Socket {
@@ -55,41 +62,41 @@ impl AsFd for Socket {
     }
 }
 
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-}
-
 impl Socket {
-    /// A socket that answers.
+    /// A socket that hears what others do to the table called `table`.
     ///
     /// # Errors
     /// If the kernel has none.
-    pub fn new() -> Result<Self, NftablesError> {
-        Self::open(0, SocketFlags::CLOEXEC)
-    }
-
-    /// A socket that tells of every change to any table; it does not block.
-    ///
-    /// # Errors
-    /// If the kernel has none.
-    pub fn listening() -> Result<Self, NftablesError> {
-        let group = 1 << (libc::NFNLGRP_NFTABLES - 1);
-        Self::open(group, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
-    }
-
-    fn open(groups: u32, flags: SocketFlags) -> Result<Self, NftablesError> {
-        let open = || -> rustix::io::Result<OwnedFd> {
-            let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    pub fn new(table: &str) -> Result<Self, NftablesError> {
+        let open = || -> rustix::io::Result<(OwnedFd, u32)> {
+            let (kind, protocol) = (SocketType::RAW, Some(netlink::NETFILTER));
+            let fd = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, protocol)?;
+            let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
             bind(&fd, &netlink::SocketAddrNetlink::new(0, groups))?;
             // Without privileges over the host it stays as it is, and only small changes go through.
             let _ = sockopt::set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER);
             sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
-            Ok(fd)
+            let port = netlink::SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?.pid();
+            Ok((fd, port))
         };
-        let fd = open().map_err(|error| NftablesError::Socket(error.into()))?;
-        Ok(Self { fd, buffer: vec![0; ANSWER], sequence: 0 })
+        let (fd, port) = open().map_err(|error| NftablesError::Socket(error.into()))?;
+        let (buffer, table) = (vec![0; ANSWER], table.to_owned());
+        Ok(Self { fd, buffer, port, sequence: 0, table, disturbed: false })
+    }
+
+    /// Whether others have done something to the table since this was last asked.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub fn is_disturbed(&mut self) -> io::Result<bool> {
+        loop {
+            match self.receive(RecvFlags::DONTWAIT, |_| {}) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(std::mem::take(&mut self.disturbed))
     }
 
     /// Carries out a transaction: all of it, or nothing.
@@ -106,22 +113,21 @@ impl Socket {
     fn transact(&mut self, bytes: &[u8]) -> io::Result<()> {
         // A transaction is one datagram, however long.
         let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, bytes.len() + 4096);
-        let kernel = netlink::SocketAddrNetlink::new(0, 0);
-        sendto(&self.fd, bytes, SendFlags::empty(), &kernel)?;
-        let mut failure = None;
-        loop {
-            let (_, length, _) = recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC)?;
-            let received = self.buffer.get(..length).unwrap_or_default();
-            for message in messages(received).filter(|message| i32::from(message.kind) == libc::NLMSG_ERROR) {
-                let code = error(&message);
+        self.send(bytes)?;
+        let (mut failure, mut is_over, sequence) = (None, false, self.sequence);
+        while !is_over {
+            self.receive(RecvFlags::empty(), |message| {
+                if i32::from(message.kind) != libc::NLMSG_ERROR || is_over {
+                    return;
+                }
+                let code = error(message);
                 if code != 0 {
                     failure.get_or_insert_with(|| io::Error::from_raw_os_error(code));
                 }
-                if message.sequence == self.sequence || is_of_all(&message) {
-                    return failure.map_or(Ok(()), Err);
-                }
-            }
+                is_over = message.sequence == sequence || is_of_all(message);
+            })?;
         }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Hands every message of the answer to `request`, which asks for a list, to `each`.
@@ -129,22 +135,22 @@ impl Socket {
     /// # Errors
     /// If the kernel refuses, or the list is cut short.
     pub fn list(&mut self, request: &[u8], mut each: impl FnMut(&Message<'_>)) -> io::Result<()> {
-        sendto(&self.fd, request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
-        loop {
-            let (_, length, _) = recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC)?;
-            for message in messages(self.buffer.get(..length).unwrap_or_default()) {
-                match i32::from(message.kind) {
-                    libc::NLMSG_DONE => return Ok(()),
-                    libc::NLMSG_ERROR => match error(&message) {
-                        0 => return Ok(()),
-                        // A late answer to a transaction before.
-                        _ if message.sequence != 0 => {}
-                        code => return Err(io::Error::from_raw_os_error(code)),
-                    },
-                    _ => each(&message),
+        self.send(request)?;
+        let mut outcome = None;
+        while outcome.is_none() {
+            self.receive(RecvFlags::empty(), |message| match i32::from(message.kind) {
+                _ if outcome.is_some() => {}
+                libc::NLMSG_DONE => outcome = Some(Ok(())),
+                // Others are late answers to a transaction before.
+                libc::NLMSG_ERROR if message.sequence == 0 => {
+                    let code = error(message);
+                    outcome = Some(if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) });
                 }
-            }
+                libc::NLMSG_ERROR => {}
+                _ => each(message),
+            })?;
         }
+        outcome.unwrap_or(Ok(()))
     }
 
     /// Asks for something that is not part of a transaction, and waits until it is done.
@@ -155,22 +161,29 @@ impl Socket {
         self.list(request, |_| {})
     }
 
-    /// The number by which the kernel tells of what this socket has done.
-    ///
-    /// # Errors
-    /// If the kernel does not say.
-    pub fn port(&self) -> io::Result<u32> {
-        let address = rustix::net::getsockname(&self.fd)?;
-        Ok(netlink::SocketAddrNetlink::try_from(address)?.pid())
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        sendto(&self.fd, bytes, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
+        Ok(())
     }
 
-    /// Hands messages that have come to `each`.
-    ///
-    /// # Errors
-    /// `WouldBlock` if there are none, and another kind if some have been lost.
-    pub fn receive(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<()> {
-        let (_, length, _) = recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC)?;
-        messages(self.buffer.get(..length).unwrap_or_default()).for_each(|message| each(&message));
+    /// Hands the messages of one datagram that answer this socket to `each`, and notes what others have done.
+    fn receive(&mut self, flags: RecvFlags, mut each: impl FnMut(&Message<'_>)) -> io::Result<()> {
+        let length = match recvfrom(&self.fd, &mut self.buffer[..], flags | RecvFlags::TRUNC) {
+            Ok((_, length, _)) => length,
+            // More has come than there was room for, and some of it is lost.
+            Err(rustix::io::Errno::NOBUFS) => {
+                self.disturbed = true;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for message in messages(self.buffer.get(..length).unwrap_or_default()) {
+            if message.port == self.port {
+                each(&message);
+            } else {
+                self.disturbed |= is_about(&message, &self.table);
+            }
+        }
         Ok(())
     }
 }

@@ -10,8 +10,10 @@ mod worker;
 
 use std::{
     io,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use muster_common::telemetry;
@@ -27,9 +29,12 @@ use self::{
     worker::{Input, Worker},
 };
 use crate::{
-    nftables::{NftablesError, Socket, message},
+    nftables::{NftablesError, Socket},
     writer::Writer,
 };
+
+/// Between looks at what others do to nftables.
+const LISTEN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why there are no virtual IPs.
 #[derive(Debug, thiserror::Error)]
@@ -86,17 +91,17 @@ impl VirtualIps {
     ) -> Result<Started, VirtualIpError> {
         let (inputs, receiver) = mpsc::channel();
         let (lost_sender, lost) = watch::channel(0);
-        let (socket, listening) = (Socket::new()?, Socket::listening()?);
+        let ruleset = Ruleset::new(interface);
+        let socket = Socket::new(ruleset.name())?;
         let known = read(stored);
         let watch = known.watch();
-        let ruleset = Ruleset::new(interface);
-        let own = socket.port().map_err(NftablesError::Socket)?;
+        let listening = socket.as_fd().try_clone_to_owned().map_err(NftablesError::Socket)?;
         #[expect(
             deprecated,
             reason = "the descriptor is owned, and closed after its registration; the successor is unsafe"
         )]
         let events = AsyncFd::new(listening).map_err(NftablesError::Socket)?;
-        tokio::spawn(listen(events, ruleset.name().to_owned(), own, inputs.clone()));
+        tokio::spawn(listen(events, inputs.clone()));
         let (metrics, view) = (Metrics::register(registries), Arc::<Mutex<View>>::default());
         let worker =
             Worker::new(socket, receiver, known, ruleset, writer, metrics, view.clone(), lost_sender);
@@ -110,7 +115,8 @@ impl VirtualIps {
     /// # Errors
     /// If nftables cannot be used here.
     pub fn sweep(interface: &str) -> Result<(), VirtualIpError> {
-        Ok(Socket::new()?.commit("remove what there is", Ruleset::new(interface).remove())?)
+        let mut ruleset = Ruleset::new(interface);
+        Ok(Socket::new(ruleset.name())?.commit("remove what there is", ruleset.remove())?)
     }
 
     /// What there is at present.
@@ -168,24 +174,14 @@ fn read(stored: Option<&[u8]>) -> Known {
     }
 }
 
-/// Tells the thread when somebody else changes its table, until the thread ends.
-async fn listen(mut events: AsyncFd<Socket>, table: String, own: u32, inputs: mpsc::Sender<Input>) {
-    loop {
-        let Ok(mut ready) = events.readable_mut().await else { return };
-        let mut disturbed = false;
-        let received = ready.get_inner_mut().receive(|message| {
-            disturbed |= message.port != own && message::is_about(message, &table);
-        });
-        match received {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                ready.clear_ready();
-            }
-            // Some have been lost: one of them may have been about the table.
-            Err(_) => disturbed = true,
-        }
-        if disturbed && inputs.send(Input::Disturbed).is_err() {
+/// Tells the thread when its socket has something for it, until the thread ends.
+async fn listen(events: AsyncFd<OwnedFd>, inputs: mpsc::Sender<Input>) {
+    while let Ok(mut ready) = events.readable().await {
+        ready.clear_ready();
+        if inputs.send(Input::Readable).is_err() {
             return;
         }
+        // A flood of changes by others is looked at now and then.
+        tokio::time::sleep(LISTEN_INTERVAL).await;
     }
 }

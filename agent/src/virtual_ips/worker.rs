@@ -45,8 +45,8 @@ pub(super) enum Input {
     Changed(Box<VirtualServicesChanged>),
     /// Where this host is; the first time that there is an interface.
     Place(Place),
-    /// Somebody else has changed the table.
-    Disturbed,
+    /// The socket has something to say: others have changed nftables.
+    Readable,
     /// To remove the table, and end.
     Stop,
 }
@@ -114,10 +114,11 @@ impl Worker {
             match input {
                 Ok(Input::Changed(changed)) => self.take(*changed, now),
                 Ok(Input::Place(place)) => self.move_to(place, now),
-                Ok(Input::Disturbed) => self.disturbed(now),
+                Ok(Input::Readable) => {}
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            self.look_for_others(now);
             if self.load_at.is_some_and(|at| at <= now) {
                 self.load(now);
             }
@@ -186,8 +187,13 @@ impl Worker {
         self.load_at = Some(now);
     }
 
-    fn disturbed(&mut self, now: Instant) {
-        if self.place.is_none() || self.load_at.is_some() {
+    /// Sees whether somebody else has been at the table.
+    fn look_for_others(&mut self, now: Instant) {
+        let disturbed = self.socket.is_disturbed().unwrap_or_else(|error| {
+            tracing::debug!(%error, "cannot hear what others do to nftables");
+            false
+        });
+        if !disturbed || self.loaded_at.is_none() || self.load_at.is_some() {
             return;
         }
         tracing::warn!(

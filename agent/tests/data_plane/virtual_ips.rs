@@ -626,3 +626,64 @@ fn the_tables_of_others_are_no_hindrance_and_stay_as_they_are() {
         });
     }
 }
+
+#[test]
+fn a_large_table_is_written_once_although_others_are_busy() {
+    const SERVICES: u32 = 3000;
+    if !have_root() {
+        return;
+    }
+    let host = host();
+    host.enter(async || {
+        let mut world = World::new();
+        world.put("web", true, &[1], |_| {}).await;
+        let (service, slice) = (world.services["web"].clone(), world.endpoints["web"].clone());
+        for n in 0..SERVICES {
+            let name = format!("s{n}");
+            let address = std::net::Ipv4Addr::from(0x6461_0000 + n).to_string();
+            let service = VirtualService { name: name.clone(), addresses: vec![address], ..service.clone() };
+            let endpoint = |n: u8| VirtualEndpoint {
+                address: endpoint(true, n).to_string(),
+                ..slice.endpoints[0].clone()
+            };
+            let slice = VirtualEndpoints {
+                name: name.clone(),
+                service: name.clone(),
+                endpoints: (1..=7).map(endpoint).collect(),
+                ..slice.clone()
+            };
+            world.services.insert(name.clone(), service);
+            world.endpoints.insert(name, slice);
+        }
+        let (services, endpoints) = (world.services.values(), world.endpoints.values());
+        let all = VirtualServicesChanged {
+            is_snapshot: true,
+            services: services.cloned().collect(),
+            endpoints: endpoints.cloned().collect(),
+            ..VirtualServicesChanged::default()
+        };
+        world.tell(all).await;
+        sleep(Duration::from_secs(1)).await;
+        // A table that is made anew has another handle.
+        let handle = || {
+            let tables = host.run("nft -a list tables");
+            tables.lines().find(|line| line.contains("muster_muster0_services")).unwrap().to_owned()
+        };
+        let before = handle();
+        let view = world.started.virtual_ips.view();
+        assert_eq!((view.frontends, view.endpoints), (2 + 6000, 2 + 42_000));
+        let elements: Vec<String> = (0..5000).map(|n| format!("10.{}.{}.1", n / 250, n % 250)).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let set = format!(
+            "table ip other {{ set s {{ type ipv4_addr; elements = {{ {} }}; }}; }}",
+            elements.join(", ")
+        );
+        std::fs::write(file.path(), set).unwrap();
+        for _ in 0..3 {
+            host.run(&format!("nft -f {}", file.path().display()));
+            host.run("nft delete table ip other");
+        }
+        sleep(Duration::from_millis(2500)).await;
+        assert_eq!(handle(), before);
+    });
+}

@@ -2,6 +2,7 @@
 
 mod approve;
 mod create;
+pub mod expose;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,6 +16,7 @@ pub use create::{
     ClusterIpService, Create, CreateDevice, CreateNamespace, CreateNetwork, CreateService, CreateToken,
     CreateWhat, Director, ExternalNameService, Labels, Making, PortPair, PortService, Ports,
 };
+pub use expose::Expose;
 
 use crate::duration;
 
@@ -69,6 +71,8 @@ pub enum Command {
     Describe(Describe),
     /// Create a resource
     Create(Create),
+    /// Create a Service for a device, or for a Service
+    Expose(Expose),
     /// Create or change resources as files say
     Apply(Apply),
     /// Delete resources

@@ -79,7 +79,8 @@ pub(super) async fn complete<R: Resource>(ctx: &mut Context<'_>, mut object: R) 
 }
 
 /// Creates an object, or shows what would be created.
-async fn make<R: Resource>(ctx: &mut Context<'_>, object: R, making: &Making) -> Result {
+/// Creates an object, or shows what would be created.
+pub(super) async fn make<R: Resource>(ctx: &mut Context<'_>, object: R, making: &Making) -> Result {
     // Without the registrar, there is no need to know the network.
     let object = if making.dry_run == Some(DryRun::Client) { object } else { complete(ctx, object).await? };
     match making.dry_run {
@@ -222,7 +223,7 @@ fn device(args: &CreateDevice) -> Result<Device> {
 }
 
 /// Reads `KEY=VALUE` labels.
-fn parse_labels(words: &[String]) -> Result<Labels> {
+pub(super) fn parse_labels(words: &[String]) -> Result<Labels> {
     let mut all = Labels::new();
     for word in words {
         let (key, value) = word

@@ -8,6 +8,7 @@ mod create;
 mod delete;
 mod describe;
 mod drain;
+mod expose;
 mod get;
 mod revoke;
 mod service;
@@ -67,6 +68,7 @@ pub async fn run(
         Command::Delete(args) => delete::run(ctx, args).await?,
         Command::Label(args) => change::run(ctx, args, false).await?,
         Command::Annotate(args) => change::run(ctx, args, true).await?,
+        Command::Expose(args) => Box::pin(expose::run(ctx, args)).await?,
         Command::Revoke(args) => Box::pin(revoke::run(ctx, args)).await?,
         Command::Drain(args) => Box::pin(drain::run(ctx, args, true)).await?,
         Command::Undrain(args) => Box::pin(drain::run(ctx, args, false)).await?,

@@ -71,17 +71,6 @@ impl NetworkState {
         applied: &mut Applied,
         now: Timestamp,
     ) {
-        let shown = |device: &Device| {
-            let reachable = (device.revoked, device.key.is_some(), device.site.clone());
-            (
-                device.name.clone(),
-                device.namespace.clone(),
-                device.labels().clone(),
-                device.ipv4,
-                device.ipv6,
-                reachable,
-            )
-        };
         let Some(uid) = new.or(old).map(|device| device.uid) else { return };
         if old.map(shown) == new.map(shown) {
             return;
@@ -298,6 +287,12 @@ impl NetworkState {
         slice.selected = Some(part.devices);
         Ok(slice)
     }
+}
+
+/// What EndpointSlices show of a device, and what decides whether they do.
+fn shown(device: &Device) -> impl PartialEq + '_ {
+    let reachable = (device.revoked, device.key.is_some(), &device.site);
+    (&device.name, &device.namespace, device.labels(), device.ipv4, device.ipv6, reachable)
 }
 
 /// Devices of a Service that stand in one slice.

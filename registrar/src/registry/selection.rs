@@ -113,7 +113,6 @@ impl Selection {
         new: Option<&Device>,
     ) -> BTreeSet<Box<str>> {
         let Some(uid) = new.or(old).map(|device| device.uid) else { return BTreeSet::new() };
-        let place = |device: &Device| (device.namespace.clone(), device.labels().clone());
         let is_placed_anew = old.map(place) != new.map(place);
         if is_placed_anew {
             for pair in old.iter().flat_map(|old| pairs(old)) {
@@ -151,6 +150,11 @@ impl Selection {
         remove_from(&mut self.of_device, &uid, service);
         was_selected
     }
+}
+
+/// What decides which Services select a device.
+fn place(device: &Device) -> impl PartialEq + '_ {
+    (&device.namespace, device.labels())
 }
 
 /// The labels of a device, each with its namespace.

@@ -379,7 +379,13 @@ impl Hub {
 
     /// Tells all whom it concerns what has changed.
     fn changed(&self, applied: &Applied) {
+        // Before the sessions are locked: others look at sessions while they read the registry.
+        let probing: BTreeSet<Uuid> = {
+            let index = self.registry.read();
+            applied.changes.iter().flat_map(|change| probes::concerned(&index, change)).collect()
+        };
         let mut open = lock(&self.open);
+        open.probes_changed(probing.into_iter());
         for change in &applied.changes {
             match change {
                 Change::Device { old, new } => {
@@ -412,9 +418,7 @@ impl Hub {
                 | Change::Token { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }
-                | Change::EndpointSlice { .. } => {
-                    open.probes_changed(probes::concerned(&self.registry.read(), change).into_iter());
-                }
+                | Change::EndpointSlice { .. } => {}
             }
         }
         for network in &applied.virtual_services {

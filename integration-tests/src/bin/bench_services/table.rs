@@ -114,7 +114,7 @@ pub(super) fn measure(lab: &Lab, figures: &mut Figures) -> Result {
 }
 
 fn work() -> Result<Measured, Box<dyn std::error::Error + Send + Sync>> {
-    let mut socket = Socket::new()?;
+    let mut socket = Socket::new("muster_muster0_services")?;
     let place = Place::default();
     let mut measured = Measured { loads: Vec::new(), changes: Vec::new(), change_cpu: Duration::ZERO };
     let (mut known, mut table, mut ruleset) = (Known::default(), Table::default(), Ruleset::new("muster0"));

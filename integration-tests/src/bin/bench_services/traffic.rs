@@ -140,7 +140,7 @@ fn load(client: &Host, others: u32) -> Result {
             let (mut known, mut table) = (Known::default(), Table::default());
             let services = known.take(snapshot).map_err(io::Error::other)?;
             table.update(&known, &Place::default(), &services);
-            let mut socket = Socket::new().map_err(io::Error::other)?;
+            let mut socket = Socket::new("muster_muster0_services").map_err(io::Error::other)?;
             let batch = Ruleset::new("muster0").load(&table, &Place::default());
             socket.commit("write", batch).map_err(io::Error::other)
         })

@@ -72,10 +72,10 @@ impl Lan {
         Ok(agent)
     }
 
-    /// All that speaking for others changes on the gate's host.
+    /// All that speaking for others changes on the gate's host; the table of virtual IPs has nothing to do with that.
     pub(crate) fn traces(&self) -> Result<String> {
         self.gate.host().sh(
-            "nft list tables; cd /proc/sys/net; grep -H . ipv4/conf/*/forwarding ipv6/conf/*/forwarding \
+            "{ nft list tables | grep -v _services || true; }; cd /proc/sys/net; grep -H . ipv4/conf/*/forwarding ipv6/conf/*/forwarding \
              ipv6/conf/*/accept_ra | grep -v muster0; \
              for file in ipv6/conf/*/force_forwarding; do [ ! -e $file ] || grep -H . $file; done | grep -v muster0 || true",
         )

@@ -237,7 +237,9 @@ impl Ruleset {
         for family in FAMILIES {
             let own = || table.iter().filter(move |(frontend, _)| Family::of(&frontend.address) == family);
             own().for_each(|(frontend, target)| add_endpoints(&mut batch, frontend, target));
-            own().for_each(|(frontend, target)| add_frontend(&mut batch, frontend, target));
+            for map in [family.services(), family.refused()] {
+                own().for_each(|(frontend, target)| add_frontend(&mut batch, map, frontend, target));
+            }
         }
         batch
     }
@@ -253,31 +255,41 @@ impl Ruleset {
                 chain.add(&mut batch);
             }
         }
-        for Change { frontend, old, new } in changes {
-            let (before, after) = (endpoints(old.as_ref()), endpoints(new.as_ref()));
-            let family = Family::of(&frontend.address);
-            let differs = |i: &usize| before.get(*i) != after.get(*i);
-            for i in (0..before.len()).filter(differs) {
-                batch.delete_element(family.endpoints(), &place_key(frontend, i));
-            }
-            for i in (0..after.len()).filter(differs) {
-                if let Some(endpoint) = after.get(i) {
-                    batch.add_element(
-                        family.endpoints(),
-                        &place_key(frontend, i),
-                        &Datum::Value(&value(endpoint)),
-                    );
+        // One map after the other, so that few messages are needed: the kernel walks through the verdict maps for each.
+        for family in FAMILIES {
+            let own = || changes.iter().filter(move |change| Family::of(&change.frontend.address) == family);
+            let places = |change: &'_ Change| {
+                let (before, after) = (endpoints(change.old.as_ref()), endpoints(change.new.as_ref()));
+                let count = before.len().max(after.len());
+                (0..count).filter(|i| before.get(*i) != after.get(*i)).collect::<Vec<_>>()
+            };
+            for change in own() {
+                let before = endpoints(change.old.as_ref()).len();
+                for place in places(change).into_iter().filter(|place| *place < before) {
+                    batch.delete_element(family.endpoints(), &place_key(&change.frontend, place));
                 }
             }
-            let decision = |target: &Option<Target>| target.as_ref().map(|target| decision(frontend, target));
-            let (before, after) = (decision(old), decision(new));
-            if before != after {
-                if let Some((map, _)) = before {
-                    batch.delete_element(map, &frontend_key(frontend));
+            for change in own() {
+                let after = endpoints(change.new.as_ref());
+                for (place, endpoint) in places(change).into_iter().filter_map(|i| Some((i, after.get(i)?))) {
+                    let key = place_key(&change.frontend, place);
+                    batch.add_element(family.endpoints(), &key, &Datum::Value(&value(endpoint)));
                 }
-                if let Some(new) = new {
-                    add_frontend(&mut batch, frontend, new);
+            }
+            let decided = |frontend: &Frontend, target: &Option<Target>| {
+                target.as_ref().map(|target| decision(frontend, target))
+            };
+            let moved = || own().filter(|c| decided(&c.frontend, &c.old) != decided(&c.frontend, &c.new));
+            for map in [family.services(), family.refused()] {
+                for change in moved() {
+                    if decided(&change.frontend, &change.old).is_some_and(|(before, _)| before == map) {
+                        batch.delete_element(map, &frontend_key(&change.frontend));
+                    }
                 }
+            }
+            for map in [family.services(), family.refused()] {
+                let new = moved().filter_map(|change| Some((&change.frontend, change.new.as_ref()?)));
+                new.for_each(|(frontend, target)| add_frontend(&mut batch, map, frontend, target));
             }
         }
         batch
@@ -386,10 +398,13 @@ fn decision(frontend: &Frontend, target: &Target) -> (&'static str, Option<Strin
     }
 }
 
-fn add_frontend(batch: &mut Batch, frontend: &Frontend, target: &Target) {
-    let (map, chain) = decision(frontend, target);
-    let datum = chain.as_deref().map_or(Datum::Drop, Datum::Goto);
-    batch.add_element(map, &frontend_key(frontend), &datum);
+/// Adds a frontend to `map`, if it belongs there.
+fn add_frontend(batch: &mut Batch, map: &str, frontend: &Frontend, target: &Target) {
+    let (decided, chain) = decision(frontend, target);
+    if decided == map {
+        let datum = chain.as_deref().map_or(Datum::Drop, Datum::Goto);
+        batch.add_element(map, &frontend_key(frontend), &datum);
+    }
 }
 
 fn address(address: &IpAddr) -> Vec<u8> {

@@ -1,5 +1,4 @@
-//! The socket that nf_tables is spoken to through. It also hears what others do to a table; of what it does itself the
-//! kernel does not tell it, however much that is.
+//! The socket that nf_tables is spoken to through, and one beside it that hears what others do to a table.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,8 +14,11 @@ use super::{
     message::{Batch, is_about},
 };
 
-/// Room for answers, one for each message that fails, and for what others do.
+/// Room for answers, one for each message that fails.
 const RECEIVE_BUFFER: usize = 4 << 20;
+/// Room for what is told of changes. The kernel tells of this socket's own, too, each element of them; nothing of this is
+/// taken before it is needed, and all of it is read at once.
+const CHANGES_BUFFER: usize = 256 << 20;
 /// For how long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer.
@@ -45,6 +47,8 @@ pub enum NftablesError {
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+    /// Hears of changes to all tables; it does not block.
+    changes: OwnedFd,
     buffer: Vec<u8>,
     /// By which the kernel tells what this socket has done.
     port: u32,
@@ -56,32 +60,27 @@ pub struct Socket {
     disturbed: bool,
 }
 
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 impl Socket {
     /// A socket that hears what others do to the table called `table`.
     ///
     /// # Errors
     /// If the kernel has none.
     pub fn new(table: &str) -> Result<Self, NftablesError> {
-        let open = || -> rustix::io::Result<(OwnedFd, u32)> {
-            let (kind, protocol) = (SocketType::RAW, Some(netlink::NETFILTER));
-            let fd = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, protocol)?;
-            let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
-            bind(&fd, &netlink::SocketAddrNetlink::new(0, groups))?;
-            // Without privileges over the host it stays as it is, and only small changes go through.
-            let _ = sockopt::set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER);
+        let open = || -> rustix::io::Result<_> {
+            let fd = open(SocketFlags::CLOEXEC, 0, RECEIVE_BUFFER)?;
             sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
             let port = netlink::SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?.pid();
-            Ok((fd, port))
+            let group = 1 << (libc::NFNLGRP_NFTABLES - 1);
+            Ok((fd, open(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, group, CHANGES_BUFFER)?, port))
         };
-        let (fd, port) = open().map_err(|error| NftablesError::Socket(error.into()))?;
+        let (fd, changes, port) = open().map_err(|error| NftablesError::Socket(error.into()))?;
         let (buffer, table) = (vec![0; ANSWER], table.to_owned());
-        Ok(Self { fd, buffer, port, sequence: 0, table, disturbed: false })
+        Ok(Self { fd, changes, buffer, port, sequence: 0, table, disturbed: false })
+    }
+
+    /// What can be read from when [`Self::is_disturbed`] may have something to say.
+    pub fn changes(&self) -> BorrowedFd<'_> {
+        self.changes.as_fd()
     }
 
     /// Whether others have done something to the table since this was last asked.
@@ -90,13 +89,20 @@ impl Socket {
     /// If the socket fails.
     pub fn is_disturbed(&mut self) -> io::Result<bool> {
         loop {
-            match self.receive(RecvFlags::DONTWAIT, |_| {}) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
+            let length = match recvfrom(&self.changes, &mut self.buffer[..], RecvFlags::TRUNC) {
+                Ok((_, length, _)) => length,
+                Err(rustix::io::Errno::AGAIN) => return Ok(std::mem::take(&mut self.disturbed)),
+                // More has come than there was room for: what is lost may have been about the table.
+                Err(rustix::io::Errno::NOBUFS) => {
+                    self.disturbed = true;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let mut others = messages(self.buffer.get(..length).unwrap_or_default())
+                .filter(|message| message.port != self.port);
+            self.disturbed |= others.any(|message| is_about(&message, &self.table));
         }
-        Ok(std::mem::take(&mut self.disturbed))
     }
 
     /// Carries out a transaction: all of it, or nothing.
@@ -116,7 +122,7 @@ impl Socket {
         self.send(bytes)?;
         let (mut failure, mut is_over, sequence) = (None, false, self.sequence);
         while !is_over {
-            self.receive(RecvFlags::empty(), |message| {
+            self.receive(|message| {
                 if i32::from(message.kind) != libc::NLMSG_ERROR || is_over {
                     return;
                 }
@@ -138,7 +144,7 @@ impl Socket {
         self.send(request)?;
         let mut outcome = None;
         while outcome.is_none() {
-            self.receive(RecvFlags::empty(), |message| match i32::from(message.kind) {
+            self.receive(|message| match i32::from(message.kind) {
                 _ if outcome.is_some() => {}
                 libc::NLMSG_DONE => outcome = Some(Ok(())),
                 // Others are late answers to a transaction before.
@@ -166,26 +172,21 @@ impl Socket {
         Ok(())
     }
 
-    /// Hands the messages of one datagram that answer this socket to `each`, and notes what others have done.
-    fn receive(&mut self, flags: RecvFlags, mut each: impl FnMut(&Message<'_>)) -> io::Result<()> {
-        let length = match recvfrom(&self.fd, &mut self.buffer[..], flags | RecvFlags::TRUNC) {
-            Ok((_, length, _)) => length,
-            // More has come than there was room for, and some of it is lost.
-            Err(rustix::io::Errno::NOBUFS) => {
-                self.disturbed = true;
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        for message in messages(self.buffer.get(..length).unwrap_or_default()) {
-            if message.port == self.port {
-                each(&message);
-            } else {
-                self.disturbed |= is_about(&message, &self.table);
-            }
-        }
+    /// Hands the messages of one datagram to `each`.
+    fn receive(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<()> {
+        let (_, length, _) = recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC)?;
+        messages(self.buffer.get(..length).unwrap_or_default()).for_each(|message| each(&message));
         Ok(())
     }
+}
+
+/// A socket to nfnetlink that hears of `groups`.
+fn open(flags: SocketFlags, groups: u32, room: usize) -> rustix::io::Result<OwnedFd> {
+    let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    bind(&fd, &netlink::SocketAddrNetlink::new(0, groups))?;
+    // Without privileges over the host it stays as it is, and only small changes go through.
+    let _ = sockopt::set_socket_recv_buffer_size_force(&fd, room);
+    Ok(fd)
 }
 
 /// The number of the error that a message tells; 0 for none.

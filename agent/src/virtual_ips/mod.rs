@@ -10,7 +10,7 @@ mod worker;
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
     time::Duration,
@@ -95,7 +95,7 @@ impl VirtualIps {
         let socket = Socket::new(ruleset.name())?;
         let known = read(stored);
         let watch = known.watch();
-        let listening = socket.as_fd().try_clone_to_owned().map_err(NftablesError::Socket)?;
+        let listening = socket.changes().try_clone_to_owned().map_err(NftablesError::Socket)?;
         #[expect(
             deprecated,
             reason = "the descriptor is owned, and closed after its registration; the successor is unsafe"

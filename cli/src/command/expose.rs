@@ -90,3 +90,57 @@ fn object(args: &Expose, exposed: &str, found: ServiceSpec) -> Result<Service> {
         .map_err(|(field, reason)| Error::Usage(format!("service/{name}: {field}: {reason}")))?;
     Ok(service)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn args(words: &str) -> Expose {
+        let words = ["muster", "expose"].into_iter().chain(words.split(' '));
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Expose(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn labelled() -> ServiceSpec {
+        ServiceSpec { selector: [("app".to_owned(), "web".to_owned())].into(), ..ServiceSpec::default() }
+    }
+
+    #[test]
+    fn a_device_is_exposed_by_its_labels() {
+        let wanted =
+            args("device web --port=80 --target-port=http --protocol=udp --session-affinity=ClientIP");
+        let service = object(&wanted, "web", labelled()).unwrap();
+        let spec = service.spec.unwrap();
+        assert_eq!((service.metadata.unwrap().name, &spec.selector), ("web".into(), &labelled().selector));
+        let port = &spec.ports[0];
+        assert_eq!((port.port, &*port.target_port, &*port.protocol), (80, "http", "UDP"));
+        assert_eq!(spec.session_affinity, "ClientIP");
+        // Without labels, or without a port, there is nothing to go by.
+        for (words, found, said) in [
+            ("device web --port=80", ServiceSpec::default(), "no labels"),
+            ("device web", labelled(), "give --port"),
+        ] {
+            let error = object(&args(words), "web", found).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        let other = args("device web --port=80 --selector=app=shop --name=shop");
+        let service = object(&other, "web", ServiceSpec::default()).unwrap();
+        assert_eq!(service.spec.unwrap().selector["app"], "shop");
+    }
+
+    #[test]
+    fn a_service_is_exposed_with_its_ports() {
+        let port = ServicePort { port: 80, target_port: "8080".into(), ..ServicePort::default() };
+        let found = ServiceSpec { ports: vec![port], ..labelled() };
+        let service =
+            object(&args("service/web --name=web-2 --external-ip=192.0.2.7"), "web", found).unwrap();
+        let spec = service.spec.unwrap();
+        assert_eq!((&*service.metadata.unwrap().name, &*spec.ports[0].target_port), ("web-2", "8080"));
+        assert_eq!(spec.external_ips, ["192.0.2.7"]);
+    }
+}

@@ -9,6 +9,11 @@ pub fn of_message(encoded: &[u8]) -> u64 {
     hash.as_ref().iter().take(8).fold(0, |sum, octet| sum << 8 | u64::from(*octet))
 }
 
+/// The digest of a set of encoded messages.
+pub fn of_all(encoded: impl Iterator<Item = Vec<u8>>) -> u64 {
+    encoded.fold(0, |sum, message| sum.wrapping_add(of_message(&message)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -16,5 +21,7 @@ mod tests {
     #[test]
     fn the_digest_is_the_beginning_of_the_hash() {
         assert_eq!(of_message(b"abc"), 0xba78_16bf_8f01_cfea);
+        let twice = of_all([b"abc".to_vec(), b"abc".to_vec()].into_iter());
+        assert_eq!(twice, 0xba78_16bf_8f01_cfea_u64.wrapping_mul(2));
     }
 }

@@ -56,6 +56,14 @@ impl Sub<Instant> for Instant {
     }
 }
 
+/// Sleeps until then; for ever without a moment, as where nothing is due.
+pub async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep(moment - Instant::now()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Civil time: time since the Unix epoch, in UTC.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Timestamp(Duration);

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use muster_common::{
     grpc,
-    time::{Instant, Timestamp},
+    time::{Instant, Timestamp, until},
 };
 use muster_enrollment::{certificate_request, new_tls_key};
 use muster_proto::director::{
@@ -15,7 +15,7 @@ use rand::RngExt;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
@@ -220,14 +220,6 @@ async fn renew(channel: Channel) -> Result<(Zeroizing<String>, RenewResponse), S
         Ok(Ok(response)) => Ok((key, response.into_inner())),
         Ok(Err(status)) => Err(grpc::words(&status)),
         Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
-    }
-}
-
-/// Sleeps until then, on the clock that goes on during suspend; for ever without a moment.
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep(moment - Instant::now()).await,
-        None => std::future::pending().await,
     }
 }
 

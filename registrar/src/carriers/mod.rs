@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_common::telemetry::Metrics;
-use muster_common::time::Instant;
+use muster_common::time::{self, Instant};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -62,14 +62,12 @@ impl Carriers {
         let draining = self.hub.draining().clone();
         loop {
             let next = self.decide().await;
-            let now = Instant::now();
-            let pause = next.map(|next| next.saturating_duration_since(now));
             tokio::select! {
                 () = draining.cancelled() => return,
                 // Neither ends before the registry and the hub do.
                 changed = self.changed.changed() => if changed.is_err() { return },
                 changed = sessions.changed() => if changed.is_err() { return },
-                () = sleep(pause) => {}
+                () = time::until(next) => {}
             }
             tokio::time::sleep(GATHER).await;
             self.changed.mark_unchanged();
@@ -132,13 +130,6 @@ impl Carriers {
             self.takeovers.inc();
         }
         Ok(true)
-    }
-}
-
-async fn sleep(pause: Option<Duration>) {
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
-        None => std::future::pending().await,
     }
 }
 

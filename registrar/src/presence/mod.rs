@@ -8,13 +8,15 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
-use muster_common::{telemetry::Metrics, time::Instant};
+use muster_common::{
+    telemetry::Metrics,
+    time::{self, Instant},
+};
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use self::decide::{AFTER_START, Decider, PATIENCE, Place, Verdict};
@@ -31,34 +33,12 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Before a write that has failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Devices to be judged, because of what others have written.
-#[derive(Debug, Default)]
-struct Touched {
-    places: Mutex<BTreeSet<Place>>,
-    changed: Notify,
-}
-
-impl Touched {
-    fn take(&self) -> BTreeSet<Place> {
-        std::mem::take(&mut self.places.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn add(&self, places: impl Iterator<Item = Place>) {
-        let mut places = places.peekable();
-        if places.peek().is_some() {
-            self.places.lock().unwrap_or_else(PoisonError::into_inner).extend(places);
-            self.changed.notify_one();
-        }
-    }
-}
-
 /// Decides of the devices of one registrar.
 #[derive(Debug)]
 pub struct Presences {
     hub: Arc<Hub>,
     decider: Decider,
     registrar: Uuid,
-    touched: Arc<Touched>,
     /// When to judge a device again.
     due: BTreeMap<Place, Instant>,
     away: Counter,
@@ -67,12 +47,11 @@ pub struct Presences {
 impl Presences {
     /// For the registrar with this uid, whose sessions `hub` has.
     pub fn new(hub: &Arc<Hub>, registrar: Uuid, metrics: &Metrics) -> Self {
-        let touched = Arc::<Touched>::default();
-        let told = touched.clone();
         let weak = Arc::downgrade(hub);
         hub.registry().observe(move |applied| {
             if let Some(hub) = weak.upgrade() {
-                told.add(concerned(&hub.registry().read(), applied).into_iter());
+                let concerned = concerned(&hub.registry().read(), applied);
+                hub.tell_moved(concerned.into_iter());
             }
         });
         let away = Counter::default();
@@ -80,37 +59,25 @@ impl Presences {
             let help = "Endpoints of Services that this registrar has found to be away";
             registry.register("endpoints_away", help, away.clone());
         });
-        let presences = Self {
-            hub: hub.clone(),
-            decider: Decider::new(registrar, Instant::now()),
-            registrar,
-            touched,
-            due: BTreeMap::new(),
-            away,
-        };
         // Those of registrars that have ceased to run before this one began.
-        let index = hub.registry().read();
-        presences.touched.add(all(&index, |_| true).into_iter());
-        drop(index);
-        presences
+        let found = all(&hub.registry().read(), |_| true);
+        hub.tell_moved(found.into_iter());
+        let decider = Decider::new(registrar, Instant::now());
+        Self { hub: hub.clone(), decider, registrar, due: BTreeMap::new(), away }
     }
 
     /// Runs until the registrar drains: its devices then go to others.
     pub async fn run(mut self) {
         let draining = self.hub.draining().clone();
-        let (hub, touched) = (self.hub.clone(), self.touched.clone());
+        let hub = self.hub.clone();
         loop {
             let next = self.due.values().min().copied();
-            let pause = next.map(|next| next.saturating_duration_since(Instant::now()));
-            let mut places = BTreeSet::new();
-            tokio::select! {
+            let mut places = tokio::select! {
                 () = draining.cancelled() => return,
-                moved = hub.moved() => places = moved,
-                () = touched.changed.notified() => {}
-                () = sleep(pause) => {}
-            }
+                moved = hub.moved() => moved,
+                () = time::until(next) => BTreeSet::new(),
+            };
             tokio::time::sleep(GATHER).await;
-            places.extend(touched.take());
             let now = Instant::now();
             let due = self.due.iter().filter(|(_, at)| **at <= now).map(|(place, _)| place.clone());
             places.extend(due.collect::<Vec<_>>());
@@ -168,13 +135,6 @@ impl Presences {
 
     async fn write(&self, registry: &Registry, moves: &[Move]) -> Result<(), CommitError<Infallible>> {
         registry.commit(|index, _| plan::write(index, moves)).await.map(drop)
-    }
-}
-
-async fn sleep(pause: Option<Duration>) {
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
-        None => std::future::pending().await,
     }
 }
 

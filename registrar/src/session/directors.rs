@@ -4,7 +4,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -22,7 +21,10 @@ use tokio::sync::{Notify, watch};
 use tonic::Status;
 use uuid::Uuid;
 
-use super::{Draining, Hub, lock, stream::HELLO};
+use super::{
+    Draining, Hub, lock,
+    stream::{HELLO, pending_unless},
+};
 use crate::{
     registry::{
         CommitError, Director,
@@ -493,13 +495,6 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             }
         };
         Some(Ok(message))
-    }
-}
-
-async fn pending_unless<T>(future: Option<&mut Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
-    match future {
-        Some(future) => future.await,
-        None => std::future::pending().await,
     }
 }
 

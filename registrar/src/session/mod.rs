@@ -56,7 +56,8 @@ pub struct Hub {
     next_id: AtomicU64,
     /// Counts sessions that open or close of devices that carry something for hosts without an agent.
     sites: watch::Sender<u64>,
-    /// Devices whose sessions have opened or closed, with their networks, until somebody asks.
+    /// Endpoints of Services of which it may have changed where their sessions are, with their networks, until somebody
+    /// asks.
     moved: Mutex<BTreeSet<(Arc<str>, Uuid)>>,
     moves: Notify,
     draining: CancellationToken,
@@ -187,7 +188,7 @@ impl Hub {
     fn is_alive(&self, session: &Session, now: Instant) {
         let before = lock(&session.alive).replace(now);
         if before.is_some_and(|before| before + SILENT <= now) {
-            self.site_changed(&session.network, session.device);
+            self.session_changed(&session.network, session.device);
         }
     }
 
@@ -197,7 +198,7 @@ impl Hub {
         self.sites.subscribe()
     }
 
-    /// Waits until sessions have opened or closed of devices that are endpoints of Services, and says of which.
+    /// Waits until it may have changed where the sessions of endpoints are, and says of which.
     pub async fn moved(&self) -> BTreeSet<(Arc<str>, Uuid)> {
         loop {
             let moved = std::mem::take(&mut *lock(&self.moved));
@@ -208,22 +209,26 @@ impl Hub {
         }
     }
 
-    fn endpoint_moved(&self, network: &Arc<str>, device: Uuid) {
-        let is_endpoint = {
-            let index = self.registry.read();
-            let state = index.network(network);
-            state.is_some_and(|state| state.devices.by_uid(device).is_some_and(|d| state.is_endpoint(d)))
-        };
-        if is_endpoint {
-            lock(&self.moved).insert((network.clone(), device));
+    /// Has [`Self::moved`] tell of these devices.
+    pub fn tell_moved(&self, devices: impl Iterator<Item = (Arc<str>, Uuid)>) {
+        let mut devices = devices.peekable();
+        if devices.peek().is_some() {
+            lock(&self.moved).extend(devices);
             self.moves.notify_one();
         }
     }
 
-    fn site_changed(&self, network: &str, device: Uuid) {
-        if self.registry.read().device(network, device).is_some_and(|device| device.site.is_some()) {
+    /// A session has opened, closed, or is heard again after a silence.
+    fn session_changed(&self, network: &Arc<str>, device: Uuid) {
+        let (has_site, is_endpoint) = {
+            let index = self.registry.read();
+            let found = index.network(network).and_then(|state| Some((state, state.devices.by_uid(device)?)));
+            found.map_or((false, false), |(state, device)| (device.site.is_some(), state.is_endpoint(device)))
+        };
+        if has_site {
             self.sites.send_modify(|count| *count += 1);
         }
+        self.tell_moved(is_endpoint.then(|| (network.clone(), device)).into_iter());
     }
 
     /// How many sessions of devices are open.
@@ -299,8 +304,7 @@ impl Hub {
         open.sessions.insert(session.id, session.clone());
         drop(open);
         self.sessions.inc();
-        self.site_changed(&session.network, device);
-        self.endpoint_moved(&session.network, device);
+        self.session_changed(&session.network, device);
         Ok(Registered { hub: self.clone(), session })
     }
 
@@ -322,8 +326,7 @@ impl Hub {
         }
         drop(open);
         self.sessions.dec();
-        self.site_changed(&session.network, session.device);
-        self.endpoint_moved(&session.network, session.device);
+        self.session_changed(&session.network, session.device);
     }
 
     /// Notes that a session holds peers; returns those that it did not hold before.

@@ -6,9 +6,9 @@ use std::{collections::BTreeSet, net::SocketAddr, pin::Pin, sync::Arc, time::Dur
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use muster_common::{name::Label, time::Instant};
 use muster_proto::registration::{
-    Bookmark, Drain, EndpointProbe, EndpointProbes, EndpointReadiness, Introduction, PeerChanged,
-    PeerRemoved, RootsChanged, ServiceChanged, SessionHello, SessionRequest, SessionResponse,
-    WatchVirtualServices, session_request, session_response::Message,
+    Bookmark, Drain, EndpointProbe, EndpointProbes, Introduction, PeerChanged, PeerRemoved, RootsChanged,
+    ServiceChanged, SessionHello, SessionRequest, SessionResponse, WatchVirtualServices, session_request,
+    session_response::Message,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::{
     Draining, Hub, Registered, TooMany,
     mailbox::{End, HELD_MAX, Item, SERVICES_MAX},
+    probes::{self, Reported},
 };
 use crate::{
     registry::{
@@ -26,7 +27,7 @@ use crate::{
         field::{self, FieldError},
         named,
         plan::{
-            readiness::{self, Finding},
+            readiness::Finding,
             register::{self, DeviceError},
         },
         virtual_services::Cursor,
@@ -79,8 +80,6 @@ where
     })
 }
 
-/// What was to be written, and what has become of it.
-type Reported = (Vec<Finding>, Result<(), CommitError<DeviceError>>);
 type Written = (Ways, Result<(), CommitError<DeviceError>>);
 
 /// How the device is reached, as it has told.
@@ -364,7 +363,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                 self.hub.is_alive(&registered.session, Instant::now())
             }
             Some(session_request::Message::EndpointHealth(health)) => {
-                self.findings = findings("endpoint_health", &health.endpoints)?;
+                self.findings = probes::findings("endpoint_health", &health.endpoints)?;
             }
             // From a newer agent.
             None => {}
@@ -372,21 +371,8 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
         Ok(())
     }
 
-    /// Writes what probes have found.
     fn report(&self, findings: Vec<Finding>, delay: Duration) -> BoxFuture<'static, Reported> {
-        let (hub, network, device) = (self.hub.clone(), self.network.clone(), self.device);
-        async move {
-            if !delay.is_zero() {
-                tokio::time::sleep(delay).await;
-            }
-            let mut result = Ok(false);
-            while matches!(result, Ok(false)) {
-                let plan = |index: &mut _, _| readiness::report(index, &network, device, &findings);
-                result = hub.registry.commit(plan).await;
-            }
-            (findings, result.map(drop))
-        }
-        .boxed()
+        probes::report(self.hub.clone(), self.network.clone(), self.device, findings, delay).boxed()
     }
 
     fn reported(&mut self, (findings, result): Reported) -> Result<(), Status> {
@@ -435,27 +421,12 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
     }
 }
 
-async fn pending_unless<T>(future: Option<&mut Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+/// What comes of `future`; nothing ever without one.
+pub(super) async fn pending_unless<T>(future: Option<&mut Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,
     }
-}
-
-/// What probes have found, as an agent tells it.
-fn findings(path: &str, told: &[EndpointReadiness]) -> Result<Vec<Finding>, Status> {
-    if told.len() > SERVICES_MAX {
-        return Err(Status::resource_exhausted(format!(
-            "{path}: at most {SERVICES_MAX} endpoints are probed"
-        )));
-    }
-    let read = |(i, found): (usize, &EndpointReadiness)| {
-        let uid = Uuid::try_parse(&found.device_uid).map_err(|_| {
-            Status::invalid_argument(format!("{path}.endpoints[{i}].device_uid: is not a device's uid"))
-        })?;
-        Ok((named::key(&found.namespace, &found.service), uid, found.ready))
-    };
-    told.iter().enumerate().map(read).collect()
 }
 
 fn uids(path: &str, texts: &[String]) -> Result<Vec<Uuid>, Status> {

@@ -111,7 +111,7 @@ impl Outside {
 }
 
 /// Reads the uid of a `kind`; empty for none.
-fn uid_of(path: &str, text: &str, kind: &str) -> Result<Option<Uuid>, FieldError> {
+pub(super) fn uid_of(path: &str, text: &str, kind: &str) -> Result<Option<Uuid>, FieldError> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -164,21 +164,9 @@ impl Index {
             }
         }
         self.revision = self.revision.max(batch.revision);
-        for change in &applied.changes {
-            let network = match change {
-                Change::Service { old, new } => new.as_ref().or(old.as_ref()).map(|service| &service.network),
-                Change::EndpointSlice { old, new } => {
-                    new.as_ref().or(old.as_ref()).map(|slice| &slice.network)
-                }
-                _ => None,
-            };
-            let Some(network) = network else { continue };
-            if let Some(state) = self.networks.get_mut(network)
-                && state.note_virtual_change(change, batch.revision)
-            {
-                applied.virtual_services.insert(network.clone());
-            }
-        }
+        let told =
+            applied.changes.iter().filter_map(|change| self.note_virtual_change(change, batch.revision));
+        applied.virtual_services = told.collect();
         applied
     }
 

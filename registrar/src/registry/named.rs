@@ -19,6 +19,17 @@ pub fn parts(key: &str) -> (&str, &str) {
     key.split_once('\0').unwrap_or(("", key))
 }
 
+/// A key as people and messages have it, `namespace/name`.
+pub fn shown(key: &str) -> String {
+    key.replacen('\0', "/", 1)
+}
+
+/// The key of what is written `namespace/name`; `None` if that is something else.
+pub fn read(text: &str) -> Option<Box<str>> {
+    let (namespace, name) = text.split_once('/')?;
+    Some(key(namespace, name))
+}
+
 /// All objects of one kind in a network.
 #[derive(Clone, Debug)]
 pub struct Named<T>(BTreeMap<Box<str>, Arc<T>>);
@@ -127,5 +138,6 @@ mod tests {
         assert_eq!(names(&mut objects.after(&key("a", "y"))), ["z", "x", "w"]);
         assert!(objects.get("a", "y").is_some() && objects.get("a", "x").is_none());
         assert_eq!(parts(&key("a", "y")), ("a", "y"));
+        assert_eq!((&*shown(&key("a", "y")), read("a/y"), read("a")), ("a/y", Some(key("a", "y")), None));
     }
 }

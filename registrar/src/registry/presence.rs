@@ -4,7 +4,7 @@ use muster_proto::storage;
 use prost::Message as _;
 use uuid::Uuid;
 
-use super::field::{self, FieldError};
+use super::{device::uid_of, field::FieldError};
 use crate::store::Revision;
 
 /// Where the session of a device is.
@@ -19,11 +19,7 @@ pub struct Presence {
 impl Presence {
     pub(crate) fn decode(value: &[u8], revision: Revision) -> Result<Self, FieldError> {
         let stored = storage::Presence::decode(value).map_err(|error| FieldError::new("presence", error))?;
-        let registrar = match &*stored.registrar_uid {
-            "" => None,
-            text => Some(field::parse("registrar_uid", text)?),
-        };
-        Ok(Self { registrar, revision })
+        Ok(Self { registrar: uid_of("registrar_uid", &stored.registrar_uid, "registrar")?, revision })
     }
 
     /// As it is stored: the registrar that has the session.

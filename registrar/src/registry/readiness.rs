@@ -36,16 +36,13 @@ impl Readiness {
     pub(crate) fn decode(value: &[u8], revision: Revision) -> Result<Self, FieldError> {
         let stored =
             storage::Readiness::decode(value).map_err(|error| FieldError::new("readiness", error))?;
-        let key = |text: &String| {
-            let (namespace, name) = text.split_once('/')?;
-            Some(named::key(namespace, name))
-        };
-        Ok(Self { services: stored.services.iter().filter_map(key).collect(), revision })
+        let services = stored.services.iter().filter_map(|text| named::read(text));
+        Ok(Self { services: services.collect(), revision })
     }
 
     /// As it is stored.
     pub fn encode(services: &BTreeSet<Box<str>>) -> Vec<u8> {
-        let names = services.iter().map(|key| key.replacen('\0', "/", 1));
+        let names = services.iter().map(|key| named::shown(key));
         storage::Readiness { services: names.collect() }.encode_to_vec()
     }
 }

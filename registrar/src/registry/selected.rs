@@ -89,7 +89,7 @@ impl NetworkState {
         }
     }
 
-    /// A device has become ready for a Service, or is so no longer.
+    /// A device that stays selected has become ready for a Service, or is so no longer.
     pub(super) fn select_ready(&mut self, device: Uuid, applied: &mut Applied, now: Timestamp) {
         for service in self.selection.services_of(device) {
             self.fill(&service, Some(device), applied, now);
@@ -107,11 +107,7 @@ impl NetworkState {
         let hosts: BTreeSet<&str> = sites.flat_map(|site| &site.hosts).map(|host| &*host.name).collect();
         let hosts: Vec<Uuid> =
             hosts.into_iter().filter_map(|name| Some(self.devices.by_name(name)?.uid)).collect();
-        for host in hosts {
-            for service in self.selection.services_of(host) {
-                self.fill(&service, Some(host), applied, now);
-            }
-        }
+        hosts.into_iter().for_each(|host| self.select_ready(host, applied, now));
     }
 
     /// Makes the slices of a Service agree with what it selects; `changed` is the only device that has changed, if that is
@@ -133,7 +129,8 @@ impl NetworkState {
                 stale.remove(&key);
                 let old = self.services.slices.by_key(&key);
                 let is_same = |old: &Arc<Slice>| {
-                    let untouched = changed.is_some_and(|changed| !part.devices.contains(&changed));
+                    let untouched =
+                        changed.is_some_and(|changed| part.devices.binary_search(&changed).is_err());
                     untouched && old.selected.as_deref() == Some(&*part.devices)
                 };
                 if old.is_some_and(is_same) {
@@ -225,12 +222,13 @@ impl NetworkState {
     fn parts(&self, service: &Service, devices: &BTreeSet<Uuid>) -> Vec<Part> {
         let mut groups: BTreeMap<(bool, Vec<u16>), Vec<Uuid>> = BTreeMap::new();
         let families = families(service);
-        let fixed = Ports::of(service);
+        let ports = Ports::of(service);
         let devices = devices.iter().filter_map(|uid| self.devices.by_uid(*uid));
         for device in devices.filter(|device| self.is_reachable(device)) {
+            let numbers = ports.numbers(device);
             for is_v4 in &families {
                 if device.addresses().any(|address| address.is_ipv4() == *is_v4) {
-                    groups.entry((*is_v4, fixed.numbers(device))).or_default().push(device.uid);
+                    groups.entry((*is_v4, numbers.clone())).or_default().push(device.uid);
                 }
             }
         }

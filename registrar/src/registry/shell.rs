@@ -356,6 +356,7 @@ impl Registry {
         let (mut index, bad) = load_index(&*self.store).await?;
         let revision = index.revision();
         let stream = self.store.watch(KeyRange::all(), revision + 1).await?;
+        let virtual_services = index.networks().map(|state| state.network.name.clone()).collect();
         let (changes, services) = {
             let mut current = self.write();
             let changed = (current.changes_to(&index), current.services_changed_to(&index));
@@ -364,7 +365,6 @@ impl Registry {
             changed
         };
         tracing::warn!(revision, changes = changes.len(), "the registry was loaded anew");
-        let virtual_services = self.read().networks().map(|state| state.network.name.clone()).collect();
         self.publish(&[Arc::new(Applied { revision, changes, services, virtual_services, bad })]);
         Ok(stream)
     }

@@ -9,7 +9,10 @@ use muster_proto::{admin, storage};
 use prost::Message as _;
 use uuid::Uuid;
 
-use super::field::{self, FieldError};
+use super::{
+    device::uid_of,
+    field::{self, FieldError},
+};
 use crate::store::Revision;
 
 /// The most hosts that a device speaks for.
@@ -77,12 +80,8 @@ impl Site {
 
 impl Carrier {
     pub(crate) fn read(stored: &storage::Carrier, revision: Revision) -> Result<Self, FieldError> {
-        let uid = |path: &str, text: &str| field::parse::<Uuid>(path, text);
-        let registrar = match &*stored.registrar_uid {
-            "" => None,
-            text => Some(uid("registrar_uid", text)?),
-        };
-        Ok(Self { device: uid("device_uid", &stored.device_uid)?, registrar, revision })
+        let registrar = uid_of("registrar_uid", &stored.registrar_uid, "registrar")?;
+        Ok(Self { device: field::parse("device_uid", &stored.device_uid)?, registrar, revision })
     }
 
     /// As it is stored.

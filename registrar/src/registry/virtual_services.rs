@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     ops::Bound,
+    sync::Arc,
 };
 
 use muster_common::digest;
@@ -13,10 +14,10 @@ use muster_proto::{
     admin,
     registration::{VirtualEndpoint, VirtualEndpoints, VirtualPort, VirtualService, VirtualServicesChanged},
 };
-use prost::Message as _;
 
 use super::{
     change::Change,
+    index::Index,
     named::{self, Keyed as _},
     service::{PREFER_SAME_NODE, Service},
     services::Services,
@@ -106,24 +107,8 @@ impl NetworkState {
         }
     }
 
-    /// Notes what has come of a change; says whether agents have to be told.
-    pub(super) fn note_virtual_change(&mut self, change: &Change, revision: Revision) -> bool {
-        match change {
-            Change::Service { old, new } => {
-                let service = new.as_ref().or(old.as_ref());
-                service.is_some_and(|service| self.note_virtual_service(service.key(), revision))
-            }
-            Change::EndpointSlice { old, new } => {
-                let slice = new.as_ref().or(old.as_ref());
-                slice.is_some_and(|slice| self.note_virtual_endpoints(slice.key(), revision))
-            }
-            _ => false,
-        }
-    }
-
     fn note_virtual_service(&mut self, key: &str, revision: Revision) -> bool {
-        let found = self.services.virtual_service(key);
-        let digest = found.map(|found| digest::of_message(&found.encode_to_vec()));
+        let digest = digest(self.services.virtual_service(key));
         let mut told = self.virtual_services.set(Object::Service(key.into()), digest, revision);
         if told {
             let (namespace, name) = named::parts(key);
@@ -137,8 +122,7 @@ impl NetworkState {
     }
 
     fn note_virtual_endpoints(&mut self, key: &str, revision: Revision) -> bool {
-        let found = self.services.virtual_endpoints(key);
-        let digest = found.map(|found| digest::of_message(&found.encode_to_vec()));
+        let digest = digest(self.services.virtual_endpoints(key));
         self.virtual_services.set(Object::Endpoints(key.into()), digest, revision)
     }
 
@@ -196,6 +180,30 @@ impl NetworkState {
     }
 }
 
+impl Index {
+    /// Notes what has come of a change; returns the network if its agents have to be told.
+    pub(super) fn note_virtual_change(&mut self, change: &Change, revision: Revision) -> Option<Arc<str>> {
+        let (network, told) = match change {
+            Change::Service { old, new } => {
+                let service = new.as_ref().or(old.as_ref())?;
+                let state = self.network_mut(&service.network)?;
+                (&service.network, state.note_virtual_service(service.key(), revision))
+            }
+            Change::EndpointSlice { old, new } => {
+                let slice = new.as_ref().or(old.as_ref())?;
+                let state = self.network_mut(&slice.network)?;
+                (&slice.network, state.note_virtual_endpoints(slice.key(), revision))
+            }
+            _ => return None,
+        };
+        told.then(|| network.clone())
+    }
+}
+
+fn digest(message: Option<impl prost::Message>) -> Option<u64> {
+    message.map(|message| digest::of_message(&message.encode_to_vec()))
+}
+
 fn push<M: prost::Message>(list: &mut Vec<M>, message: M) -> usize {
     let length = message.encoded_len();
     list.push(message);
@@ -203,24 +211,20 @@ fn push<M: prost::Message>(list: &mut Vec<M>, message: M) -> usize {
 }
 
 fn push_name(list: &mut Vec<String>, key: &str) -> usize {
-    list.push(key.replacen('\0', "/", 1));
+    list.push(named::shown(key));
     key.len()
 }
 
 impl Services {
     /// A Service as agents are told of it, if it has virtual IPs.
     fn virtual_service(&self, key: &str) -> Option<VirtualService> {
-        let service = self.services.by_key(key)?;
-        let addresses = virtual_addresses(service);
+        let service = self.services.by_key(key).filter(|service| has_virtual_ips(service))?;
         let spec = service.stored.spec.as_ref()?;
-        if addresses.is_empty() || service.ports.is_empty() {
-            return None;
-        }
         let affinity = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
         Some(VirtualService {
             namespace: service.namespace.to_string(),
             name: service.name.to_string(),
-            addresses,
+            addresses: virtual_addresses(service),
             ports: spec.ports.iter().map(service_port).collect(),
             affinity_seconds: affinity.map_or(0, |client| client.timeout_seconds),
             is_local: spec.internal_traffic_policy == "Local",
@@ -232,7 +236,7 @@ impl Services {
     /// An EndpointSlice as agents are told of it, if its Service has virtual IPs.
     fn virtual_endpoints(&self, key: &str) -> Option<VirtualEndpoints> {
         let slice = self.slices.by_key(key)?;
-        self.virtual_service(&slice.service_key()?)?;
+        self.services.by_key(&slice.service_key()?).filter(|service| has_virtual_ips(service))?;
         let port = |port: &admin::EndpointPort| VirtualPort {
             name: port.name.clone(),
             protocol: port.protocol.clone(),
@@ -248,14 +252,21 @@ impl Services {
     }
 }
 
-fn virtual_addresses(service: &Service) -> Vec<String> {
+fn has_virtual_ips(service: &Service) -> bool {
+    !service.ports.is_empty() && virtual_ips(service).next().is_some()
+}
+
+/// ClusterIPs and external addresses, as they are written down.
+fn virtual_ips(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let external = service.external.iter().filter_map(|address| match address {
         ExternalAddress::Ip(address) => Some(*address),
         ExternalAddress::Host(_) => None,
     });
-    let mut addresses: Vec<IpAddr> = service.cluster_ips().iter().copied().chain(external).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
+    service.cluster_ips().iter().copied().chain(external)
+}
+
+fn virtual_addresses(service: &Service) -> Vec<String> {
+    let addresses: BTreeSet<IpAddr> = virtual_ips(service).collect();
     addresses.iter().map(IpAddr::to_string).collect()
 }
 

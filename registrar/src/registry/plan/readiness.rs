@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use super::{
     Outcome, Plan,
+    presence::BATCH,
     register::{DeviceError, find},
 };
 use crate::{
     registry::{index::Index, keys, readiness::Readiness},
-    store::{Condition, MAX_TXN_OPS, Txn},
+    store::{Condition, Txn},
 };
 
 /// What a probe has found: the key of the Service, the device, and whether it is ready.
@@ -48,7 +49,7 @@ pub fn report(
         if new == old.services {
             continue;
         }
-        if txn.ops.len() >= MAX_TXN_OPS / 2 {
+        if txn.ops.len() >= BATCH {
             is_all = false;
             break;
         }

@@ -71,7 +71,7 @@ impl Agent {
     fn sum(&self) -> u64 {
         let services = self.services.values().map(|service| service.encode_to_vec());
         let all = services.chain(self.endpoints.values().map(|endpoints| endpoints.encode_to_vec()));
-        all.fold(0, |sum, encoded| sum.wrapping_add(digest::of_message(&encoded)))
+        digest::of_all(all)
     }
 }
 

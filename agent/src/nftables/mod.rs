@@ -10,3 +10,20 @@ pub mod socket;
 pub use expression::Expression;
 pub use message::Batch;
 pub use socket::{NftablesError, Socket};
+
+/// Name of the table of the agent whose interface is `interface`: two agents on a host have one each.
+pub fn table_name(interface: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
+    format!("muster_{}", interface.chars().map(plain).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tables_are_plain() {
+        assert_eq!(table_name("muster0"), "muster_muster0");
+        assert_eq!(table_name("a b;{"), "muster_a_b__");
+    }
+}

@@ -18,6 +18,7 @@ use self::{forwarding::Forwarding, rules::Rules};
 use crate::{
     control::Settings,
     interface::{InterfaceError, failed, netlink::Netlink},
+    nftables::table_name,
 };
 
 mod forwarding;
@@ -144,7 +145,7 @@ impl Site {
 
     /// Somebody may have flushed all rules, as reloading a firewall does.
     async fn has_table(&self) -> bool {
-        let table = rules::table(&self.interface);
+        let table = table_name(&self.interface);
         let mut command = Command::new("nft");
         command.args(["list", "chain", "inet", &table, "forward"]).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::null()).status().await.is_ok_and(|status| status.success())

@@ -9,20 +9,15 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Carried, forwarding::Plan};
+use crate::nftables::table_name;
 
 /// A table, as nft reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rules(String);
 
-/// Name of the table of the agent whose interface is `interface`: two agents on a host have one each.
-pub(super) fn table(interface: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
-    format!("muster_{}", interface.chars().map(plain).collect::<String>())
-}
-
 /// Removes the table, if it is there.
 pub(super) fn removal(interface: &str) -> String {
-    let table = table(interface);
+    let table = table_name(interface);
     format!("table inet {table}\ndelete table inet {table}\n")
 }
 
@@ -87,7 +82,7 @@ fn write_table(
     let families = ["ip", "ip6"].map(|ip| Family::new(ip, carried));
     let own = format!("\"{interface}\"");
     let translated = || families.iter().filter(|family| !family.hosts.is_empty());
-    writeln!(text, "table inet {} {{", table(interface))?;
+    writeln!(text, "table inet {} {{", table_name(interface))?;
 
     writeln!(text, " chain prerouting {{\n  type nat hook prerouting priority dstnat;")?;
     for family in translated() {
@@ -182,11 +177,5 @@ mod tests {
         assert!(!rules.text().contains("nfproto"));
         let plain = Rules::new("muster0", &carried(), false, &Plan { opens_all_ipv6: true, ..plan });
         assert!(!plain.text().contains("masquerade") && plain.text().contains("nfproto ipv6 goto from_site"));
-    }
-
-    #[test]
-    fn names_of_tables_are_plain() {
-        assert_eq!(table("muster0"), "muster_muster0");
-        assert_eq!(table("a b;{"), "muster_a_b__");
     }
 }

@@ -6,7 +6,6 @@ use muster_common::digest;
 use muster_proto::registration::{
     VirtualEndpoints, VirtualService, VirtualServicesChanged, WatchVirtualServices,
 };
-use prost::Message as _;
 
 /// A namespace and a name.
 pub type Key = (String, String);
@@ -58,14 +57,14 @@ impl Known {
         for service in changed.services {
             let key = (service.namespace.clone(), service.name.clone());
             self.forget_service(&key);
-            self.digest = self.digest.wrapping_add(digest::of_message(&service.encode_to_vec()));
+            self.digest = self.digest.wrapping_add(digest_of(&service));
             self.services.insert(key.clone(), service);
             services.insert(key);
         }
         for endpoints in changed.endpoints {
             let key = (endpoints.namespace.clone(), endpoints.name.clone());
             services.extend(self.forget_endpoints(&key));
-            self.digest = self.digest.wrapping_add(digest::of_message(&endpoints.encode_to_vec()));
+            self.digest = self.digest.wrapping_add(digest_of(&endpoints));
             let service = (endpoints.namespace.clone(), endpoints.service.clone());
             self.service_of.insert(key, endpoints.service.clone());
             let slices = self.endpoints.entry(service.clone()).or_default();
@@ -81,7 +80,7 @@ impl Known {
 
     fn forget_service(&mut self, key: &Key) {
         if let Some(old) = self.services.remove(key) {
-            self.digest = self.digest.wrapping_sub(digest::of_message(&old.encode_to_vec()));
+            self.digest = self.digest.wrapping_sub(digest_of(&old));
         }
     }
 
@@ -90,7 +89,7 @@ impl Known {
         let service = (key.0.clone(), self.service_of.remove(key)?);
         let slices = self.endpoints.get_mut(&service)?;
         if let Some(old) = slices.remove(&key.1) {
-            self.digest = self.digest.wrapping_sub(digest::of_message(&old.encode_to_vec()));
+            self.digest = self.digest.wrapping_sub(digest_of(&old));
         }
         if slices.is_empty() {
             self.endpoints.remove(&service);
@@ -125,6 +124,10 @@ impl Known {
             digest: self.digest,
         }
     }
+}
+
+fn digest_of(message: &impl prost::Message) -> u64 {
+    digest::of_message(&message.encode_to_vec())
 }
 
 fn key(name: &str) -> Option<Key> {

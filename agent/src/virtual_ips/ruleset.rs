@@ -13,6 +13,7 @@ use crate::nftables::{
     Batch, Expression,
     expression::{Base, Connection, Meta, Register},
     message::{Datum, Hook, Kind, Set, Type, Value},
+    table_name,
 };
 
 /// What a new connection's state is.
@@ -151,12 +152,6 @@ struct Chain {
 }
 
 impl Chain {
-    fn of(frontend: &Frontend, target: &Target) -> Option<Self> {
-        let Target::Endpoints { endpoints, affinity } = target else { return None };
-        let endpoints = u32::try_from(endpoints.len()).ok()?;
-        Some(Self { is_ipv4: frontend.address.is_ipv4(), endpoints, affinity: *affinity })
-    }
-
     fn name(self) -> String {
         let (family, endpoints) = (if self.is_ipv4 { "ipv4" } else { "ipv6" }, self.endpoints);
         match self.affinity {
@@ -196,10 +191,8 @@ pub struct Ruleset {
 impl Ruleset {
     /// Of the agent whose interface is `interface`.
     pub fn new(interface: &str) -> Self {
-        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
-        let interface_name: String = interface.chars().map(plain).collect();
         Self {
-            name: format!("muster_{interface_name}_services"),
+            name: format!("{}_services", table_name(interface)),
             interface: interface.to_owned(),
             chains: BTreeSet::new(),
         }
@@ -229,70 +222,32 @@ impl Ruleset {
         batch.add_chain(REFUSE);
         batch.add_rule(REFUSE, &[Expression::Reject]);
         self.add_base_chains(&mut batch, place);
-        let chains: BTreeSet<Chain> =
-            table.iter().filter_map(|(frontend, target)| Chain::of(frontend, target)).collect();
-        chains.iter().for_each(|chain| chain.add(&mut batch));
-        self.chains = chains;
-        // One map after the other, so that few messages are needed.
-        for family in FAMILIES {
-            let own = || table.iter().filter(move |(frontend, _)| Family::of(&frontend.address) == family);
-            own().for_each(|(frontend, target)| add_endpoints(&mut batch, frontend, target));
-            for map in [family.services(), family.refused()] {
-                own().for_each(|(frontend, target)| add_frontend(&mut batch, map, frontend, target));
-            }
-        }
+        let mut edits = Edits::default();
+        table.iter().for_each(|(frontend, target)| edits.add(frontend, None, Some(target)));
+        self.write(edits, &mut batch);
         batch
     }
 
     /// Makes these changes to the table, which is as it was left.
     pub fn change(&mut self, changes: &[Change]) -> Batch {
-        let mut batch = Batch::new(&self.name);
-        for change in changes {
-            let chain = change.new.as_ref().and_then(|new| Chain::of(&change.frontend, new));
-            if let Some(chain) = chain
-                && self.chains.insert(chain)
-            {
-                chain.add(&mut batch);
-            }
+        let (mut batch, mut edits) = (Batch::new(&self.name), Edits::default());
+        for Change { frontend, old, new } in changes {
+            edits.add(frontend, old.as_ref(), new.as_ref());
         }
-        // One map after the other, so that few messages are needed: the kernel walks through the verdict maps for each.
-        for family in FAMILIES {
-            let own = || changes.iter().filter(move |change| Family::of(&change.frontend.address) == family);
-            let places = |change: &'_ Change| {
-                let (before, after) = (endpoints(change.old.as_ref()), endpoints(change.new.as_ref()));
-                let count = before.len().max(after.len());
-                (0..count).filter(|i| before.get(*i) != after.get(*i)).collect::<Vec<_>>()
-            };
-            for change in own() {
-                let before = endpoints(change.old.as_ref()).len();
-                for place in places(change).into_iter().filter(|place| *place < before) {
-                    batch.delete_element(family.endpoints(), &place_key(&change.frontend, place));
-                }
-            }
-            for change in own() {
-                let after = endpoints(change.new.as_ref());
-                for (place, endpoint) in places(change).into_iter().filter_map(|i| Some((i, after.get(i)?))) {
-                    let key = place_key(&change.frontend, place);
-                    batch.add_element(family.endpoints(), &key, &Datum::Value(&value(endpoint)));
-                }
-            }
-            let decided = |frontend: &Frontend, target: &Option<Target>| {
-                target.as_ref().map(|target| decision(frontend, target))
-            };
-            let moved = || own().filter(|c| decided(&c.frontend, &c.old) != decided(&c.frontend, &c.new));
-            for map in [family.services(), family.refused()] {
-                for change in moved() {
-                    if decided(&change.frontend, &change.old).is_some_and(|(before, _)| before == map) {
-                        batch.delete_element(map, &frontend_key(&change.frontend));
-                    }
-                }
-            }
-            for map in [family.services(), family.refused()] {
-                let new = moved().filter_map(|change| Some((&change.frontend, change.new.as_ref()?)));
-                new.for_each(|(frontend, target)| add_frontend(&mut batch, map, frontend, target));
-            }
-        }
+        self.write(edits, &mut batch);
         batch
+    }
+
+    /// Writes edits, and first the chains that they need and that are not there yet.
+    fn write(&mut self, edits: Edits, batch: &mut Batch) {
+        for (.., element) in &edits.new {
+            if let Element::Decision(Decision::Choose(chain)) = element
+                && self.chains.insert(*chain)
+            {
+                chain.add(batch);
+            }
+        }
+        edits.write(batch);
     }
 
     fn add_base_chains(&self, batch: &mut Batch, place: &Place) {
@@ -376,34 +331,105 @@ fn add_maps(batch: &mut Batch, family: Family) {
     batch.add_set(clients);
 }
 
-fn add_endpoints(batch: &mut Batch, frontend: &Frontend, target: &Target) {
-    let map = Family::of(&frontend.address).endpoints();
-    for (i, endpoint) in endpoints(Some(target)).iter().enumerate() {
-        batch.add_element(map, &place_key(frontend, i), &Datum::Value(&value(endpoint)));
-    }
-}
-
 /// The map of the clients of a family.
 pub(super) fn clients(is_ipv4: bool) -> &'static str {
     Family { is_ipv4 }.clients()
 }
 
-/// In which map a frontend stands, and with which chain.
-fn decision(frontend: &Frontend, target: &Target) -> (&'static str, Option<String>) {
-    let family = Family::of(&frontend.address);
-    match (Chain::of(frontend, target), target) {
-        (Some(chain), _) => (family.services(), Some(chain.name())),
-        (None, Target::Drop) => (family.refused(), None),
-        (None, _) => (family.refused(), Some(REFUSE.to_owned())),
+/// The part of a client's key that [`frontend_key`] makes: what is behind the client's address.
+pub(super) fn frontend_of(is_ipv4: bool, client: &[u8]) -> Option<&[u8]> {
+    client.get(if is_ipv4 { 4 } else { 16 }..)
+}
+
+/// What becomes of new connections to a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    /// This chain chooses an endpoint.
+    Choose(Chain),
+    Refuse,
+    Drop,
+}
+
+impl Decision {
+    fn of(frontend: &Frontend, target: &Target) -> Self {
+        match target {
+            Target::Endpoints { endpoints, affinity } => Self::Choose(Chain {
+                is_ipv4: frontend.address.is_ipv4(),
+                // There is no room for more in memory.
+                endpoints: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
+                affinity: *affinity,
+            }),
+            Target::Refuse => Self::Refuse,
+            Target::Drop => Self::Drop,
+        }
+    }
+
+    /// The map that it stands in.
+    fn map(self, family: Family) -> &'static str {
+        match self {
+            Self::Choose(_) => family.services(),
+            Self::Refuse | Self::Drop => family.refused(),
+        }
     }
 }
 
-/// Adds a frontend to `map`, if it belongs there.
-fn add_frontend(batch: &mut Batch, map: &str, frontend: &Frontend, target: &Target) {
-    let (decided, chain) = decision(frontend, target);
-    if decided == map {
-        let datum = chain.as_deref().map_or(Datum::Drop, Datum::Goto);
-        batch.add_element(map, &frontend_key(frontend), &datum);
+/// What a map has for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Element {
+    Decision(Decision),
+    /// Address and port.
+    Endpoint(Vec<u8>),
+}
+
+/// Elements to be removed from maps, and to be added to them after that.
+#[derive(Debug, Default)]
+struct Edits {
+    gone: Vec<(&'static str, Vec<u8>)>,
+    new: Vec<(&'static str, Vec<u8>, Element)>,
+}
+
+impl Edits {
+    /// What has to be done for a frontend.
+    fn add(&mut self, frontend: &Frontend, old: Option<&Target>, new: Option<&Target>) {
+        let family = Family::of(&frontend.address);
+        let (before, after) = (endpoints(old), endpoints(new));
+        for place in 0..before.len().max(after.len()) {
+            let (before, after) = (before.get(place), after.get(place));
+            if before == after {
+                continue;
+            }
+            let (map, key) = (family.endpoints(), place_key(frontend, place));
+            if before.is_some() {
+                self.gone.push((map, key.clone()));
+            }
+            self.new.extend(after.map(|endpoint| (map, key, Element::Endpoint(value(endpoint)))));
+        }
+        let decision = |target: Option<&Target>| target.map(|target| Decision::of(frontend, target));
+        let (before, after) = (decision(old), decision(new));
+        if before != after {
+            let key = || frontend_key(frontend);
+            self.gone.extend(before.map(|before| (before.map(family), key())));
+            self.new.extend(after.map(|after| (after.map(family), key(), Element::Decision(after))));
+        }
+    }
+
+    /// One map after the other, so that few messages are needed: the kernel walks through the verdict maps for each.
+    fn write(mut self, batch: &mut Batch) {
+        self.gone.sort_by_key(|(map, _)| *map);
+        self.new.sort_by_key(|(map, ..)| *map);
+        for (map, key) in &self.gone {
+            batch.delete_element(map, key);
+        }
+        for (map, key, element) in &self.new {
+            match element {
+                Element::Endpoint(value) => batch.add_element(map, key, &Datum::Value(value)),
+                Element::Decision(Decision::Choose(chain)) => {
+                    batch.add_element(map, key, &Datum::Goto(&chain.name()));
+                }
+                Element::Decision(Decision::Refuse) => batch.add_element(map, key, &Datum::Goto(REFUSE)),
+                Element::Decision(Decision::Drop) => batch.add_element(map, key, &Datum::Drop),
+            }
+        }
     }
 }
 

@@ -52,16 +52,16 @@ pub(super) enum Input {
 }
 
 pub(super) struct Worker {
-    pub(super) socket: Socket,
-    pub(super) inputs: Receiver<Input>,
-    pub(super) known: Known,
-    pub(super) table: Table,
-    pub(super) ruleset: Ruleset,
-    pub(super) writer: Arc<Writer>,
-    pub(super) metrics: Metrics,
-    pub(super) view: Arc<Mutex<View>>,
+    socket: Socket,
+    inputs: Receiver<Input>,
+    known: Known,
+    table: Table,
+    ruleset: Ruleset,
+    writer: Arc<Writer>,
+    metrics: Metrics,
+    view: Arc<Mutex<View>>,
     /// Counts how often everything has to be asked for anew.
-    pub(super) lost: watch::Sender<u64>,
+    lost: watch::Sender<u64>,
     /// `None` until there is an interface.
     place: Option<Place>,
     /// When to write the whole table, and to disk.
@@ -114,11 +114,10 @@ impl Worker {
             match input {
                 Ok(Input::Changed(changed)) => self.take(*changed, now),
                 Ok(Input::Place(place)) => self.move_to(place, now),
-                Ok(Input::Readable) => {}
+                Ok(Input::Readable) => self.look_for_others(now),
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.look_for_others(now);
             if self.load_at.is_some_and(|at| at <= now) {
                 self.load(now);
             }
@@ -292,13 +291,13 @@ impl Worker {
             })
             .collect();
         let map = ruleset::clients(is_ipv4);
-        let client = if is_ipv4 { 4 } else { 16 };
         let mut result = Ok(());
         for _ in 0..ATTEMPTS {
             let mut batch = Batch::new(self.ruleset.name());
             let listed = self.socket.list(&message::list_elements(self.ruleset.name(), map), |answer| {
                 for (key, value) in message::elements(answer) {
-                    let endpoints = key.get(client..).and_then(|frontend| frontends.get(frontend));
+                    let frontend = ruleset::frontend_of(is_ipv4, key);
+                    let endpoints = frontend.and_then(|frontend| frontends.get(frontend));
                     if endpoints.is_some_and(|endpoints| !endpoints.contains(value)) {
                         batch.delete_element(map, key);
                     }

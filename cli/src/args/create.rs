@@ -204,7 +204,7 @@ fn parse_port(text: &str) -> Result<PortPair, String> {
     Ok(PortPair { text: text.to_owned(), port, target: target.to_owned() })
 }
 
-fn parse_cluster_ip(text: &str) -> Result<String, String> {
+pub(super) fn parse_cluster_ip(text: &str) -> Result<String, String> {
     match text {
         "None" | "" => Ok(text.to_owned()),
         _ => text

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::{Args, ValueEnum};
 
-use super::Making;
+use super::create::{Labels, Making, parse_cluster_ip};
 
 /// `muster expose`
 #[derive(Debug, Args)]
@@ -36,14 +36,14 @@ pub struct Expose {
     /// Labels that endpoints must have, in the place of those of what is exposed
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub selector: Vec<String>,
-    /// Labels of the new Service
-    #[arg(short = 'l', long, value_name = "KEY=VALUE", value_delimiter = ',')]
-    pub labels: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub labels: Labels,
     /// Type of the new Service
     #[arg(long = "type", value_name = "TYPE", default_value = "ClusterIP")]
     pub kind: String,
     /// Address of the network's service pool, or None [default: the registrar chooses]
-    #[arg(long = "cluster-ip", value_name = "ADDRESS")]
+    #[arg(long = "cluster-ip", value_name = "ADDRESS", value_parser = parse_cluster_ip)]
     pub cluster_ip: Option<String>,
     /// An address outside of the network that leads to it, too
     #[arg(long = "external-ip", value_name = "ADDRESS")]

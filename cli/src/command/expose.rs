@@ -83,7 +83,7 @@ fn object(args: &Expose, exposed: &str, found: ServiceSpec) -> Result<Service> {
         ..ServiceSpec::default()
     };
     let name = args.name.clone().unwrap_or_else(|| exposed.to_owned());
-    let labels = parse_labels(&args.labels)?;
+    let labels = parse_labels(&args.labels.labels)?;
     let metadata = ObjectMeta { name: name.clone(), labels, ..ObjectMeta::default() };
     let service = Service { metadata: Some(metadata), spec: Some(spec), status: None };
     manifest::check_service(&service)

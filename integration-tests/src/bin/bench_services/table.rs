@@ -66,17 +66,21 @@ pub(crate) fn endpoints(number: u32, version: u32) -> VirtualEndpoints {
 pub(crate) fn snapshot(count: u32) -> VirtualServicesChanged {
     let services: Vec<_> = (0..count).map(service).collect();
     let endpoints: Vec<_> = (0..count).map(|number| endpoints(number, number)).collect();
-    let all = services.iter().map(|message| message.encode_to_vec());
-    let all = all.chain(endpoints.iter().map(|message| message.encode_to_vec()));
-    let digest = all.fold(0_u64, |sum, message| sum.wrapping_add(digest::of_message(&message)));
-    VirtualServicesChanged {
+    sealed(VirtualServicesChanged {
         is_snapshot: true,
         services,
         endpoints,
         revision: 1,
-        digest,
         ..VirtualServicesChanged::default()
-    }
+    })
+}
+
+/// With the digest of all that is in it.
+pub(crate) fn sealed(mut snapshot: VirtualServicesChanged) -> VirtualServicesChanged {
+    let services = snapshot.services.iter().map(|message| message.encode_to_vec());
+    let endpoints = snapshot.endpoints.iter().map(|message| message.encode_to_vec());
+    snapshot.digest = digest::of_all(services.chain(endpoints));
+    snapshot
 }
 
 /// Processor time that this thread has taken.

@@ -14,13 +14,12 @@ use muster_agent::{
         table::{Place, Table},
     },
 };
-use muster_common::{digest, time::Instant};
+use muster_common::time::Instant;
 use muster_integration_tests::{
     Host, Lab, LabError, Result,
     figures::{Figures, median, quantile},
 };
 use muster_proto::registration::{VirtualEndpoint, VirtualEndpoints, VirtualPort, VirtualService};
-use prost::Message as _;
 
 use crate::table;
 
@@ -132,9 +131,7 @@ fn load(client: &Host, others: u32) -> Result {
     for n in 0..BALANCED {
         snapshot.endpoints.push(slice(&format!("web-{n}"), vec![port("udp", "UDP", UDP + n)]));
     }
-    let all = snapshot.services.iter().map(|message| message.encode_to_vec());
-    let all = all.chain(snapshot.endpoints.iter().map(|message| message.encode_to_vec()));
-    snapshot.digest = all.fold(0_u64, |sum, message| sum.wrapping_add(digest::of_message(&message)));
+    let snapshot = table::sealed(snapshot);
     client
         .enter(|| {
             let (mut known, mut table) = (Known::default(), Table::default());

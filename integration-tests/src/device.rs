@@ -1,9 +1,10 @@
 //! Devices without a data plane: they join and call the registrar as an agent does, over real mutual TLS. For
 //! load, and for calls that no agent would make.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use muster_common::{
+    credential::OperatorCredential,
     grpc,
     identity::Party,
     tls::{ALPN_H2, Credentials, KeyPair, SpkiHash, pinned_client_config},
@@ -77,6 +78,14 @@ impl Device {
         let config = self.credentials.client_config(accept, ALPN_H2)?;
         Ok(RegistrationServiceClient::new(grpc::connect(registrar, Arc::new(config)).await?))
     }
+}
+
+/// A connection with the operator's credential in the file at `path`.
+pub async fn operator(path: &Path) -> Result<Channel, Error> {
+    let credential = OperatorCredential::load(path)?;
+    let credentials = Credentials::new(&credential.key_pair()?, &credential.trusted()?)?;
+    let config = credentials.client_config(|party| matches!(party, Party::Registrar { .. }), ALPN_H2)?;
+    Ok(grpc::connect(&credential.registrar, Arc::new(config)).await?)
 }
 
 /// A Register request of a device whose key is `number`, at an address made from `address`.

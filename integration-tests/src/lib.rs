@@ -12,6 +12,7 @@ pub mod population;
 pub mod process;
 pub mod router;
 pub mod sim;
+pub mod swarm;
 mod usage;
 
 pub use lab::{Host, Lab, Switch, run_on};

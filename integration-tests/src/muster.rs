@@ -128,13 +128,20 @@ impl Registrar {
         Ok(command)
     }
 
-    /// Fills its store with these devices and Services, as [`population`] makes them, while it does not serve.
-    pub fn fill(&self, devices: Range<u32>, services: Range<u32>) -> Result {
+    /// Fills its store with these devices, as [`population`] makes them, while it does not serve.
+    pub fn fill(&self, devices: Range<u32>) -> Result {
+        self.write(|path| async move { population::fill(&path, devices).await })
+    }
+
+    /// As [`Self::fill`], with these Services of so many endpoints each.
+    pub fn fill_services(&self, services: Range<u32>, endpoints: u32) -> Result {
+        self.write(|path| async move { population::fill_services(&path, services, endpoints).await })
+    }
+
+    fn write<F: Future<Output = Result<(), Error>>>(&self, fill: impl FnOnce(PathBuf) -> F) -> Result {
         let failed = |error: Error| failed("filling the registrar's store", error);
         let runtime = tokio::runtime::Runtime::new().map_err(|error| failed(error.into()))?;
-        let path = self.data().join("registry.db");
-        runtime.block_on(population::fill(&path, devices)).map_err(failed)?;
-        runtime.block_on(population::fill_services(&path, services)).map_err(failed)
+        runtime.block_on(fill(self.data().join("registry.db"))).map_err(failed)
     }
 
     /// Starts `muster-registrar serve` and waits until it is ready.

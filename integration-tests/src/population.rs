@@ -43,14 +43,14 @@ pub async fn fill(path: &Path, devices: Range<u32>) -> Result<(), Error> {
 }
 
 /// Adds the Services `s<first>` to `s<end - 1>` to the namespace `default`, as [`fill`] adds devices: each has a port
-/// and one EndpointSlice with three devices' addresses ([`service_endpoints`]). Most have a ClusterIP, some are
+/// and one EndpointSlice with `endpoints` devices' addresses ([`service_endpoints`]). Most have a ClusterIP, some are
 /// headless ([`is_headless`]).
 ///
 /// # Errors
 /// As [`fill`].
-pub async fn fill_services(path: &Path, services: Range<u32>) -> Result<(), Error> {
-    write(path, services, services::GROUP, |txn, network, number, _| services::add(txn, network, number))
-        .await
+pub async fn fill_services(path: &Path, services: Range<u32>, endpoints: u32) -> Result<(), Error> {
+    let add = |txn: Txn, network: &Network, number, _| services::add(txn, network, number, endpoints);
+    write(path, services, services::GROUP, add).await
 }
 
 /// Adds all of `numbers`, `group` of them in a transaction.

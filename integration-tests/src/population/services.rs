@@ -22,7 +22,7 @@ use crate::device::Error;
 
 /// Services in one transaction: three keys each, and a transaction has at most 128.
 pub(super) const GROUP: u32 = 40;
-/// Endpoints of a Service.
+/// Endpoints of a Service, where nothing else is said.
 pub const ENDPOINTS: u32 = 3;
 /// One in so many is headless.
 const HEADLESS: u32 = 4;
@@ -40,7 +40,7 @@ pub fn service_endpoints(addresses: impl Iterator<Item = Ipv4Addr>) -> Vec<Slice
 }
 
 /// Adds to `txn` the Service with this number, its ClusterIP and its EndpointSlice, which has the same name.
-pub(super) fn add(txn: Txn, network: &Network, number: u32) -> Result<Txn, Error> {
+pub(super) fn add(txn: Txn, network: &Network, number: u32, endpoints: u32) -> Result<Txn, Error> {
     let pool = |kind| match network.pools.get(kind).map(|net| net.network()) {
         Some(IpAddr::V4(first)) => Ok(u32::from(first)),
         _ => Err("the network lacks a pool of IPv4 addresses"),
@@ -72,7 +72,7 @@ pub(super) fn add(txn: Txn, network: &Network, number: u32) -> Result<Txn, Error
         status: None,
     };
     let endpoints =
-        (0..ENDPOINTS).map(|endpoint| Ipv4Addr::from(devices + OFFSET + number * ENDPOINTS + endpoint));
+        (0..endpoints).map(|endpoint| Ipv4Addr::from(devices + OFFSET + number * endpoints + endpoint));
     let slice = EndpointSlice {
         metadata: Some(ObjectMeta { labels: [(SERVICE_LABEL.to_owned(), name.clone())].into(), ..meta }),
         address_type: "IPv4".into(),

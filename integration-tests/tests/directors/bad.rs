@@ -98,7 +98,7 @@ fn refusal(runtime: &Runtime, credentials: Arc<Credentials>) -> Result<String> {
 #[test]
 fn nobody_gets_in_who_does_not_belong() {
     scenario("strangers at a director", |lab| {
-        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2, 0..0))?;
+        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2))?;
         let mallory = internet.stranger("mallory", 150)?;
         let (runtime, issuer) = (mallory.runtime()?, internet.issuer()?);
         let director = internet.directors.remove(0);
@@ -163,7 +163,7 @@ fn nobody_gets_in_who_does_not_belong() {
 #[test]
 fn what_is_forged_replayed_or_cut_short_has_no_effect() {
     scenario("forged frames", |lab| {
-        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2, 0..0))?;
+        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2))?;
         let (alice, _bob) =
             (internet.host("alice", Kind::Symmetric)?, internet.host("bob", Kind::Symmetric)?);
         let (carol, _dora) = (internet.host("carol", Kind::Open)?, internet.host("dora", Kind::Open)?);

@@ -75,7 +75,7 @@ fn flood(socket: &UdpSocket, to: SocketAddr, datagram: impl Fn(u64) -> Vec<u8>) 
 #[expect(clippy::print_stderr, reason = "how much it was is worth to be seen")]
 fn floods_hurt_nobody_else() {
     scenario("floods", |lab| {
-        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2, 0..0))?;
+        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..2))?;
         let (alice, _bob) =
             (internet.host("alice", Kind::Symmetric)?, internet.host("bob", Kind::Symmetric)?);
         let mut director = internet.directors.remove(0);

@@ -28,7 +28,7 @@ fn memory(director: &mut Director) -> Result<f64> {
 #[expect(clippy::print_stderr, reason = "memory is a figure worth to be seen")]
 fn a_thousand_devices_of_which_a_tenth_restarts_each_second() {
     scenario("a thousand devices", |lab| {
-        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..DEVICES, 0..0))?;
+        let mut internet = Internet::prepared(lab, 1, |registrar| registrar.fill(0..DEVICES))?;
         let (alice, _bob) =
             (internet.host("alice", Kind::Symmetric)?, internet.host("bob", Kind::Symmetric)?);
         let mut director = internet.directors.remove(0);

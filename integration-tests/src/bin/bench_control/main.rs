@@ -128,7 +128,7 @@ fn populations(lab: &Lab, figures: &mut Figures) -> Result {
     let mut filled = 0;
     for (devices, words) in [(100_000, "100,000"), (1_000_000, "1,000,000")] {
         registrar.stop()?;
-        registrar.fill(filled..devices, 0..0)?;
+        registrar.fill(filled..devices)?;
         filled = devices;
         let (seconds, _) = start(&mut registrar)?;
         let join = registrar.new_join_command(&["--reusable"])?;

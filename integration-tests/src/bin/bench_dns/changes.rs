@@ -4,19 +4,12 @@
 use std::{
     net::{Ipv4Addr, UdpSocket},
     path::Path,
-    sync::Arc,
     time::Duration,
 };
 
-use muster_common::{
-    credential::OperatorCredential,
-    grpc,
-    identity::Party,
-    time::Instant,
-    tls::{ALPN_H2, Credentials},
-};
+use muster_common::time::Instant;
 use muster_integration_tests::{
-    device::{Device, Error, register_request},
+    device::{Device, Error, operator, register_request},
     figures::quantile,
     muster::JoinCommand,
     population,
@@ -29,7 +22,6 @@ use muster_proto::{
     },
     registration::RegisterRequest,
 };
-use tonic::transport::Channel;
 
 use crate::{REGISTRAR, ROUNDS, SERVICES};
 
@@ -52,7 +44,7 @@ pub(crate) fn run(credential: &str, join: &[&str]) -> Result<(), Error> {
     let join = JoinCommand(join.iter().map(|a| (*a).to_owned()).collect());
     let dns = Dns::connect()?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        let operator = operator(credential).await?;
+        let operator = operator(Path::new(credential)).await?;
         let mut slices = EndpointSliceServiceClient::new(operator.clone());
         let mut services = ServiceServiceClient::new(operator);
         let [mut of_devices, mut of_endpoints, mut of_services] = [const { Times::new() }; 3];
@@ -123,14 +115,6 @@ impl Times {
             milli(&mut self.from_acknowledgement, 0.99)
         );
     }
-}
-
-/// A connection with the operator's credential in the file at `path`.
-async fn operator(path: &str) -> Result<Channel, Error> {
-    let credential = OperatorCredential::load(Path::new(path))?;
-    let credentials = Credentials::new(&credential.key_pair()?, &credential.trusted()?)?;
-    let config = credentials.client_config(|party| matches!(party, Party::Registrar { .. }), ALPN_H2)?;
-    Ok(grpc::connect(&credential.registrar, Arc::new(config)).await?)
 }
 
 /// One of the headless Services, with another address for each of its endpoints: its name in DNS, the request, and one

@@ -16,6 +16,7 @@ use muster_integration_tests::{
     device::Error,
     figures::{Figures, median},
     muster::{Agent, Registrar},
+    population,
     process::{check, wait_for},
 };
 
@@ -200,7 +201,7 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
     figures.report("bare echo, UDP, processor time", bare.cost, "s per million");
 
     let mut registrar = Registrar::init(&host, DOMAIN, "127.0.0.1", OPEN)?;
-    registrar.fill(0..NAMES, 0..0)?;
+    registrar.fill(0..NAMES)?;
     serve(&host, &mut registrar, NAMES)?;
     let udp = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &names])?;
     figures.compare("registrar, UDP, 100,000 names", udp.rate, "queries/s", "bare echo", bare.rate);
@@ -268,11 +269,11 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result {
 fn million(lab: &Lab, figures: &mut Figures) -> Result {
     let host = lab.host("million")?;
     let mut registrar = Registrar::init(&host, DOMAIN, "127.0.0.1", OPEN)?;
-    registrar.fill(0..NAMES, 0..0)?;
+    registrar.fill(0..NAMES)?;
     serve(&host, &mut registrar, NAMES)?;
     let few = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &NAMES.to_string()])?;
     registrar.stop()?;
-    registrar.fill(NAMES..MANY, 0..0)?;
+    registrar.fill(NAMES..MANY)?;
     serve(&host, &mut registrar, MANY)?;
     let many = of_registrar(&host, &mut registrar, &["flood", REGISTRAR, &MANY.to_string()])?;
     figures.compare("registrar, UDP, 1,000,000 names", many.rate, "queries/s", "100,000 names", few.rate);
@@ -292,7 +293,7 @@ fn million(lab: &Lab, figures: &mut Figures) -> Result {
 
 /// How soon a change is seen among a million devices, which the store has, and ten thousand Services.
 fn changes(host: &Host, registrar: &mut Registrar, figures: &mut Figures) -> Result {
-    registrar.fill(0..0, 0..SERVICES)?;
+    registrar.fill_services(0..SERVICES, population::ENDPOINTS)?;
     serve(host, registrar, MANY)?;
     let join = registrar.new_join_command(&["--reusable"])?;
     let credential = registrar.credential().display().to_string();
@@ -324,7 +325,7 @@ fn resolver(lab: &Lab, figures: &mut Figures) -> Result {
     switch.plug(&hq, &["192.0.2.1/24"])?;
     switch.plug(&host, &["192.0.2.10/24"])?;
     let mut registrar = Registrar::init(&hq, DOMAIN, "192.0.2.1", OPEN)?;
-    registrar.fill(0..NAMES, 0..0)?;
+    registrar.fill(0..NAMES)?;
     // Names that stay in the cache while they are asked for.
     registrar.serve()?;
     let join = registrar.new_join_command(&[])?;

@@ -45,7 +45,7 @@ impl Network {
     /// On `host`, with a registrar that knows so many devices, and a director that has joined.
     pub(crate) fn new(host: &Host, devices: u32) -> Result<Self> {
         let mut registrar = Registrar::init(host, DOMAIN, RELAY, "")?;
-        registrar.fill(0..devices, 0..0)?;
+        registrar.fill(0..devices)?;
         registrar.serve()?;
         let configuration = format!(
             "threads = 1\ndrain = 1\n[advertise]\nendpoints = [\"{RELAY}:{PORT}\"]\n[limits]\ndevice_rate = 0\n\

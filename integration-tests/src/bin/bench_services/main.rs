@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a report is what this program is for")]
 
+mod agents;
 mod registrar;
 mod table;
 mod traffic;
@@ -35,6 +36,9 @@ fn bench(parts: &[String]) -> Result {
     }
     if wanted("registrar") {
         registrar::measure(&mut figures)?;
+    }
+    if wanted("agents") {
+        agents::measure(&lab, &mut figures)?;
     }
     figures.write().map(drop)
 }

@@ -43,6 +43,7 @@ fn variables_of(name: &str, address: IpAddr, ports: &[ServicePort]) -> Vec<(Stri
         let protocol = match &*port.protocol {
             "" | "TCP" => "tcp",
             "UDP" => "udp",
+            "SCTP" => "sctp",
             _ => return None,
         };
         Some((number, protocol, variable(&port.name)))
@@ -138,6 +139,19 @@ mod tests {
                     "V6_SERVICE_PORT_HTTP=80",
                 ],
             ),
+            (
+                "SCTP",
+                service("sig", &["10.0.0.3"], &[port("", "SCTP", 3868)]),
+                &[
+                    "SIG_PORT=sctp://10.0.0.3:3868",
+                    "SIG_PORT_3868_SCTP=sctp://10.0.0.3:3868",
+                    "SIG_PORT_3868_SCTP_ADDR=10.0.0.3",
+                    "SIG_PORT_3868_SCTP_PORT=3868",
+                    "SIG_PORT_3868_SCTP_PROTO=sctp",
+                    "SIG_SERVICE_HOST=10.0.0.3",
+                    "SIG_SERVICE_PORT=3868",
+                ],
+            ),
             ("headless, or an external name", service("db", &[], &[port("", "TCP", 5432)]), &[]),
             ("no variable begins with a digit", service("7up", &["10.0.0.1"], &[port("", "TCP", 1)]), &[]),
         ];
@@ -168,7 +182,7 @@ mod tests {
             service(
                 "c",
                 &["10.0.0.1"],
-                &[port("x y", "TCP\n", 1), port("", "SCTP", 2), port("", "TCP", 70_000)],
+                &[port("x y", "TCP\n", 1), port("", "DCCP", 2), port("", "TCP", 70_000)],
             ),
             service("d", &["10.0.0.1"], &[port("`x`", "TCP", 0), port("`x`", "TCP", 9)]),
             service("", &["10.0.0.1"], &[good()]),

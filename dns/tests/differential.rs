@@ -67,9 +67,9 @@ const HOSTS: [&str; 6] = ["10-0-0-1", "10-0-0-2", "fd00--1", "h1", "h2", "web"];
 const TARGETS: [&str; 4] = ["web.a.svc.net.example", "db.a.svc.net.example", "elsewhere.test", "10.9.9.9"];
 
 fn services() -> impl Strategy<Value = Vec<(Label, Arc<Service>)>> {
-    let port = (0..3usize, any::<bool>(), 1..4u16).prop_map(|(name, udp, number)| Port {
+    let port = (0..3usize, 0..3usize, 1..4u16).prop_map(|(name, protocol, number)| Port {
         name: ["", "http", "dns"][name].to_owned(),
-        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+        protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][protocol],
         number,
     });
     let ports = proptest::collection::vec(port, 0..3);

@@ -20,7 +20,7 @@ impl Register {
 pub enum Base {
     /// Of IP.
     Network,
-    /// Of TCP or UDP.
+    /// Of TCP, UDP or SCTP.
     Transport,
 }
 

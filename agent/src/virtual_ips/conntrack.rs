@@ -71,6 +71,7 @@ fn tuple(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr, Protocol)> {
     let protocol = match find(transport, 1)?.first()? {
         6 => Protocol::Tcp,
         17 => Protocol::Udp,
+        132 => Protocol::Sctp,
         _ => return None,
     };
     let source = SocketAddr::new(address(1, 3)?, port(2)?);

@@ -19,6 +19,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 impl Protocol {
@@ -26,6 +28,7 @@ impl Protocol {
         match text {
             "TCP" => Some(Self::Tcp),
             "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -35,6 +38,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what tests do, in functions that they share")]
 
 mod others;
+mod sctp;
 mod world;
 
 use std::{

@@ -65,6 +65,9 @@ pub enum Protocol {
     /// UDP
     #[value(name = "UDP")]
     Udp,
+    /// SCTP
+    #[value(name = "SCTP")]
+    Sctp,
 }
 
 /// Value of `--session-affinity`.

@@ -58,6 +58,7 @@ fn object(args: &Expose, exposed: &str, found: ServiceSpec) -> Result<Service> {
             protocol: match args.protocol {
                 Protocol::Tcp => "TCP",
                 Protocol::Udp => "UDP",
+                Protocol::Sctp => "SCTP",
             }
             .to_owned(),
             port: port.into(),

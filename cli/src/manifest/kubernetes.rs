@@ -56,7 +56,7 @@ use Shape::{
 };
 
 const PORT: Shape = Number(1, 65_535);
-const PROTOCOL: Shape = OneOf(&["TCP", "UDP"]);
+const PROTOCOL: Shape = OneOf(&["TCP", "UDP", "SCTP"]);
 const ANY_NUMBER: Shape = Number(0, i64::MAX as u64);
 
 /// Of a probe; thresholds have the same range.

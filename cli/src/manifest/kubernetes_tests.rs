@@ -47,7 +47,7 @@ fn each_mistake_names_field_and_remedy() {
         ),
         (SERVICE, "name: dns", "name: http", "spec.ports[1].name: \"http\" is the name of spec.ports[0]"),
         (SERVICE, "name: dns, ", "", "spec.ports[1].name: missing; each of several"),
-        (SERVICE, "UDP", "SCTP", "spec.ports[1].protocol: \"SCTP\" is not known; there are TCP, UDP"),
+        (SERVICE, "UDP", "DCCP", "spec.ports[1].protocol: \"DCCP\" is not known; there are TCP, UDP, SCTP"),
         (SERVICE, "8080", "a_b", "spec.ports[0].targetPort: \"a_b\" is neither a port nor a name"),
         (SERVICE, "8080", "70000", "spec.ports[0].targetPort: must be a number from 1 to 65535"),
         (SERVICE, "8080", "[1]", "spec.ports[0].targetPort: must be a text, and is a list"),

@@ -387,8 +387,9 @@ pub(super) fn protocol(path: &str, text: &mut String) -> Result<Protocol, FieldE
     match &**text {
         "TCP" => Ok(Protocol::Tcp),
         "UDP" => Ok(Protocol::Udp),
+        "SCTP" => Ok(Protocol::Sctp),
         other => {
-            let reason = format!("{:?} is not supported; use TCP or UDP", field::short(other));
+            let reason = format!("{:?} is not supported; use TCP, UDP or SCTP", field::short(other));
             Err(FieldError::new(path, reason))
         }
     }

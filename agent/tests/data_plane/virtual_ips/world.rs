@@ -128,7 +128,7 @@ impl World {
             protocol: protocol.into(),
             port: number.into(),
         };
-        let ports = |number| vec![port(number, "TCP"), port(number, "UDP")];
+        let ports = |number| ["TCP", "UDP", "SCTP"].map(|protocol| port(number, protocol)).to_vec();
         let mut service = VirtualService {
             namespace: "default".into(),
             name: name.into(),

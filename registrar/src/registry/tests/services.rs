@@ -44,7 +44,7 @@ fn bad_fields_are_named_as_in_manifests() {
         ("spec.type", |s| s.r#type = "Cluster".into()),
         ("spec.ports[0].port", |s| s.ports[0].port = 0),
         ("spec.ports[0].port", |s| s.ports[0].port = 65_536),
-        ("spec.ports[0].protocol", |s| s.ports[0].protocol = "SCTP".into()),
+        ("spec.ports[0].protocol", |s| s.ports[0].protocol = "DCCP".into()),
         ("spec.ports[0].name", |s| s.ports[0].name = "_http".into()),
         ("spec.ports[0].targetPort", |s| s.ports[0].target_port = "70000".into()),
         ("spec.ports[0].appProtocol", |s| s.ports[0].app_protocol = "a b".into()),

@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use super::check;
 use crate::resource::Kind;
 
+#[cfg(test)]
+mod schema_tests;
+
 /// Path of a field, and what is wrong with it.
 pub(super) type Wrong = (String, String);
 
@@ -143,6 +146,8 @@ const PROBE: &[Field] = &[
             Field("path", Kept, Text),
             Field("port", Kept, PortOrName),
             Field("scheme", Kept, OneOf(&["HTTP", "HTTPS"])),
+            Field("host", Ignored, Text),
+            Field("protocol", Ignored, Text),
             Field(
                 "httpHeaders",
                 Kept,
@@ -150,13 +155,22 @@ const PROBE: &[Field] = &[
             ),
         ]),
     ),
-    Field("tcpSocket", Kept, Object(&[Field("port", Kept, PortOrName)])),
-    Field("grpc", Kept, Object(&[Field("port", Kept, PORT), Field("service", Kept, Text)])),
+    Field("tcpSocket", Kept, Object(&[Field("port", Kept, PortOrName), Field("host", Ignored, Text)])),
+    Field(
+        "grpc",
+        Kept,
+        Object(&[
+            Field("port", Kept, PORT),
+            Field("service", Kept, Text),
+            Field("mode", Dropped, OneOf(&["Plaintext"])),
+        ]),
+    ),
     Field("initialDelaySeconds", Kept, SECONDS),
     Field("timeoutSeconds", Kept, SECONDS),
     Field("periodSeconds", Kept, SECONDS),
     Field("successThreshold", Kept, SECONDS),
     Field("failureThreshold", Kept, SECONDS),
+    Field("terminationGracePeriodSeconds", Ignored, ANY_NUMBER),
 ];
 
 const SERVICE_PORT: &[Field] = &[

@@ -7,6 +7,7 @@ mod agents;
 mod registrar;
 mod table;
 mod traffic;
+mod tunnel;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,9 @@ fn bench(parts: &[String]) -> Result {
     }
     if wanted("traffic") {
         traffic::measure(&lab, &mut figures)?;
+    }
+    if wanted("tunnel") {
+        tunnel::measure(&lab, &mut figures)?;
     }
     if wanted("registrar") {
         registrar::measure(&mut figures)?;

@@ -2,6 +2,7 @@
 //! and so many at a time. What they find is told as a whole whenever something of it changes.
 
 pub mod check;
+mod http;
 pub mod streak;
 #[cfg(test)]
 mod tests;

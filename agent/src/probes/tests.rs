@@ -85,6 +85,46 @@ async fn over_http() {
 }
 
 #[tokio::test]
+async fn redirects_on_the_host_are_followed() {
+    let (listener, port) = listener().await;
+    let here = format!("http://127.0.0.1:{port}");
+    let answers = [
+        ("/good", "302", "/200".to_owned()),
+        ("/bad", "301", format!("{here}/503")),
+        ("/deep/relative", "307", "bad".to_owned()),
+        ("/deep/bad", "308", "../503?x=1".to_owned()),
+        ("/round", "302", "/round".to_owned()),
+        ("/away", "302", "http://192.0.2.9/".to_owned()),
+        ("/nowhere", "302", "http://[".to_owned()),
+        ("/seen", "304", "/503".to_owned()),
+        ("/200", "200", String::new()),
+    ];
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut octets = [0; 1024];
+            let count = stream.read(&mut octets).await.unwrap();
+            let request = String::from_utf8_lossy(&octets[..count]).into_owned();
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let (_, status, location) = answers
+                .iter()
+                .find(|(known, ..)| *known == path)
+                .cloned()
+                .unwrap_or(("", "503", String::new()));
+            let answer = format!("HTTP/1.1 {status} x\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    for path in ["/good", "/away", "/nowhere", "/seen"] {
+        check(&http(&port, path, "HTTP", &[]), HERE, false).await.unwrap();
+    }
+    for (path, why) in [("/bad", "503"), ("/deep/relative", "503"), ("/round", "more than 10 times")] {
+        let error = error(check(&http(&port, path, "HTTP", &[]), HERE, false).await);
+        assert!(error.contains(why), "{path}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn over_https_whatever_the_certificate() {
     let (listener, port) = listener().await;
     let key = rcgen::KeyPair::generate().unwrap();

@@ -183,12 +183,12 @@ fn a_large_table_is_written_once_although_others_are_busy() {
             (view.frontends, view.endpoints)
         };
         for _ in 0..100 {
-            if counts() != (2, 2) {
+            if counts() != (3, 3) {
                 break;
             }
             sleep(Duration::from_millis(200)).await;
         }
-        assert_eq!(counts(), (2 + 6000, 2 + 42_000));
+        assert_eq!(counts(), (3 + 9000, 3 + 63_000));
         // A table that is made anew has another handle.
         let handle = || {
             let tables = host.run("nft -a list tables");

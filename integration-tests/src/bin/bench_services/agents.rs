@@ -5,10 +5,10 @@ use std::{net::Ipv4Addr, os::fd::OwnedFd, time::Duration};
 use muster_agent::nftables::Socket;
 use muster_common::time::Instant;
 use muster_integration_tests::{
-    Lab, Result,
+    Host, Lab, Result,
     device::{Error, operator},
-    failed,
-    figures::{Figures, quantile},
+    expect, failed,
+    figures::{Figures, median, quantile},
     muster::{Agent, Registrar},
     population, run_on,
     swarm::Swarm,
@@ -25,6 +25,7 @@ const SERVICES: u32 = 13_334;
 const ENDPOINTS: u32 = 10;
 const AGENTS: usize = 1000;
 const CHANGES: u32 = 300;
+const STARTS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEBI: f64 = 1024.0 * 1024.0;
@@ -56,7 +57,7 @@ pub(super) fn measure(lab: &Lab, figures: &mut Figures) -> Result {
     registrar.stop()?;
     registrar.fill_services(0..SERVICES, ENDPOINTS)?;
     registrar.serve()?;
-    let socket = host.enter(|| Socket::new("muster_muster0_services").map_err(std::io::Error::other))?;
+    let socket = watch(&host)?;
     agent.run()?;
     let runtime = hq.runtime()?;
     let (credential, token) = (registrar.credential(), join);
@@ -92,8 +93,29 @@ pub(super) fn measure(lab: &Lab, figures: &mut Figures) -> Result {
     figures.report("agents: processor time of a change, all of the agent", each, "ms");
     figures.report("agents: memory of an agent without Services", without / MEBI, "MiB");
     figures.report("agents: memory of an agent with 10,000 Services of 10 endpoints", with / MEBI, "MiB");
-    agent.stop()?;
-    registrar.stop()
+    // Long enough that what it knows is on disk.
+    std::thread::sleep(Duration::from_secs(5));
+    registrar.kill();
+    let mut starts = Vec::new();
+    for _ in 0..STARTS {
+        agent.stop()?;
+        let socket = watch(&host)?;
+        let began = Instant::now();
+        agent.start()?;
+        let table = run_on(&runtime, async move { Table::new(socket)?.changed().await })?;
+        starts.push(milliseconds(table - began));
+        let list = "nft list map inet muster_muster0_services services4 | grep -o goto | wc -l";
+        let written = host.sh(list)?;
+        expect(written.trim() == "10000", "10,000 virtual IPs at once", &written)?;
+    }
+    let figure = "agents: from an agent's start, without a registrar, to the virtual IPs of 10,000 Services";
+    figures.report(figure, median(&mut starts), "ms");
+    agent.stop()
+}
+
+/// What hears of changes to the agent's table on its host.
+fn watch(host: &Host) -> Result<Socket> {
+    host.enter(|| Socket::new("muster_muster0_services").map_err(std::io::Error::other))
 }
 
 fn resident(agent: &mut Agent) -> Result<f64> {

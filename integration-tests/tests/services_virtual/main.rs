@@ -15,7 +15,7 @@ use std::{
 };
 
 use muster_integration_tests::{
-    Host, Lab, Result, expect,
+    Host, Lab, Result, expect, failed,
     muster::{Agent, Registrar},
     process::{Process, wait_for},
     scenario,
@@ -102,14 +102,21 @@ fn answers(host: &Host, url: &str, count: usize) -> Result<BTreeSet<String>, Str
     Ok(output.stdout.lines().map(str::to_owned).collect())
 }
 
-/// Waits until those answer, and no others.
+/// Waits until those answer, and no others; shows the host's table and interface if that does not come about.
 fn served_by(host: &Host, url: &str, wanted: &[&str]) -> Result {
     let all: BTreeSet<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
-    wait_for(&format!("{} to be served by {wanted:?} at {url}", host.name()), PATIENCE, || {
-        match answers(host, url, DRAWS) {
-            Ok(found) if found == all => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
+    let outcome =
+        wait_for(
+            &format!("{} to be served by {wanted:?} at {url}", host.name()),
+            PATIENCE,
+            || match answers(host, url, DRAWS) {
+                Ok(found) if found == all => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+        );
+    outcome.map_err(|error| {
+        let state = host.try_sh("nft list table inet muster_muster0_services; ip addr show muster0");
+        failed(&error.to_string(), state.map_or_else(|error| error.to_string(), |output| output.stdout))
     })
 }
 

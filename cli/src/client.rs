@@ -1,16 +1,17 @@
 //! The connection to the registrar: calls with a time limit, pages put together, failures in plain words.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use muster_common::grpc::{self, ChannelError};
 use muster_proto::admin::ListOptions;
 use pbjson_types::FieldMask;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, transport};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
 use crate::{
+    channel::Channel,
     error::Result,
     resource::{Events, Key, Names, Resource, Scope, Secret},
 };
@@ -64,26 +65,39 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `registrar` (`HOST:PORT`).
+    /// Connects to the first of `registrars` (`HOST:PORT`, with commas between) that answers.
     pub async fn connect(
         config: rustls::ClientConfig,
-        registrar: String,
+        registrars: &str,
         network: String,
         timeout: Duration,
     ) -> Result<Self> {
-        let connecting = grpc::connect(&registrar, config.into());
-        let channel = tokio::time::timeout(timeout, connecting).await.unwrap_or_else(|_| {
-            Err(ChannelError::Connect {
-                address: registrar.clone(),
-                reason: format!("no answer within {} s", timeout.as_secs_f32()),
-            })
-        })?;
-        Ok(Self::new(channel, registrar, network, timeout))
+        let (config, mut failed) = (Arc::new(config), None);
+        for registrar in registrars.split(',').map(str::trim) {
+            let connecting = grpc::connect(registrar, Arc::clone(&config));
+            let connected = tokio::time::timeout(timeout, connecting).await.unwrap_or_else(|_| {
+                Err(ChannelError::Connect {
+                    address: registrar.to_owned(),
+                    reason: format!("no answer within {} s", timeout.as_secs_f32()),
+                })
+            });
+            match connected {
+                Ok(channel) => return Ok(Self::new(channel, registrar.to_owned(), network, timeout)),
+                // The first one is the one that is meant.
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| ChannelError::Address(registrars.to_owned())).into())
+    }
+
+    /// For how many seconds the registrar's store had not answered, if the registrar has said so.
+    pub fn stale_for(&self) -> Option<u64> {
+        self.channel.stale_for()
     }
 
     /// A client of `registrar`, which `channel` leads to.
-    pub fn new(channel: Channel, registrar: String, network: String, timeout: Duration) -> Self {
-        Self { channel, registrar, network, timeout }
+    pub fn new(channel: transport::Channel, registrar: String, network: String, timeout: Duration) -> Self {
+        Self { channel: Channel::new(channel), registrar, network, timeout }
     }
 
     /// Name of the network that calls are about.

@@ -7,6 +7,7 @@
 pub mod age;
 pub mod approval;
 pub mod args;
+pub mod channel;
 pub mod client;
 pub mod command;
 pub mod describe;

@@ -24,7 +24,7 @@ pub const VARIABLE: &str = "MUSTER_CREDENTIAL";
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OperatorCredential {
-    /// The registrar's gRPC address, as `HOST:PORT`.
+    /// The registrars' gRPC addresses, as `HOST:PORT`, with commas between.
     pub registrar: String,
     /// The network that commands are about unless told otherwise.
     pub network: String,

@@ -18,6 +18,9 @@ pub use accept::{AcceptMetrics, Caller, Connection, incoming};
 /// How often an idle connection is checked, and how long the check may take.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
 
+/// The header of an answer that the registrar's store has not confirmed: for how many seconds it has not.
+pub const STALE_HEADER: &str = "muster-stale-seconds";
+
 /// How a connection is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {

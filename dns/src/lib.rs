@@ -25,4 +25,5 @@ pub mod options;
 mod records;
 pub mod reverse;
 pub mod server;
+pub mod stale;
 pub mod wire;

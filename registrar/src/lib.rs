@@ -4,6 +4,7 @@
 
 pub mod allocation;
 pub mod api;
+pub mod balance;
 pub mod ca;
 pub mod carriers;
 pub mod config;

@@ -4,6 +4,7 @@
 mod dns;
 mod drain;
 mod metrics;
+mod stale;
 mod systemd;
 mod trust;
 
@@ -31,16 +32,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{service::interceptor::InterceptedService, transport::Server};
 use tonic_health::ServingStatus;
+use tower::layer::util::{Identity as NoLayer, Stack};
 
 pub use self::trust::TrustError;
-use self::{dns::DnsSockets, trust::Trust};
+use self::{dns::DnsSockets, stale::Stale, trust::Trust};
 use crate::{
     api::{Api, Settings, limit::Rate},
+    balance::{Balance, Identity},
     carriers::Carriers,
     config::{Config, StoreKind},
     init,
     presence::Presences,
-    registry::{Registry, keys, view::Advertised},
+    registry::{CommitError, Registry, field::FieldError, keys, view::Advertised},
     session::Hub,
     store::{Revision, Store, StoreError, etcd::EtcdStore, sqlite::SqliteStore},
 };
@@ -99,6 +102,9 @@ pub enum ServeError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The store does not take what this registrar says of itself.
+    #[error("cannot write to the store who this registrar is: {0}")]
+    Identity(#[from] CommitError<FieldError>),
     /// A port is taken.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -161,10 +167,17 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         registrars: config.advertise.registrars.clone(),
         dns_servers: config.advertise.dns.clone(),
     };
-    let hub = Hub::new(&registry, advertised, trust.ca().roots());
+    let hub = Hub::new(&registry, advertised.clone(), trust.ca().roots());
     hub.register_metrics(&metrics);
     let uid = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
     let announcement = store.announce(keys::registrar(uid)).await?;
+    let identity = Identity { uid: trust.own_uid()?, run: uid, host: host_name(), advertised };
+    identity.tell(&registry, 0).await?;
+    let balance = Balance::new(&hub, identity, &metrics);
+    tasks.spawn(async {
+        balance.run().await;
+        drain::BALANCE
+    });
     let carriers = Carriers::new(&hub, uid, &metrics);
     tasks.spawn(async {
         carriers.run().await;
@@ -175,7 +188,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         presences.run().await;
         "the presence of endpoints"
     });
-    dns::spawn(&mut tasks, dns_sockets, &config, &registry, trust.credentials(), &metrics)?;
+    dns::spawn(&mut tasks, dns_sockets, &config, &hub, trust.credentials(), &metrics)?;
 
     let stop = CancellationToken::new();
     let health = tonic_health::server::HealthReporter::new();
@@ -241,11 +254,20 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
 
     readiness.set(false);
     health.set_service_status("", ServingStatus::NotServing).await;
-    drain::drain(&config, &hub, &stop, &mut tasks, signals.stop()).await;
+    drain::drain(config.drain.get(), &hub, &stop, &mut tasks, signals.stop()).await;
     registry.flush_uses().await;
     announcement.end().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The host's name, without what makes it unique in the world.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim().split('.').next() {
+        Some(first) if !first.is_empty() => first.to_owned(),
+        _ => "registrar".to_owned(),
+    }
 }
 
 /// Fills in what devices are told of where to find this registrar, unless the configuration says it.
@@ -272,7 +294,7 @@ fn router(
     hub: &Arc<Hub>,
     trust: &Trust,
     health: &tonic_health::server::HealthReporter,
-) -> Result<tonic::transport::server::Router, ServeError> {
+) -> Result<tonic::transport::server::Router<Stack<Stale, NoLayer>>, ServeError> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(muster_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -289,6 +311,7 @@ fn router(
     let services = Api::new(hub.registry().clone(), hub.clone(), trust.ca().clone(), settings);
     let known = services.clone();
     Ok(Server::builder()
+        .layer(Stale::new(hub.registry()))
         .timeout(limits.request_timeout.get())
         .max_concurrent_streams(limits.requests_per_connection)
         .initial_stream_window_size(WINDOWS.0)

@@ -13,7 +13,7 @@ use rand::RngExt;
 
 use super::{
     Action, Control, DirectorTarget, Failure, Persist, Settings, SettingsError, peer::endpoint,
-    peers::Reason, settings::Underlay,
+    peers::Reason, registrars::MAX_REGISTRARS, settings::Underlay,
 };
 
 /// A registrar that is silent for so long does not answer any more.
@@ -52,6 +52,9 @@ impl Control {
         match result {
             Err(failure) => self.fail(failure, now),
             Ok(response) => {
+                if response.unsaved {
+                    (self.endpoints_told, self.endpoints_at) = (false, now);
+                }
                 if let Some(config) = response.config {
                     self.apply_config(config, now);
                 }
@@ -120,6 +123,8 @@ impl Control {
                 let moment = within.min(DRAIN_MAX).mul_f64(self.rng.random_range(0.0..=1.0));
                 if let Link::Open { leave_at: leave_at @ None, .. } = &mut self.link {
                     *leave_at = Some(now + moment);
+                    self.leave_for = drain.registrars;
+                    self.leave_for.truncate(MAX_REGISTRARS);
                 }
             }
             Some(Message::Bookmark(bookmark)) => self.revision = bookmark.revision,

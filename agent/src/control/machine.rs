@@ -47,6 +47,8 @@ pub struct Control {
     pub(super) settings: Option<Settings>,
     pub(super) registrars: Registrars,
     pub(super) link: Link,
+    /// The registrars to choose from when this one is left; any other if empty.
+    pub(super) leave_for: Vec<String>,
     pub(super) attempt: u64,
     pub(super) backoff: Backoff,
     pub(super) refusals: u32,
@@ -90,6 +92,7 @@ impl Control {
             config: None,
             settings: None,
             link: Link::Waiting { until: now },
+            leave_for: Vec::new(),
             attempt: 0,
             backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(30)),
             refusals: 0,
@@ -296,8 +299,9 @@ impl Control {
                 self.fail(Failure::Unavailable(reason), now);
             }
             Link::Open { leave_at: Some(leave_at), .. } if leave_at <= now => {
-                self.registrars.advance();
-                self.reconnect("the registrar is shutting down", now);
+                let to = std::mem::take(&mut self.leave_for);
+                self.registrars.go_to(&to, &mut self.rng);
+                self.reconnect("the registrar has asked to go to another", now);
             }
             _ => {}
         }

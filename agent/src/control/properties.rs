@@ -128,7 +128,7 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
             Input::Registered(ok) => {
                 let mut config = config();
                 config.site_routes.push("192.168.0.0/16".into());
-                let answer = RegisterResponse { config: Some(config) };
+                let answer = RegisterResponse { config: Some(config), unsaved: false };
                 let failure = Failure::Unavailable(String::new());
                 control.handle_registered(attempt, if ok { Ok(answer) } else { Err(failure) }, now);
             }
@@ -158,7 +158,11 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
             }
             Input::Drain => {
                 let within = Some(pbjson_types::Duration { seconds: 20, nanos: 0 });
-                control.handle_session_message(attempt, message(Message::Drain(Drain { within })), now);
+                control.handle_session_message(
+                    attempt,
+                    message(Message::Drain(Drain { within, registrars: vec![] })),
+                    now,
+                );
             }
             Input::Bookmark(revision) => {
                 let bookmark = Message::Bookmark(Bookmark { revision });

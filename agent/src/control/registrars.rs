@@ -4,7 +4,7 @@
 use rand::{RngExt, rngs::StdRng};
 
 /// Registrars known at most.
-const MAX_REGISTRARS: usize = 16;
+pub(super) const MAX_REGISTRARS: usize = 16;
 
 #[derive(Clone, Debug)]
 pub(super) struct Registrars {
@@ -52,6 +52,15 @@ impl Registrars {
         self.at = (self.at + 1) % self.order.len().max(1);
     }
 
+    /// Moves on to one of `to`, or to the next if none of them is known.
+    pub(super) fn go_to(&mut self, to: &[String], rng: &mut StdRng) {
+        let others = || (0..self.order.len()).filter(|at| *at != self.at && to.contains(&self.order[*at]));
+        match others().count() {
+            0 => self.advance(),
+            count => self.at = others().nth(rng.random_range(0..count)).unwrap_or(self.at),
+        }
+    }
+
     /// Whether the next one would be the first again.
     pub(super) fn at_end(&self) -> bool {
         self.at + 1 >= self.order.len()
@@ -81,6 +90,24 @@ mod tests {
             assert_eq!(seen, known);
         }
         assert_eq!(first.len(), 4);
+    }
+
+    #[test]
+    fn agents_go_where_they_are_asked_to() {
+        let known: Vec<String> = (0..4).map(|n| format!("r{n}:1")).collect();
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut registrars = Registrars::new(&known, "r0:1", &mut rng);
+        let mut went = std::collections::BTreeSet::new();
+        for _ in 0..50 {
+            let before = registrars.current().to_owned();
+            registrars.go_to(&known[1..3], &mut rng);
+            assert_ne!(registrars.current(), before);
+            went.insert(registrars.current().to_owned());
+        }
+        assert_eq!(went.into_iter().collect::<Vec<_>>(), known[1..3]);
+        let before = registrars.current().to_owned();
+        registrars.go_to(&["unknown:1".into(), before.clone()], &mut rng);
+        assert_ne!(registrars.current(), before);
     }
 
     #[test]

@@ -92,7 +92,7 @@ fn register(control: &mut Control, now: Instant) -> (u64, String) {
 fn connected(start: Start, now: Instant) -> (Control, u64) {
     let mut control = Control::new(start, 7, now);
     let (attempt, _) = register(&mut control, now);
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), now);
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()), unsaved: false }), now);
     control.handle_session_opened(attempt, now);
     assert!(control.is_connected());
     actions(&mut control);
@@ -113,7 +113,11 @@ fn it_registers_opens_a_session_and_is_configured() {
     assert_eq!(control.poll_timeout(), Some(at(0)));
     let (attempt, registrar) = register(&mut control, at(0));
     assert_eq!(registrar, "r1:7500");
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(1));
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        at(1),
+    );
     let did = actions(&mut control);
     assert!(
         matches!(&did[0], Action::Configure(s) if s.virtual_addresses() == [IpAddr::from([100, 64, 1, 1])])
@@ -133,7 +137,11 @@ fn it_comes_up_from_disk_before_any_registrar() {
     assert!(matches!(&did[1], Action::Datapath(Command::AddPeer(p)) if p.public_key == [1; 32]));
     assert_eq!(did.len(), 2);
     let (attempt, _) = register(&mut control, at(0));
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(1));
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        at(1),
+    );
     let did = actions(&mut control);
     let [Action::OpenSession { hello, .. }] = &did[..] else { panic!("{did:?}") };
     assert_eq!((hello.revision, &hello.held_peer_uids[..]), (5, &["d-1".to_owned()][..]));
@@ -298,7 +306,11 @@ fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
     for seed in 0..20 {
         let mut control = Control::new(start(), seed, at(0));
         let (attempt, _) = register(&mut control, at(0));
-        control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(0));
+        control.handle_registered(
+            attempt,
+            Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+            at(0),
+        );
         control.handle_session_opened(attempt, at(0));
         actions(&mut control);
         control.handle_certificate(validity, civil(1_000_000), at(0));
@@ -391,7 +403,11 @@ fn the_registrar_is_told_of_held_services_and_tells_of_their_changes() {
     let mut control = Control::new(start(), 1, at(0));
     control.handle_services_held(vec![service("a"), service("_tcp")], at(0));
     let (attempt, _) = register(&mut control, at(0));
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(0));
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        at(0),
+    );
     let did = actions(&mut control);
     assert!(matches!(&did[2], Action::OpenSession { hello, .. } if hello.held_services == ["shop/a"]));
     // What is learnt before the session is open is told when it is.
@@ -428,7 +444,11 @@ fn the_registrar_is_told_of_held_services_and_tells_of_their_changes() {
     // The next session begins with all; what is not asked for any more is dropped after a while.
     control.handle_services_held(vec![service("a")], at(5_000));
     let (attempt, _) = register(&mut control, at(5_000));
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(5_000));
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        at(5_000),
+    );
     let did = actions(&mut control);
     let Action::OpenSession { hello, .. } = &did[0] else { panic!("{did:?}") };
     assert_eq!(hello.held_services, ["shop/a", "shop/b", "shop/c", "shop/d"]);

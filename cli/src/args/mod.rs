@@ -48,8 +48,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE", env = "MUSTER_CREDENTIAL")]
     #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub credential: Option<PathBuf>,
-    /// Registrar to ask, instead of the one in the credential file
-    #[arg(long, global = true, value_name = "HOST:PORT", env = "MUSTER_REGISTRAR")]
+    /// Registrar to ask, instead of those in the credential file; several with commas between: the first that answers
+    #[arg(long, global = true, value_name = "HOST:PORT,…", env = "MUSTER_REGISTRAR")]
     pub registrar: Option<String>,
     /// Network, instead of the one in the credential file
     #[arg(long, global = true, value_name = "NAME", env = "MUSTER_NETWORK")]

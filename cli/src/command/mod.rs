@@ -79,6 +79,7 @@ pub async fn run(
         Command::Man { dir } => generate::man_pages(Cli::command(), &dir)?,
     }
     ctx.out.flush()?;
+    ctx.tell_stale();
     match context.failed {
         0 => Ok(()),
         failed => Err(Error::Several(failed)),
@@ -108,6 +109,19 @@ impl Context<'_> {
         self.failed += 1;
         // If standard error is gone, the exit code still tells.
         let _ = writeln!(self.err, "muster: {error}");
+    }
+
+    /// Says so if what was shown may be out of date.
+    fn tell_stale(&mut self) {
+        if let Some(client) = &self.client
+            && let Some(seconds) = client.stale_for()
+        {
+            let registrar = client.registrar();
+            let _ = writeln!(
+                self.err,
+                "muster: the store of the registrar {registrar} has not answered for {seconds} s: what is shown may be out of date"
+            );
+        }
     }
 
     /// Namespace of what is created.
@@ -227,7 +241,7 @@ async fn connect(global: &Global) -> Result<Client> {
     let config = credentials
         .client_config(|party| matches!(party, Party::Registrar { .. }), ALPN_H2)
         .map_err(unusable)?;
-    Client::connect(config, registrar, network, global.request_timeout).await
+    Client::connect(config, &registrar, network, global.request_timeout).await
 }
 
 #[cfg(test)]

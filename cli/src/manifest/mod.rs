@@ -136,7 +136,9 @@ impl Manifest {
         }
         let mut ignored = Vec::new();
         let fields = match kind {
-            Kind::Network | Kind::Device | Kind::Director | Kind::Token => own_fields(kind, document, &at)?,
+            Kind::Network | Kind::Device | Kind::Director | Kind::Registrar | Kind::Token => {
+                own_fields(kind, document, &at)?
+            }
             Kind::Namespace | Kind::Service | Kind::EndpointSlice => {
                 kubernetes::fields(kind, document, &mut ignored)
                     .map_err(|(field, reason)| at(&field, reason))?

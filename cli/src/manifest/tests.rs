@@ -70,11 +70,11 @@ fn errors_name_file_document_and_field() {
     );
     assert_eq!(
         error(&DEVICE.replace("Device", "Pod")),
-        "f.yaml: kind: \"Pod\" is not known; there are Network, Device, Director, Token, Namespace, Service, EndpointSlice"
+        "f.yaml: kind: \"Pod\" is not known; there are Network, Device, Director, Registrar, Token, Namespace, Service, EndpointSlice"
     );
     assert_eq!(
         error("apiVersion: muster/v1\nkind: List\nitems: [{apiVersion: muster/v1}]"),
-        "f.yaml: items[0].kind: missing; there are Network, Device, Director, Token, Namespace, Service, EndpointSlice"
+        "f.yaml: items[0].kind: missing; there are Network, Device, Director, Registrar, Token, Namespace, Service, EndpointSlice"
     );
     assert!(error(&format!("{DEVICE}more: 1\n")).starts_with("f.yaml: more: unknown field"));
     assert!(error("a: [\n").contains("cannot read f.yaml as YAML"));

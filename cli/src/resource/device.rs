@@ -10,12 +10,13 @@ use muster_proto::admin::{
 use pbjson_types::FieldMask;
 use serde::{Deserialize, de::Error as _};
 use serde_json::Value;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, events};
 use crate::{
     age::{moment, timestamp},
     approval::{Carried, host},
+    channel::Channel,
     describe::Description,
     subnet,
     table::{Column, list, or_none, shortened},

@@ -9,11 +9,12 @@ use muster_proto::admin::{
 use pbjson_types::FieldMask;
 use serde::Deserialize;
 use serde_json::Value;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, device::endpoint, events};
 use crate::{
     age::{moment, timestamp},
+    channel::Channel,
     describe::Description,
     table::{Column, list, or_none},
 };

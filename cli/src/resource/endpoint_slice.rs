@@ -7,10 +7,11 @@ use muster_proto::admin::{
     WatchEndpointSlicesRequest, endpoint_slice_service_client::EndpointSliceServiceClient as Client,
 };
 use pbjson_types::FieldMask;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, events};
 use crate::{
+    channel::Channel,
     describe::Description,
     table::{Column, list, or_none, shortened},
 };

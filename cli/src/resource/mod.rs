@@ -6,6 +6,7 @@ mod director;
 mod endpoint_slice;
 mod namespace;
 mod network;
+mod registrar;
 mod service;
 mod token;
 
@@ -17,11 +18,12 @@ use muster_proto::admin::{EventType, ListOptions, ObjectMeta};
 use pbjson_types::FieldMask;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 pub use token::Secret;
 pub(crate) use token::is_for_directors;
 
+use crate::channel::Channel;
 use crate::{describe::Description, table::Column};
 
 /// Calls `$body` with `$R` being the type of `$kind`.
@@ -39,6 +41,10 @@ macro_rules! with_resource {
             }
             $crate::resource::Kind::Director => {
                 type $R = muster_proto::admin::Director;
+                $body
+            }
+            $crate::resource::Kind::Registrar => {
+                type $R = muster_proto::admin::Registrar;
                 $body
             }
             $crate::resource::Kind::Token => {
@@ -70,6 +76,8 @@ pub enum Kind {
     Device,
     /// A relay for devices that no direct path leads to.
     Director,
+    /// A registrar of the deployment.
+    Registrar,
     /// A join token.
     Token,
     /// A namespace of a network.
@@ -103,10 +111,11 @@ pub struct Names {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Network,
         Self::Device,
         Self::Director,
+        Self::Registrar,
         Self::Token,
         Self::Namespace,
         Self::Service,
@@ -118,7 +127,7 @@ impl Kind {
         match self {
             Self::Network => 0,
             Self::Namespace => 1,
-            Self::Device | Self::Director | Self::Token | Self::Service => 2,
+            Self::Device | Self::Director | Self::Registrar | Self::Token | Self::Service => 2,
             Self::EndpointSlice => 3,
         }
     }
@@ -129,6 +138,7 @@ impl Kind {
             Self::Network => &network::NAMES,
             Self::Device => &device::NAMES,
             Self::Director => &director::NAMES,
+            Self::Registrar => &registrar::NAMES,
             Self::Token => &token::NAMES,
             Self::Namespace => &namespace::NAMES,
             Self::Service => &service::NAMES,
@@ -324,7 +334,7 @@ mod tests {
         let error = "pod".parse::<Kind>().unwrap_err();
         assert_eq!(
             error,
-            "there is no resource type \"pod\"; there are networks (net), devices (dev), directors (dir), tokens, namespaces (ns), services (svc), endpointslices"
+            "there is no resource type \"pod\"; there are networks (net), devices (dev), directors (dir), registrars (reg), tokens, namespaces (ns), services (svc), endpointslices"
         );
     }
 }

@@ -8,10 +8,11 @@ use muster_proto::admin::{
 };
 use pbjson_types::FieldMask;
 use serde_json::Value;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{Event, Events, Key, Kind, Names, Page, Resource, Scope, Secret, events};
 use crate::{
+    channel::Channel,
     describe::Description,
     table::{Column, labels, list, or_none},
 };

@@ -35,7 +35,7 @@ impl Tokens {
     }
 
     fn join_command(&self, token: &Token, secret: &JoinToken) -> String {
-        let registrar = self.0.hub.advertised().registrars.first().map_or("HOST:PORT", String::as_str);
+        let registrar = self.0.hub.own().registrars.first().map_or("HOST:PORT", String::as_str);
         let director = token.spec.as_ref().is_some_and(|spec| spec.party == Joiner::Director.as_str());
         let program = if director { "muster-director" } else { "muster-agent" };
         init::join_command(program, registrar, secret, self.0.ca.current().hash())

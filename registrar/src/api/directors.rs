@@ -14,6 +14,7 @@ use super::{Api, Member, enrollment::Issued, lock, status::status};
 use crate::{
     csr,
     registry::{
+        CommitError, Index,
         director::ADDRESSES_MAX,
         field,
         plan::director::{self as plan, DirectorError},
@@ -68,14 +69,18 @@ impl DirectorService for Directors {
             tcp_ports: &tcp_ports,
             version: &version,
         };
-        registry
-            .commit(|index, _| plan::register(index, network, uid, &registration))
-            .await
-            .map_err(status)?;
+        let plan = |index: &mut Index, _| plan::register(index, network, uid, &registration);
+        match registry.commit(plan).await {
+            // One that is known as it is does not need the store to be connected.
+            Err(CommitError::Store(error)) if registry.is_done(plan) => {
+                tracing::warn!(network, %uid, %error, "a director registers as before, and the store does not answer");
+            }
+            other => other.map_err(status)?,
+        }
         let index = registry.read();
         let director = plan::find(&index, network, uid).map_err(status)?;
         tracing::info!(network, name = &*director.name, %uid, ?endpoints, "a director has registered");
-        let config = director.config(self.0.hub.advertised());
+        let config = director.config(&self.0.hub.advertised());
         Ok(Response::new(RegisterResponse { config: Some(config) }))
     }
 

@@ -6,6 +6,7 @@ mod admin_directors;
 mod admin_endpoint_slices;
 mod admin_namespaces;
 mod admin_networks;
+mod admin_registrars;
 mod admin_services;
 mod admin_tokens;
 mod directors;
@@ -35,7 +36,8 @@ use muster_proto::{
         director_service_server::DirectorServiceServer as DirectorAdminServer,
         endpoint_slice_service_server::EndpointSliceServiceServer,
         namespace_service_server::NamespaceServiceServer, network_service_server::NetworkServiceServer,
-        service_service_server::ServiceServiceServer, token_service_server::TokenServiceServer,
+        registrar_service_server::RegistrarServiceServer, service_service_server::ServiceServiceServer,
+        token_service_server::TokenServiceServer,
     },
     director::director_service_server::DirectorServiceServer,
     enrollment::enrollment_service_server::EnrollmentServiceServer,
@@ -160,6 +162,10 @@ impl Api {
             )
             .add_service(
                 NetworkServiceServer::new(admin_networks::Networks(self.clone()))
+                    .max_decoding_message_size(limit),
+            )
+            .add_service(
+                RegistrarServiceServer::new(admin_registrars::Registrars(self.clone()))
                     .max_decoding_message_size(limit),
             )
             .add_service(

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     csr,
     registry::{
+        CommitError,
         device::{Device, ENDPOINTS_MAX, Outside, VERSION_MAX, public_key},
         field::{self, FieldError},
         plan::register::{self, DeviceError},
@@ -71,34 +72,48 @@ impl RegistrationService for Registration {
         let now = Timestamp::now();
         let registry = &self.0.registry;
         let mut before: Option<Arc<Device>> = None;
-        registry
-            .commit(|index, attempt| {
-                let registration = register::Registration {
-                    before: before.as_deref(),
-                    key,
-                    endpoints: &endpoints,
-                    outside: outside.as_ref(),
-                    hosts: &hosts,
-                    subnets: &subnets,
-                    aes_256_gcm: request
-                        .transport_ciphers()
-                        .any(|cipher| cipher == TransportCipher::Aes256Gcm),
-                    agent_version: &request.agent_version,
-                    attempt,
-                    now,
-                };
-                let planned = register::register(index, network, uid, &registration);
-                before = before.take().or_else(|| index.device(network, uid).cloned());
-                planned
-            })
-            .await
-            .map_err(status)?;
-        self.0.settle(network, uid).await;
+        // A device that is known does not need the store to be connected.
+        let is_known = || {
+            let index = registry.read();
+            register::find(&index, network, uid)
+                .is_ok_and(|d| d.key == Some(key) && d.addresses().next().is_some())
+        };
+        let registering = registry.commit(|index, attempt| {
+            let registration = register::Registration {
+                before: before.as_deref(),
+                key,
+                endpoints: &endpoints,
+                outside: outside.as_ref(),
+                hosts: &hosts,
+                subnets: &subnets,
+                aes_256_gcm: request.transport_ciphers().any(|cipher| cipher == TransportCipher::Aes256Gcm),
+                agent_version: &request.agent_version,
+                attempt,
+                now,
+            };
+            let planned = register::register(index, network, uid, &registration);
+            before = before.take().or_else(|| index.device(network, uid).cloned());
+            planned
+        });
+        let saved = match registry.freshness().is_stale() && is_known() {
+            true => false,
+            false => match registering.await {
+                Ok(()) => true,
+                Err(CommitError::Store(error)) if is_known() => {
+                    tracing::warn!(network, %uid, %error, "a device registers, and the store does not take it");
+                    false
+                }
+                Err(error) => return Err(status(error)),
+            },
+        };
+        if saved {
+            self.0.settle(network, uid).await;
+        }
         let index = registry.read();
         let device = register::find(&index, network, uid).map_err(status)?;
         let state = index.network(network).ok_or_else(|| status(DeviceError::Gone))?;
-        let config = state.config(device, self.0.hub.advertised());
-        Ok(Response::new(RegisterResponse { config: Some(config) }))
+        let config = state.config(device, &self.0.hub.advertised());
+        Ok(Response::new(RegisterResponse { config: Some(config), unsaved: !saved }))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {

@@ -51,6 +51,7 @@ impl Refusal for AdminError {
             Self::Changed { .. } => Code::Aborted,
             Self::NotEmpty { .. }
             | Self::Terminating(_)
+            | Self::Runs(_)
             | Self::NamespaceInUse { .. }
             | Self::DefaultNamespace
             | Self::Selected { .. } => Code::FailedPrecondition,

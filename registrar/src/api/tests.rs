@@ -32,10 +32,12 @@ use crate::{
         tests::{World, device, mask, meta, network},
         view::Advertised,
     },
+    store::Store,
 };
 
 mod ciphers;
 mod directors;
+mod registrars;
 mod services;
 mod sites;
 
@@ -52,10 +54,14 @@ async fn fixture() -> Fixture {
 }
 
 async fn fixture_of(world: World) -> Fixture {
+    fixture_on(Arc::new(world.store)).await
+}
+
+async fn fixture_on(store: Arc<dyn Store>) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     Ca::create(directory.path(), TRUST_DOMAIN, Timestamp::now()).unwrap();
     let ca = Arc::new(SharedCa::open(directory.path()).unwrap());
-    let registry = Registry::load(Arc::new(world.store)).await.unwrap();
+    let registry = Registry::load(store).await.unwrap();
     let advertised = Advertised { registrars: vec!["registrar.test:7500".into()], dns_servers: Vec::new() };
     let hub = Hub::new(&registry, advertised, ca.roots());
     let api = Api::new(registry, hub, ca, Settings::new(TRUST_DOMAIN));

@@ -158,7 +158,8 @@ impl Decider {
                 self.known.insert(place.clone(), here);
                 return Verdict::Keep;
             }
-            let elsewhere = carrier.registrar.is_some_and(|other| index.registrars().contains(&other));
+            let elsewhere =
+                carrier.registrar.is_some_and(|other| index.registrars().running().contains(&other));
             if elsewhere && self.known.get(place) == Some(&here) {
                 return Verdict::Keep;
             }
@@ -166,7 +167,7 @@ impl Decider {
         }
         let (patience, earliest) = match carrier.registrar {
             Some(registrar) if registrar == self.registrar => (PATIENCE, now),
-            Some(other) if index.registrars().contains(&other) => return Verdict::Keep,
+            Some(other) if index.registrars().running().contains(&other) => return Verdict::Keep,
             // Of a registrar that does not run any more: perhaps of this one's life before.
             Some(_) => (PATIENCE, self.started + AFTER_START),
             None => (CONFIRM, now),

@@ -99,7 +99,7 @@ impl Presences {
             if found.is_none() && !state.is_endpoint(device) {
                 continue;
             }
-            let runs = |registrar| index.registrars().contains(&registrar);
+            let runs = |registrar| index.registrars().running().contains(&registrar);
             match self.decider.judge(place, found, session, runs, now) {
                 Verdict::Keep => {}
                 Verdict::Wait(until) => drop(self.due.insert(place.clone(), until)),

@@ -104,7 +104,7 @@ impl Registrars {
             let place = ("n".into(), *device);
             let found = index.network("n").unwrap().presence.get(device).copied();
             let session = running.sessions.get(device).copied();
-            let runs = |registrar| index.registrars().contains(&registrar);
+            let runs = |registrar| index.registrars().running().contains(&registrar);
             if let Verdict::Write(revision, registrar) =
                 running.decider.judge(&place, found, session, runs, self.now)
             {

@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{
     device::Device, director::Director, namespace::Namespace, network::Network, presence::Presence,
-    service::Service, services::Effects, site::Carrier, slice::Slice, state::NetworkState, token::Token,
+    registrar::Registrar, service::Service, services::Effects, site::Carrier, slice::Slice,
+    state::NetworkState, token::Token,
 };
 use crate::store::Revision;
 
@@ -93,6 +94,13 @@ pub enum Change {
         uid: Uuid,
         /// Whether it runs.
         runs: bool,
+    },
+    /// What is known of a registrar, or whether it runs.
+    RegistrarRecord {
+        /// As it was.
+        old: Option<Arc<Registrar>>,
+        /// As it is.
+        new: Option<Arc<Registrar>>,
     },
 }
 

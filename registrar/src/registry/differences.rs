@@ -82,10 +82,22 @@ impl Index {
                 }
             }
         }
-        let different = self.registrars().symmetric_difference(newer.registrars());
-        changes.extend(
-            different.map(|uid| Change::Registrar { uid: *uid, runs: newer.registrars().contains(uid) }),
-        );
+        let (old, new) = (self.registrars(), newer.registrars());
+        let different = old.running().symmetric_difference(new.running());
+        changes
+            .extend(different.map(|uid| Change::Registrar { uid: *uid, runs: new.running().contains(uid) }));
+        for registrar in old.iter() {
+            let now = new.by_uid(registrar.uid);
+            let same = now.is_some_and(|now| {
+                (now.revision, new.runs(now)) == (registrar.revision, old.runs(registrar))
+            });
+            if !same {
+                changes.push(Change::RegistrarRecord { old: Some(registrar.clone()), new: now.cloned() });
+            }
+        }
+        for registrar in new.iter().filter(|registrar| old.by_uid(registrar.uid).is_none()) {
+            changes.push(Change::RegistrarRecord { old: None, new: Some(registrar.clone()) });
+        }
         changes
     }
 

@@ -3,7 +3,7 @@
 //! left in the store.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 
@@ -22,6 +22,7 @@ use super::{
     network::Network,
     presence::Presence,
     readiness::Readiness,
+    registrar::{Registrar, Registrars},
     service::Service,
     services::Services,
     site::Carrier,
@@ -51,8 +52,7 @@ pub struct Index {
     /// Revision of `meta/networks`; 0 if it does not exist.
     networks_revision: Revision,
     format: Option<Format>,
-    /// The registrars that run.
-    registrars: BTreeSet<Uuid>,
+    registrars: Registrars,
     interned: HashSet<Arc<str>>,
 }
 
@@ -106,8 +106,8 @@ impl Index {
         self.format.as_ref()
     }
 
-    /// Uids of the registrars that run.
-    pub fn registrars(&self) -> &BTreeSet<Uuid> {
+    /// The registrars.
+    pub fn registrars(&self) -> &Registrars {
         &self.registrars
     }
 
@@ -288,9 +288,15 @@ impl Index {
                 state.select_ready(uid, applied, now);
             }
             Key::Registrar(uid) => {
-                if self.registrars.insert(uid) {
+                if self.registrars.running.insert(uid) {
                     changes.push(Change::Registrar { uid, runs: true });
+                    changes.extend(self.registrars.by_run(uid).map(as_it_was));
                 }
+            }
+            Key::RegistrarRecord(uid) => {
+                let new = Arc::new(Registrar::decode(&kv.value, uid, kv.mod_revision)?);
+                let old = self.registrars.insert(&new);
+                changes.push(Change::RegistrarRecord { old, new: Some(new) });
             }
             Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_) => {}
         }
@@ -452,8 +458,14 @@ impl Index {
                 }
             }
             Some(Key::Registrar(uid)) => {
-                if self.registrars.remove(&uid) {
+                if self.registrars.running.remove(&uid) {
                     changes.push(Change::Registrar { uid, runs: false });
+                    changes.extend(self.registrars.by_run(uid).map(as_it_was));
+                }
+            }
+            Some(Key::RegistrarRecord(uid)) => {
+                if let Some(old) = self.registrars.remove(uid) {
+                    changes.push(Change::RegistrarRecord { old: Some(old), new: None });
                 }
             }
             Some(
@@ -472,6 +484,11 @@ impl Index {
             }
         }
     }
+}
+
+/// A registrar that has begun or ceased to run.
+fn as_it_was(registrar: &Arc<Registrar>) -> Change {
+    Change::RegistrarRecord { old: Some(registrar.clone()), new: Some(registrar.clone()) }
 }
 
 /// Checks that there is a namespace for what is in it.

@@ -18,7 +18,8 @@
 //! | `services/<network>/<namespace>/<name>` | `admin.Service` |
 //! | `endpoint-slices/<network>/<namespace>/<name>` | `admin.EndpointSlice` |
 //! | `carriers/<network>/<4 or 6><hex>-<length>` | `storage.Carrier`: the device that carries a subnet |
-//! | `registrars/<uid>` | nothing: there as long as the registrar runs |
+//! | `registrars/<uid>` | nothing: there as long as the registrar runs; another uid each time |
+//! | `registrar-records/<uid>` | `admin.Registrar`; the uid is that of its certificate |
 //! | `roots/<number>` | `storage.StoredRoot` |
 
 use std::{
@@ -72,12 +73,13 @@ pub enum Key<'a> {
     Presence { network: &'a str, uid: Uuid },
     Readiness { network: &'a str, uid: Uuid },
     Registrar(Uuid),
+    RegistrarRecord(Uuid),
     Root(u64),
 }
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
 /// transactions, and need not be loaded.
-pub fn loaded() -> [KeyRange; 14] {
+pub fn loaded() -> [KeyRange; 15] {
     [
         "meta/",
         "networks/",
@@ -94,6 +96,7 @@ pub fn loaded() -> [KeyRange; 14] {
         "endpoint-slices/",
         "carriers/",
         "registrars/",
+        "registrar-records/",
     ]
     .map(KeyRange::prefix)
 }
@@ -203,6 +206,12 @@ pub fn registrar(uid: Uuid) -> Bytes {
     join("registrars", &[uid.hyphenated().encode_lower(&mut buffer)])
 }
 
+/// `registrar-records/<uid>`
+pub fn registrar_record(uid: Uuid) -> Bytes {
+    let mut buffer = Uuid::encode_buffer();
+    join("registrar-records", &[uid.hyphenated().encode_lower(&mut buffer)])
+}
+
 /// `roots/<number>`
 pub fn root(number: u64) -> Bytes {
     join("roots", &[&number.to_string()])
@@ -244,6 +253,7 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
         "readiness" => Key::Readiness { network: part()?, uid: Uuid::try_parse(part()?).ok()? },
         "carriers" => Key::Carrier { network: part()?, subnet: parse_subnet(part()?)? },
         "registrars" => Key::Registrar(Uuid::try_parse(part()?).ok()?),
+        "registrar-records" => Key::RegistrarRecord(Uuid::try_parse(part()?).ok()?),
         "roots" => Key::Root(part()?.parse().ok()?),
         _ => return None,
     };
@@ -343,6 +353,7 @@ mod tests {
             (presence("n", uid), Key::Presence { network: "n", uid }),
             (readiness("n", uid), Key::Readiness { network: "n", uid }),
             (registrar(uid), Key::Registrar(uid)),
+            (registrar_record(uid), Key::RegistrarRecord(uid)),
             (root(2), Key::Root(2)),
         ] {
             assert_eq!(parse(&key), Some(expected));

@@ -16,6 +16,8 @@ pub struct RegistryMetrics {
     pub commits: Counter,
     /// Transactions that had to be planned again.
     pub conflicts: Counter,
+    /// Seconds since the store last confirmed what is served.
+    pub store_age: Gauge,
     /// Times that the watch of the store broke.
     pub watch_failures: Counter,
 }
@@ -41,6 +43,8 @@ impl RegistryMetrics {
                 "Transactions that had to be planned again",
                 self.conflicts.clone(),
             );
+            let help = "Seconds since the store last confirmed what is served; from 5 on, it is stale";
+            registry.register("store_age_seconds", help, self.store_age.clone());
             let help = "Times that following the store failed";
             registry.register("watch_failures", help, self.watch_failures.clone());
         });

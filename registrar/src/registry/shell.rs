@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
-use muster_common::time::Timestamp;
+use muster_common::time::{Instant, Timestamp};
 use tokio::{
     sync::{oneshot, watch},
     task::AbortHandle,
 };
 
 use super::{
+    freshness::{Freshness, Turn},
     history::{History, TooOld},
     index::{Applied, BadValue, Index},
     keys,
@@ -64,6 +65,7 @@ pub struct Registry {
     progress: Mutex<Progress>,
     revision: watch::Sender<Revision>,
     observers: RwLock<Vec<Observer>>,
+    freshness: Freshness,
     /// Uses of reusable tokens that are not written yet.
     uses: Mutex<Uses>,
     metrics: RegistryMetrics,
@@ -103,6 +105,7 @@ impl Registry {
             revision: watch::Sender::new(revision),
             index: RwLock::new(index),
             observers: RwLock::default(),
+            freshness: Freshness::new(Instant::now()),
             uses: Mutex::new(BTreeMap::new()),
             metrics: RegistryMetrics::default(),
             tasks: Mutex::new(Vec::new()),
@@ -111,6 +114,7 @@ impl Registry {
         registry.update_gauges();
         let tasks = [
             tokio::spawn(tasks::follow(Arc::downgrade(&registry), stream)).abort_handle(),
+            tokio::spawn(tasks::confirm(Arc::downgrade(&registry))).abort_handle(),
             tokio::spawn(tasks::count_uses(Arc::downgrade(&registry))).abort_handle(),
             tokio::spawn(tasks::sweep(Arc::downgrade(&registry))).abort_handle(),
         ];
@@ -136,6 +140,24 @@ impl Registry {
     /// The registry's metrics, to be registered.
     pub fn metrics(&self) -> &RegistryMetrics {
         &self.metrics
+    }
+
+    /// Whether the store answers.
+    pub fn freshness(&self) -> &Freshness {
+        &self.freshness
+    }
+
+    pub(super) fn look_whether_stale(&self, now: Instant) {
+        let age = self.freshness.age(now);
+        self.metrics.store_age.set(age.as_secs().try_into().unwrap_or(i64::MAX));
+        match self.freshness.look(now) {
+            Turn::Same => {}
+            Turn::Stale(age) => tracing::warn!(
+                seconds = age.as_secs(),
+                "the store does not answer: what was read from it is served on, marked as stale, and nothing can be written"
+            ),
+            Turn::Fresh => tracing::info!("the store answers again"),
+        }
     }
 
     /// Follows the revision that the index shows.
@@ -224,6 +246,19 @@ impl Registry {
             self.refresh().await?;
         }
         Err(CommitError::Contended)
+    }
+
+    /// Whether `plan` has nothing to write at what is known: for what has to go on while the store does not answer.
+    pub fn is_done<R, E>(&self, mut plan: impl FnMut(&mut Index, u32) -> Result<Outcome<R>, E>) -> bool {
+        let mut index = self.write();
+        match plan(&mut index, 0) {
+            Ok(Outcome::Done(_)) => true,
+            Ok(Outcome::Write(plan)) => {
+                plan.reservations.iter().for_each(|held| index.cancel(held));
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     /// What `plan` comes to at the store's present state, without writing it.

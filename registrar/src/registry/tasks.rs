@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use muster_common::time::Timestamp;
+use muster_common::time::{Instant, Timestamp};
 
 use super::{plan, shell::Registry};
 use crate::store::{Revision, StoreError, Txn, WatchStream};
@@ -19,6 +19,8 @@ const GROUP: usize = 256;
 const RETRY: Duration = Duration::from_millis(500);
 /// Between counts of tokens' uses.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// Between questions to the store what its latest revision is.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// Between searches for what can be forgotten.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -65,6 +67,32 @@ pub(super) async fn follow(registry: Weak<Registry>, mut stream: WatchStream) {
             }
         }
     }
+}
+
+/// Asks the store again and again what it holds, and notices when it does not answer, or is followed too late.
+pub(super) async fn confirm(registry: Weak<Registry>) {
+    let asking = async {
+        while let Some(registry) = registry.upgrade() {
+            let asked = Instant::now();
+            let confirmed = async {
+                let revision = registry.store().revision().await.ok()?;
+                registry.reached(revision).await.ok()
+            };
+            if confirmed.await.is_some() {
+                registry.freshness().confirm(asked);
+            }
+            drop(registry);
+            tokio::time::sleep(CONFIRM_INTERVAL).await;
+        }
+    };
+    let looking = async {
+        while let Some(registry) = registry.upgrade() {
+            registry.look_whether_stale(Instant::now());
+            drop(registry);
+            tokio::time::sleep(CONFIRM_INTERVAL).await;
+        }
+    };
+    tokio::join!(asking, looking);
 }
 
 /// Writes the uses of tokens now and then: one write for many uses, so that those who join with one token at the

@@ -28,7 +28,7 @@ use self::{handler::Queries, published::Published, who::Who};
 use super::ServeError;
 use crate::{
     config::{Config, Listen},
-    registry::Registry,
+    session::Hub,
     zone::Zones,
 };
 
@@ -63,13 +63,14 @@ pub(super) fn spawn(
     tasks: &mut JoinSet<&'static str>,
     sockets: DnsSockets,
     config: &Config,
-    registry: &Arc<Registry>,
+    hub: &Hub,
     credentials: &Arc<Credentials>,
     metrics: &Metrics,
 ) -> Result<(), ServeError> {
     let who = Who::new(config.dns.open_to.clone(), credentials.trust_domain());
     // Host names among them are not resolved: that is what these servers are for.
-    let servers = config.advertise.dns.iter().filter_map(|server| server.parse::<SocketAddr>().ok());
+    let (registry, advertised) = (hub.registry(), hub.advertised());
+    let servers = advertised.dns_servers.iter().filter_map(|server| server.parse::<SocketAddr>().ok());
     let servers = servers.map(|server| server.ip()).collect();
     // The registry is; and remains so while the registrar drains, which is when it is no longer ready.
     let loaded = Readiness::default();
@@ -80,7 +81,7 @@ pub(super) fn spawn(
     let engine = Arc::new(Engine::with_options(zones, options));
     let published = Published::start(registry, engine.clone(), metrics).map_err(ServeError::Thread)?;
     let upstream = config.dns.upstream_servers()?;
-    let handler = Arc::new(Queries::new(engine, published, who, upstream, config.dns.query_log));
+    let handler = Arc::new(Queries::new(registry, engine, published, who, upstream, config.dns.query_log));
     let mut dns_metrics = None;
     metrics.register(|registry| dns_metrics = Some(DnsMetrics::register(registry)));
     let Some(dns_metrics) = dns_metrics.map(Arc::new) else { return Ok(()) };

@@ -6,8 +6,10 @@ use tokio::{task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 
 use super::systemd;
-use crate::{config::Config, session::Hub};
+use crate::session::Hub;
 
+/// What the task that balances returns: it ends when draining begins.
+pub(super) const BALANCE: &str = "the balance of sessions";
 /// What the task that serves gRPC returns.
 pub(super) const GRPC: &str = "gRPC";
 
@@ -20,14 +22,14 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Ends all sessions, then gRPC, then everything in `tasks`. `again` cuts the waiting short.
 pub(super) async fn drain(
-    config: &Config,
+    within: Duration,
     hub: &Hub,
     stop: &CancellationToken,
     tasks: &mut JoinSet<&'static str>,
     again: impl Future<Output = &'static str>,
 ) {
-    let elsewhere = config.advertise.registrars.len() > 1;
-    let within = if elsewhere { config.drain.get() } else { config.drain.get().min(ALONE) };
+    let elsewhere = hub.registry().read().registrars().running().len() > 1;
+    let within = if elsewhere { within } else { within.min(ALONE) };
     systemd::stopping(within + 2 * FINISH);
     hub.drain(within);
     let gone = async {

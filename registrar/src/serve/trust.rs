@@ -11,12 +11,14 @@ use std::{
 };
 
 use muster_common::{
+    identity::Party,
     time::Timestamp,
     tls::{Credentials, KeyPair, TlsError, certificate_validity},
 };
 use muster_proto::storage::StoredRoot;
 use prost::Message as _;
 use rustls::pki_types::CertificateDer;
+use uuid::Uuid;
 
 use crate::{
     ca::{CaError, SharedCa},
@@ -41,6 +43,14 @@ pub enum TrustError {
     /// The roots in the store.
     #[error("cannot read or write the roots in the store: {0}")]
     Store(#[from] StoreError),
+    /// The registrar's certificate is somebody else's.
+    #[error("{} is the certificate of {found}, not of a registrar; move it away: the registrar makes another", path.display())]
+    NotOurs {
+        /// Where it is.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+    },
     /// CA and store do not belong together.
     #[error(
         "{} is of the trust domain {found:?}, but the store is of {expected:?}: data directory and store are of \
@@ -104,6 +114,16 @@ impl Trust {
 
     pub(super) fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
+    }
+
+    /// The uid in the own certificate.
+    pub(super) fn own_uid(&self) -> Result<Uuid, TrustError> {
+        let identity = self.own.identity()?;
+        let uid = match &identity.party {
+            Party::Registrar { uid } => Uuid::try_parse(uid.as_str()).ok(),
+            _ => None,
+        };
+        uid.ok_or_else(|| TrustError::NotOurs { path: self.path.clone(), found: identity.party.to_string() })
     }
 
     /// When the own certificate expires, in Unix time, now and later.

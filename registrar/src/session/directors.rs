@@ -170,6 +170,13 @@ impl Open {
     }
 
     /// Tells a director of a change to itself.
+    /// Directors are to be told where registrars are.
+    pub(super) fn tell_all(&self) {
+        for session in self.sessions.values() {
+            session.post(|mailbox| mailbox.config = true);
+        }
+    }
+
     pub(super) fn changed(&self, old: Option<&Director>, new: Option<&Director>) {
         let Some(uid) = new.or(old).map(|director| director.uid) else { return };
         let Some(session) = self.by_director.get(&uid).and_then(|id| self.sessions.get(id)) else { return };
@@ -481,7 +488,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Item::Config => {
                 let index = self.hub.registry.read();
                 let director = index.director(&self.network, self.director)?;
-                Message::Config(director.config(&self.hub.advertised))
+                Message::Config(director.config(&self.hub.advertised()))
             }
             Item::Roots => {
                 let roots = self.roots.borrow();

@@ -40,6 +40,15 @@ pub enum End {
     Shutdown,
 }
 
+/// Where an agent is to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Away {
+    /// At a random moment within this time.
+    pub within: Duration,
+    /// To one of these registrars, `host:port`; to any other one if there is none.
+    pub to: Arc<[String]>,
+}
+
 /// What a message is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
@@ -49,8 +58,8 @@ pub enum Item {
     Config,
     /// The roots to trust.
     Roots,
-    /// The registrar is about to stop.
-    Drain(Duration),
+    /// The agent is to go to another registrar.
+    Drain(Away),
     /// A peer that is about to reach the device.
     Introduction(Uuid),
     /// A held peer that has changed.
@@ -72,7 +81,7 @@ pub struct Mailbox {
     end: Option<End>,
     config: bool,
     roots: bool,
-    drain: Option<Duration>,
+    drain: Option<Away>,
     introductions: VecDeque<Uuid>,
     introduced: HashMap<Uuid, Instant>,
     peers: VecDeque<Uuid>,
@@ -107,9 +116,9 @@ impl Mailbox {
         self.roots = true;
     }
 
-    /// The registrar stops within `within`.
-    pub fn drain(&mut self, within: Duration) {
-        self.drain = Some(within);
+    /// The agent is to go to another registrar.
+    pub fn drain(&mut self, away: Away) {
+        self.drain = Some(away);
     }
 
     /// A peer is about to reach the device.
@@ -227,8 +236,8 @@ impl Mailbox {
         if std::mem::take(&mut self.roots) {
             return Some(Item::Roots);
         }
-        if let Some(within) = self.drain.take() {
-            return Some(Item::Drain(within));
+        if let Some(away) = self.drain.take() {
+            return Some(Item::Drain(away));
         }
         if let Some(peer) = self.introductions.pop_front() {
             return Some(Item::Introduction(peer));

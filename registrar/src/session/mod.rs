@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use muster_common::{telemetry::Metrics, time::Instant};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rustls::pki_types::CertificateDer;
@@ -23,10 +24,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::mailbox::{End, Item, Mailbox};
+use self::mailbox::{Away, End, Item, Mailbox};
 use self::open::Open;
 use crate::registry::{
-    Applied, Change, Device, Director, Registry, director::is_told_differently, view::Advertised,
+    Applied, Change, Device, Director, Registry, director::is_told_differently, registrar, view::Advertised,
 };
 
 pub use self::directors::{DEVICES_MAX, run_director};
@@ -49,7 +50,10 @@ pub struct Presence {
 #[derive(Debug)]
 pub struct Hub {
     registry: Arc<Registry>,
-    advertised: Advertised,
+    /// What this registrar itself tells devices of where to find it.
+    own: Advertised,
+    /// The same of all registrars.
+    advertised: ArcSwap<Advertised>,
     roots: watch::Receiver<Vec<CertificateDer<'static>>>,
     open: Mutex<Open>,
     directors: Mutex<directors::Open>,
@@ -121,12 +125,13 @@ impl Hub {
     /// A hub without sessions, which learns of all changes of `registry` from now on.
     pub fn new(
         registry: &Arc<Registry>,
-        advertised: Advertised,
+        own: Advertised,
         roots: watch::Receiver<Vec<CertificateDer<'static>>>,
     ) -> Arc<Self> {
         let hub = Arc::new(Self {
             registry: registry.clone(),
-            advertised,
+            advertised: ArcSwap::from_pointee(registry.read().registrars().advertised(&own)),
+            own,
             roots,
             open: Mutex::default(),
             directors: Mutex::default(),
@@ -155,9 +160,14 @@ impl Hub {
         &self.registry
     }
 
-    /// Where devices are told to go.
-    pub fn advertised(&self) -> &Advertised {
-        &self.advertised
+    /// Where devices are told to go: this registrar first, then the others.
+    pub fn advertised(&self) -> Arc<Advertised> {
+        self.advertised.load_full()
+    }
+
+    /// Where this registrar is.
+    pub fn own(&self) -> &Advertised {
+        &self.own
     }
 
     /// Registers the hub's metrics.
@@ -246,9 +256,18 @@ impl Hub {
     pub fn drain(&self, within: Duration) {
         self.draining.cancel();
         for session in lock(&self.open).sessions.values() {
-            session.post(|mailbox| mailbox.drain(within));
+            session.post(|mailbox| mailbox.drain(Away { within, to: [].into() }));
         }
         lock(&self.directors).drain(within);
+    }
+
+    /// Asks `count` agents to go to one of the registrars `to`, each at a random moment within `within`: those that came
+    /// last, which have been here for the shortest time.
+    pub fn send_away(&self, count: usize, to: &[String], within: Duration) {
+        let away = Away { within, to: to.into() };
+        for session in lock(&self.open).sessions.values().rev().take(count) {
+            session.post(|mailbox| mailbox.drain(away.clone()));
+        }
     }
 
     /// Ends all sessions and watches.
@@ -383,9 +402,16 @@ impl Hub {
     /// Tells all whom it concerns what has changed.
     fn changed(&self, applied: &Applied) {
         // Before the sessions are locked: others look at sessions while they read the registry.
-        let probing: BTreeSet<Uuid> = {
+        let (probing, elsewhere): (BTreeSet<Uuid>, _) = {
             let index = self.registry.read();
-            applied.changes.iter().flat_map(|change| probes::concerned(&index, change)).collect()
+            let probing = applied.changes.iter().flat_map(|change| probes::concerned(&index, change));
+            let elsewhere = applied.changes.iter().any(|change| match change {
+                Change::RegistrarRecord { old, new } => {
+                    registrar::is_told_differently(old.as_deref(), new.as_deref())
+                }
+                _ => false,
+            });
+            (probing.collect(), elsewhere.then(|| index.registrars().advertised(&self.own)))
         };
         let mut open = lock(&self.open);
         open.probes_changed(probing.into_iter());
@@ -417,12 +443,18 @@ impl Hub {
                     open.carrier_changed(network, *old, *new, applied.revision);
                 }
                 Change::Registrar { .. }
+                | Change::RegistrarRecord { .. }
                 | Change::Presence { .. }
                 | Change::Token { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }
                 | Change::EndpointSlice { .. } => {}
             }
+        }
+        if let Some(advertised) = elsewhere {
+            self.advertised.store(advertised.into());
+            open.tell_where_registrars_are();
+            lock(&self.directors).tell_all();
         }
         for network in &applied.virtual_services {
             open.virtual_services_changed(network);

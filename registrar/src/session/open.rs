@@ -39,6 +39,13 @@ impl Open {
         }
     }
 
+    /// All devices are to be told where registrars are.
+    pub(super) fn tell_where_registrars_are(&self) {
+        for session in self.sessions.values() {
+            session.post(Mailbox::config);
+        }
+    }
+
     /// Ends a session. What it held is forgotten at once: a client that does not read cannot keep it.
     pub(super) fn end(&mut self, id: u64, reason: End) {
         let Some(session) = self.sessions.get(&id).cloned() else { return };

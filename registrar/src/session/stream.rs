@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Draining, Hub, Registered, TooMany,
-    mailbox::{End, HELD_MAX, Item, SERVICES_MAX},
+    mailbox::{Away, End, HELD_MAX, Item, SERVICES_MAX},
     probes::{self, Reported},
 };
 use crate::{
@@ -259,7 +259,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                 let index = self.hub.registry.read();
                 let state = index.network(&self.network)?;
                 let device = state.devices.by_uid(self.device)?;
-                Message::Config(state.config(device, &self.hub.advertised))
+                Message::Config(state.config(device, &self.hub.advertised()))
             }
             Item::Roots => {
                 let roots = self.roots.borrow();
@@ -267,9 +267,10 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
                     roots: roots.iter().map(|root| root.to_vec()).collect(),
                 })
             }
-            Item::Drain(within) => {
+            Item::Drain(Away { within, to }) => {
                 let seconds = within.as_secs().try_into().unwrap_or(i64::MAX);
-                Message::Drain(Drain { within: Some(pbjson_types::Duration { seconds, nanos: 0 }) })
+                let within = Some(pbjson_types::Duration { seconds, nanos: 0 });
+                Message::Drain(Drain { within, registrars: to.to_vec() })
             }
             Item::Introduction(uid) => {
                 let peer = self.hub.registry.read().peer(&self.network, self.device, uid)?;
@@ -394,6 +395,10 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
         async move {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
+            }
+            // Thousands of devices may wait for a store that is away: it is asked once for all of them, elsewhere.
+            while hub.registry.freshness().is_stale() {
+                tokio::time::sleep(WRITE_RETRY).await;
             }
             let result = hub
                 .registry

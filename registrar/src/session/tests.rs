@@ -23,7 +23,7 @@ use super::{Hub, run};
 use crate::{
     registry::{
         Index, Registry,
-        plan::{self, register::Registration},
+        plan::{self, register::Registration, registrar::Own},
         tests::{World, device, mask, meta, service, slice},
         view::Advertised,
     },
@@ -564,6 +564,37 @@ async fn a_registrar_that_stops_sends_its_agents_away() {
     assert_eq!(late.end().await.code(), Code::Unavailable);
     registrar.hub.shutdown();
     assert_eq!(session.end().await.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn some_agents_are_sent_to_other_registrars() {
+    let (registrar, uids) = fixture(3).await;
+    let mut sessions = Vec::new();
+    for uid in &uids {
+        sessions.push(registrar.opened(*uid, &[]).await.0);
+    }
+    let to = ["192.0.2.1:7500".to_owned()];
+    registrar.hub.send_away(2, &to, Duration::from_secs(30));
+    for session in &mut sessions[1..] {
+        let Message::Drain(drain) = session.next().await else { panic!("expected a drain") };
+        assert_eq!((drain.within.unwrap().seconds, &drain.registrars[..]), (30, &to[..]));
+    }
+    // The others stay, and nothing ends; all hear of a registrar that comes.
+    let own = Own {
+        uid: Uuid::from_u128(1),
+        run: Uuid::from_u128(2),
+        host: "r",
+        advertised: &Advertised { registrars: to.to_vec(), dns_servers: Vec::new() },
+        version: "1",
+        sessions: 0,
+    };
+    let plan = |index: &mut Index, _| plan::registrar::tell(index, &own, Timestamp::now());
+    registrar.registry.commit(plan).await.unwrap();
+    for session in &mut sessions {
+        let Message::Config(config) = session.next().await else { panic!("expected a configuration") };
+        assert_eq!(config.registrars, to);
+    }
+    assert_eq!(registrar.hub.len(), 3);
 }
 
 #[tokio::test]

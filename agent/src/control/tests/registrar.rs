@@ -45,7 +45,11 @@ fn silence_counts_as_failure() {
     control.handle_timeout(at(30_000));
     assert!(matches!(actions(&mut control)[..], [Action::Disconnect { .. }]));
     // The late answer is of no use.
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(30_001));
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        at(30_001),
+    );
     assert_eq!(actions(&mut control), []);
 }
 
@@ -53,7 +57,11 @@ fn silence_counts_as_failure() {
 fn a_draining_registrar_is_left_within_its_time() {
     let (mut control, attempt) = connected(start(), at(0));
     let within = Some(pbjson_types::Duration { seconds: 10, nanos: 0 });
-    control.handle_session_message(attempt, message(Message::Drain(Drain { within })), at(0));
+    control.handle_session_message(
+        attempt,
+        message(Message::Drain(Drain { within, registrars: vec![] })),
+        at(0),
+    );
     let leave = control.poll_timeout().unwrap();
     assert!(leave > at(0) && leave <= at(10_000));
     control.handle_timeout(leave);
@@ -106,6 +114,26 @@ fn a_host_that_moves_connects_anew_at_once() {
 }
 
 #[test]
+fn what_a_registrar_could_not_keep_is_told_again() {
+    let endpoint: SocketAddr = "192.0.2.1:7551".parse().unwrap();
+    for unsaved in [false, true] {
+        let start = Start { private_endpoints: vec![endpoint], ..start() };
+        let mut control = Control::new(start, 7, at(0));
+        let (attempt, _) = register(&mut control, at(0));
+        let answer = RegisterResponse { config: Some(config()), unsaved };
+        control.handle_registered(attempt, Ok(answer), at(0));
+        control.handle_session_opened(attempt, at(0));
+        let told = actions(&mut control).into_iter().find_map(|action| match action {
+            Action::Send(SessionRequest {
+                message: Some(session_request::Message::EndpointsChanged(changed)),
+            }) => Some(changed.private_endpoints),
+            _ => None,
+        });
+        assert_eq!(told.map(|endpoints| endpoints.len()), unsaved.then_some(1));
+    }
+}
+
+#[test]
 fn a_refused_device_lets_its_peers_go_and_asks_rarely() {
     let start = Start { config: Some(config()), peers: vec![peer(1, 1)], ..start() };
     let (mut control, attempt) = connected(start, at(0));
@@ -127,7 +155,11 @@ fn a_refused_device_lets_its_peers_go_and_asks_rarely() {
     // And comes back when it is let in again.
     let later = control.poll_timeout().unwrap();
     let (attempt, _) = register(&mut control, later);
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), later);
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        later,
+    );
     control.handle_session_opened(attempt, later);
     assert!(!control.is_refused());
 }

@@ -21,7 +21,7 @@ fn with_subnet() -> DeviceConfig {
 fn connected_with(start: Start, config: DeviceConfig, now: Instant) -> (Control, u64) {
     let mut control = Control::new(start, 7, now);
     let (attempt, _) = register(&mut control, now);
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config) }), now);
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config), unsaved: false }), now);
     control.handle_session_opened(attempt, now);
     actions(&mut control);
     (control, attempt)
@@ -155,7 +155,7 @@ fn what_this_device_carries_is_its_own() {
         virtual_ipv4: "100.64.3.3".into(),
         ..ProxiedDevice::default()
     }];
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config) }), at(1));
+    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config), unsaved: false }), at(1));
     control.handle_session_opened(attempt, at(1));
     let routes = |settings: &Settings| settings.routes.iter().map(ToString::to_string).collect::<Vec<_>>();
     let settings = control.settings().unwrap();

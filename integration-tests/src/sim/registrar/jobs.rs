@@ -228,7 +228,7 @@ impl World {
             (Ok(_), Request::Register { uid, .. }) => match register::find(index, NETWORK, *uid) {
                 Ok(device) => {
                     let config = index.network(NETWORK).map(|state| state.config(device, &advertised));
-                    Answer::Registered(Box::new(RegisterResponse { config }))
+                    Answer::Registered(Box::new(RegisterResponse { config, unsaved: false }))
                 }
                 Err(error) => Answer::Refused(error.to_string()),
             },

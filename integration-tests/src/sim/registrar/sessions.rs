@@ -317,11 +317,12 @@ impl World {
                         Message::Config(config)
                     }
                     Item::Roots | Item::Service(_) | Item::VirtualServices | Item::Probes => continue,
-                    Item::Drain(within) => Message::Drain(Drain {
+                    Item::Drain(away) => Message::Drain(Drain {
                         within: Some(pbjson_types::Duration {
-                            seconds: within.as_secs().try_into().unwrap_or(0),
+                            seconds: away.within.as_secs().try_into().unwrap_or(0),
                             nanos: 0,
                         }),
+                        registrars: away.to.to_vec(),
                     }),
                     Item::Introduction(_) if is_mute => continue,
                     Item::Introduction(peer) => match index.peer(NETWORK, uid, peer) {

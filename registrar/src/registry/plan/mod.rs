@@ -16,6 +16,7 @@ pub mod network;
 pub mod presence;
 pub mod readiness;
 pub mod register;
+pub mod registrar;
 pub mod service;
 pub mod site;
 pub mod slice;
@@ -104,6 +105,9 @@ pub enum AdminError {
     /// A field of the request cannot be used.
     #[error(transparent)]
     Field(#[from] FieldError),
+    /// A registrar is not forgotten while it runs.
+    #[error("registrar {0:?} runs; stop it first, then delete it: muster delete registrar {0}")]
+    Runs(String),
     /// The object does not exist.
     #[error("{kind} {name:?} does not exist; list what does with: muster get {kind}s")]
     NotFound {

@@ -8,13 +8,15 @@ use muster_dns::{
     engine::{Engine, Outcome, QueryContext, Step},
     message::{self, Parsed},
     server::{Handler, Handling, Source, transfer},
+    stale,
 };
 
 use super::{published::Published, upstream::Resolver, who::Who};
-use crate::zone::Zones;
+use crate::{registry::Registry, zone::Zones};
 
 /// Answers queries; `who` tells who may see what.
 pub(super) struct Queries {
+    registry: Arc<Registry>,
     engine: Arc<Engine<Zones>>,
     published: Published,
     who: Who,
@@ -26,6 +28,7 @@ impl Queries {
     /// `who` is asked at every query, so that what it takes back holds from the next query on. What is elsewhere is
     /// asked of `upstream`. With `log`, every query is logged.
     pub(super) fn new(
+        registry: &Arc<Registry>,
         engine: Arc<Engine<Zones>>,
         published: Published,
         who: Who,
@@ -33,7 +36,7 @@ impl Queries {
         log: bool,
     ) -> Self {
         let upstream = (!upstream.is_empty()).then(|| Resolver::new(upstream));
-        Self { engine, published, who, upstream, log }
+        Self { registry: registry.clone(), engine, published, who, upstream, log }
     }
 
     fn context(&self, source: &Source) -> QueryContext {
@@ -82,6 +85,17 @@ impl Handler for Queries {
     }
 
     fn handle(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling {
+        let handling = self.answer(query, source, out);
+        // What is asked of others, later, does not come from the store.
+        if self.registry.freshness().is_stale() && matches!(handling, Handling::Done(_)) {
+            stale::mark(query, source.transport, out);
+        }
+        handling
+    }
+}
+
+impl Queries {
+    fn answer(&self, query: &[u8], source: &Source, out: &mut Vec<u8>) -> Handling {
         if self.log {
             self.log(query, source, &self.context(source));
         }

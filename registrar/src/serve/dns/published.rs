@@ -120,7 +120,10 @@ fn note(dirty: &mut BTreeSet<Dirty>, change: &Change) {
         }
         // What DNS answers differently for them is told beside the changes.
         Change::Service { .. } | Change::EndpointSlice { .. } | Change::Token { .. } => {}
-        Change::Carrier { .. } | Change::Presence { .. } | Change::Registrar { .. } => {}
+        Change::Carrier { .. }
+        | Change::Presence { .. }
+        | Change::Registrar { .. }
+        | Change::RegistrarRecord { .. } => {}
     }
 }
 

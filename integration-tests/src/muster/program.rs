@@ -119,6 +119,11 @@ impl Program {
         })
     }
 
+    /// An error unless it says that it is ready.
+    pub fn check_ready(&self) -> Result {
+        self.host.sh(&self.http("readyz")).map(drop)
+    }
+
     /// Its metrics.
     pub fn metrics(&self) -> Result<String> {
         self.host.sh(&self.http("metrics"))

@@ -134,10 +134,9 @@ impl World {
     pub(super) fn drain_registrar(&mut self, r: usize, within: Duration) {
         self.note(format_args!("r{r} drains"));
         self.registrars[r].draining = true;
-        self.registrars[r]
-            .sessions
-            .values_mut()
-            .for_each(|session| session.mailbox.drain(Away { within, to: [].into() }));
+        self.registrars[r].sessions.values_mut().for_each(|session| {
+            session.mailbox.drain(muster_registrar::session::mailbox::Away { within, to: [].into() })
+        });
         self.flush_sessions(r);
     }
 

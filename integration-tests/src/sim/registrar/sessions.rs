@@ -59,6 +59,7 @@ impl Registrar {
                 Change::Token { .. }
                 | Change::Carrier { .. }
                 | Change::Registrar { .. }
+                | Change::RegistrarRecord { .. }
                 | Change::Namespace { .. }
                 | Change::Service { .. }
                 | Change::EndpointSlice { .. }

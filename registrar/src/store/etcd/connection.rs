@@ -16,7 +16,7 @@ use crate::store::StoreError;
 
 /// How long any request may take. Shorter than the 7 s after which etcd itself gives up: that answer would be
 /// that it does not know either.
-const LIMIT: Duration = Duration::from_secs(6);
+const LIMIT: Duration = Duration::from_secs(5);
 /// How long a member may be silent before another one is asked as well, if what is asked can be done twice; and how
 /// long a member may take to show that it is there before it is sent something that cannot.
 const PATIENCE: Duration = Duration::from_millis(1500);

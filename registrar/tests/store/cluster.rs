@@ -17,11 +17,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a request may take, whatever happens: 5 s, and some for a busy machine.
 const BOUND: Duration = Duration::from_secs(8);
 
-struct Cluster(Vec<EtcdProcess>);
+/// All of its members.
+pub(crate) struct Cluster(pub(crate) Vec<EtcdProcess>);
 
 impl Cluster {
-    async fn start() -> Option<Self> {
-        let cluster = Self(EtcdProcess::start_cluster(3)?);
+    pub(crate) async fn start() -> Option<Self> {
+        Self::start_as(&[]).await
+    }
+
+    /// With more options.
+    pub(crate) async fn start_as(options: &'static [&'static str]) -> Option<Self> {
+        let cluster = Self(EtcdProcess::start_cluster(3, options)?);
         ready(&cluster.connect(0)).await;
         Some(cluster)
     }
@@ -31,7 +37,7 @@ impl Cluster {
         EtcdStore::open(&self.config(first)).unwrap()
     }
 
-    fn config(&self, first: usize) -> EtcdConfig {
+    pub(crate) fn config(&self, first: usize) -> EtcdConfig {
         let endpoints = (0..self.0.len()).map(|n| self.0[(first + n) % self.0.len()].url()).collect();
         EtcdConfig { endpoints, ..self.0[0].config() }
     }
@@ -49,7 +55,7 @@ impl Cluster {
 }
 
 /// Waits until something can be written.
-async fn ready(store: &EtcdStore) {
+pub(crate) async fn ready(store: &EtcdStore) {
     let begin = Instant::now();
     while let Err(error) = store.txn(Txn::new().put("ready", "")).await {
         assert!(begin.elapsed() < PATIENCE, "{error}");

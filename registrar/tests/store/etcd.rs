@@ -1,6 +1,9 @@
 //! What is particular to etcd, with a single member.
 
+use std::fs::{self, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +100,18 @@ async fn tls_works_and_checks_both_sides() {
 #[tokio::test]
 async fn unusable_settings_are_named() {
     let good = EtcdConfig::default;
+    let directory = TempDir::new().unwrap();
+    let file = |name: &str, text: &str, mode| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let (open_to_all, empty) = (file("open", "secret", 0o640), file("empty", "\n", 0o600));
+    let with_password = |path: PathBuf| {
+        let (username, password_file) = (Some("a".into()), Some(path));
+        EtcdConfig { username, password_file, ..good() }
+    };
     let cases = [
         ("etcd.endpoints", EtcdConfig { endpoints: vec![], ..good() }),
         ("etcd.endpoints", EtcdConfig { endpoints: vec!["127.0.0.1:2379".into()], ..good() }),
@@ -105,6 +120,11 @@ async fn unusable_settings_are_named() {
         ("etcd.prefix", EtcdConfig { prefix: String::new(), ..good() }),
         ("/nonexistent", EtcdConfig { ca_file: Some("/nonexistent".into()), ..good() }),
         ("etcd.ca_file", EtcdConfig { cert_file: Some("/nonexistent".into()), ..good() }),
+        ("etcd.password_file", EtcdConfig { username: Some("a".into()), ..good() }),
+        ("etcd.username", EtcdConfig { password_file: Some("/nonexistent".into()), ..good() }),
+        ("/nonexistent", with_password("/nonexistent".into())),
+        ("chmod 600", with_password(open_to_all)),
+        ("no password", with_password(empty)),
     ];
     for (named, config) in cases {
         let error = EtcdStore::open(&config).unwrap_err();

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
 mod cluster;
+mod compaction;
 mod etcd;
+mod etcd_auth;
 mod harness;
 mod member;
 mod model;

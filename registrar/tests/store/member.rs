@@ -14,7 +14,8 @@ use crate::harness::skip;
 
 /// One member with its own directory; killed when dropped, and when the test's thread ends in whatever way.
 pub(crate) struct EtcdProcess {
-    child: Child,
+    /// `None` before it is started.
+    child: Option<Child>,
     directory: TempDir,
     name: String,
     client_port: u16,
@@ -22,6 +23,8 @@ pub(crate) struct EtcdProcess {
     /// All members of its cluster, as etcd takes them.
     cluster: String,
     tls: Option<Tls>,
+    /// What else it is started with.
+    options: &'static [&'static str],
 }
 
 /// Files in PEM.
@@ -39,15 +42,24 @@ impl EtcdProcess {
     }
 
     pub(crate) fn start_with(tls: impl FnOnce(&Path) -> Option<Tls>) -> Option<Self> {
-        Self::launch(1, tls)?.pop()
+        Self::launch(1, tls, &[])?.pop()
+    }
+
+    /// With more options.
+    pub(crate) fn start_as(options: &'static [&'static str]) -> Option<Self> {
+        Self::start_cluster(1, options)?.pop()
     }
 
     /// Members of one cluster.
-    pub(crate) fn start_cluster(size: usize) -> Option<Vec<Self>> {
-        Self::launch(size, |_| None)
+    pub(crate) fn start_cluster(size: usize, options: &'static [&'static str]) -> Option<Vec<Self>> {
+        Self::launch(size, |_| None, options)
     }
 
-    fn launch(size: usize, tls: impl FnOnce(&Path) -> Option<Tls>) -> Option<Vec<Self>> {
+    fn launch(
+        size: usize,
+        tls: impl FnOnce(&Path) -> Option<Tls>,
+        options: &'static [&'static str],
+    ) -> Option<Vec<Self>> {
         if Command::new("etcd").arg("--version").output().is_err() {
             skip("etcd is not installed (on Debian: apt-get install etcd-server)");
             return None;
@@ -58,19 +70,49 @@ impl EtcdProcess {
         let listeners: Vec<_> = (0..size * 2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: Vec<_> = listeners.iter().map(|port| port.local_addr().unwrap().port()).collect();
         drop(listeners);
-        let peers =
-            ports.chunks(2).enumerate().map(|(n, ports)| format!("m{n}=http://127.0.0.1:{}", ports[1]));
+        let peers = ports.chunks(2).enumerate().map(|(n, ports)| format!("m{n}={}", peer_url(ports[1])));
         let cluster = peers.collect::<Vec<_>>().join(",");
         let launched =
             directories.into_iter().zip(ports.chunks(2)).enumerate().map(|(n, (directory, ports))| {
-                let (name, client_port, peer_port) = (format!("m{n}"), ports[0], ports[1]);
-                let child = spawn(directory.path(), &name, (client_port, peer_port), &cluster, tls.as_ref());
-                let (cluster, tls) = (cluster.clone(), tls.clone());
-                Self { child, directory, name, client_port, peer_port, cluster, tls }
+                let mut member = Self {
+                    child: None,
+                    directory,
+                    name: format!("m{n}"),
+                    client_port: ports[0],
+                    peer_port: ports[1],
+                    cluster: cluster.clone(),
+                    tls: tls.clone(),
+                    options,
+                };
+                member.spawn();
+                member
             });
         let mut members: Vec<_> = launched.collect();
         members.iter_mut().for_each(Self::wait);
         Some(members)
+    }
+
+    fn spawn(&mut self) {
+        let directory = self.directory.path();
+        let (client, peer) = (self.url(), peer_url(self.peer_port));
+        let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "etcd", "--name", &self.name, "--logger", "zap"])
+            .arg("--data-dir")
+            .arg(directory.join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &self.cluster])
+            .args(self.options)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(&tls.ca);
+            command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
+        }
+        self.child = Some(command.spawn().unwrap());
     }
 
     pub(crate) fn url(&self) -> String {
@@ -105,8 +147,7 @@ impl EtcdProcess {
 
     /// Starts what was killed.
     pub(crate) fn revive(&mut self) {
-        let ports = (self.client_port, self.peer_port);
-        self.child = spawn(self.directory.path(), &self.name, ports, &self.cluster, self.tls.as_ref());
+        self.spawn();
         self.wait();
     }
 
@@ -117,8 +158,9 @@ impl EtcdProcess {
     }
 
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        let child = self.child();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// Stops it from doing anything, with its connections open.
@@ -130,8 +172,13 @@ impl EtcdProcess {
         self.signal("-CONT");
     }
 
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().unwrap()
+    }
+
     fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        let sent =
+            Command::new("kill").args([signal, &self.child.as_ref().unwrap().id().to_string()]).status();
         assert!(sent.unwrap().success());
     }
 
@@ -140,7 +187,7 @@ impl EtcdProcess {
             if TcpStream::connect(("127.0.0.1", self.client_port)).is_ok() {
                 return;
             }
-            assert!(self.child.try_wait().unwrap().is_none(), "etcd ended:\n{}", self.log());
+            assert!(self.child().try_wait().unwrap().is_none(), "etcd ended:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
         panic!("etcd does not listen:\n{}", self.log());
@@ -179,38 +226,15 @@ impl EtcdProcess {
 
 impl Drop for EtcdProcess {
     fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+            child.wait().ok();
+        }
     }
 }
 
-fn spawn(
-    directory: &Path,
-    name: &str,
-    (client_port, peer_port): (u16, u16),
-    cluster: &str,
-    tls: Option<&Tls>,
-) -> Child {
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let client = format!("{scheme}://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
-    let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "etcd", "--name", name, "--logger", "zap"])
-        .arg("--data-dir")
-        .arg(directory.join("data"))
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", cluster])
-        .stdout(log.try_clone().unwrap())
-        .stderr(log);
-    if let Some(tls) = tls {
-        command.arg("--client-cert-auth");
-        command.arg("--trusted-ca-file").arg(&tls.ca);
-        command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
-    }
-    command.spawn().unwrap()
+fn peer_url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
 }
 
 /// A CA, and one certificate for both sides, whose common name is `registrar`.

@@ -2,8 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use muster_common::time::Instant;
 use tokio::sync::Mutex;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -90,7 +91,7 @@ impl Auth {
         if refused.map_or(state.token.number != 0, |refused| refused.number != state.token.number) {
             return Ok(state.token.clone());
         }
-        if let Some((_, reason)) = state.refused.as_ref().filter(|(when, _)| when.elapsed() < PAUSE) {
+        if let Some((_, reason)) = state.refused.as_ref().filter(|(when, _)| Instant::now() - *when < PAUSE) {
             return Err(bad("etcd.password_file", reason).into());
         }
         // Read each time, so that a new password needs no restart.

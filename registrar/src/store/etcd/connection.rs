@@ -72,7 +72,10 @@ impl Connection {
         let after = |pause: Duration, member: usize| {
             let attempt = attempt(member);
             async move {
-                tokio::time::sleep(pause).await;
+                // To sleep for no time takes up to a millisecond.
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
                 (member, attempt.await)
             }
         };
@@ -93,7 +96,10 @@ impl Connection {
                             self.members.heard(member);
                             return Ok(answer);
                         }
-                        Err(Failure::Leaderless) => leaderless = true,
+                        Err(Failure::Leaderless) => {
+                            self.members.heard(member);
+                            leaderless = true;
+                        }
                         Err(Failure::Away(reason)) => last = Some(reason),
                         Err(other) => {
                             if matches!(other, Failure::Unknown(_)) {

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use muster_common::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -121,7 +122,7 @@ impl Members {
 
     /// Whether a member has answered a moment ago.
     pub(super) fn heard_lately(&self, member: usize) -> bool {
-        self.link(member).heard.is_some_and(|heard| heard.elapsed() < FRESH)
+        self.link(member).heard.is_some_and(|heard| Instant::now() - heard < FRESH)
     }
 
     /// Moves on from a member, unless somebody has done so already.

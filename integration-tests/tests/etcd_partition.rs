@@ -11,9 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_integration_tests::{
     Host, Lab, Result, expect, failed,
-    lab::run_on,
     process::{Process, wait_for},
-    scenario,
+    run_on, scenario,
 };
 use muster_registrar::store::{
     KeyRange, Revision, Store as _, StoreError, Txn, TxnOutcome, WatchStream,
@@ -21,6 +20,9 @@ use muster_registrar::store::{
 };
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt as _;
+
+/// What tasks on a host end with.
+type Outcome<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const MEMBERS: [&str; 3] = ["198.51.100.1", "198.51.100.2", "198.51.100.3"];
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,12 +59,12 @@ fn run(lab: &Lab, registrar: &Host) -> Result {
     for round in ["leader", "follower"] {
         let leads = wait_for("a leader", PATIENCE, || leader(registrar).ok_or_else(|| "none".into()))?;
         let apart = if round == "leader" { leads } else { (leads + 1) % MEMBERS.len() };
-        let (before, watch) = run_on(&runtime, async move { watch(apart).await.map_err(failed_store) })?;
+        let (before, watch) = run_on(&runtime, watch(apart))?;
         members[apart].0.sh(&cut(apart))?;
-        let tested = run_on(&runtime, async move { while_apart(round, apart, before, watch).await });
+        let tested = run_on(&runtime, while_apart(round, apart, before, watch));
         members[apart].0.sh("nft delete table inet apart")?;
         tested?;
-        run_on(&runtime, async move { together(round, apart).await })?;
+        run_on(&runtime, together(round, apart))?;
     }
     Ok(())
 }
@@ -108,19 +110,15 @@ fn others(apart: usize) -> [usize; 2] {
     [(apart + 1) % MEMBERS.len(), (apart + 2) % MEMBERS.len()]
 }
 
-fn failed_store(error: StoreError) -> muster_integration_tests::Error {
-    failed("the store", error)
-}
-
 /// A watch at the member that is going to be alone.
-async fn watch(apart: usize) -> std::result::Result<(Revision, WatchStream), StoreError> {
+async fn watch(apart: usize) -> Outcome<(Revision, WatchStream)> {
     let [next, last] = others(apart);
     let store = store(&[apart, next, last]);
     let revision = store.revision().await?;
     Ok((revision, store.watch(KeyRange::prefix("k"), revision + 1).await?))
 }
 
-async fn while_apart(round: &str, apart: usize, before: Revision, mut watch: WatchStream) -> Result {
+async fn while_apart(round: &'static str, apart: usize, before: Revision, mut watch: WatchStream) -> Outcome {
     let begin = Instant::now();
     let [next, last] = others(apart);
     let writer = store(&[next, last]);
@@ -147,11 +145,11 @@ async fn while_apart(round: &str, apart: usize, before: Revision, mut watch: Wat
                 Ok(TxnOutcome::Committed(revision)) => written.push(revision),
                 Ok(TxnOutcome::Conflict) => {}
                 Err(StoreError::Unavailable(_)) => {}
-                Err(error) => return Err(failed_store(error)),
+                Err(error) => return Err(error.into()),
             }
         }
         let asked = Instant::now();
-        let read = store(&[apart, next, last]).get(Bytes::from_static(b"k")).await.map_err(failed_store)?;
+        let read = store(&[apart, next, last]).get(Bytes::from_static(b"k")).await?;
         let read = read.map(|kv| String::from_utf8_lossy(&kv.value).into_owned());
         expect(
             read.as_deref() == Some(&value),
@@ -175,24 +173,22 @@ async fn while_apart(round: &str, apart: usize, before: Revision, mut watch: Wat
 
     let told = follow.await.map_err(|error| failed("the watch", error))?;
     let all: Vec<_> = written.into_iter().map(|revision| (revision, true)).collect();
-    expect(told == all, "each revision is told once, in order", &format!("{told:?}, not {all:?}"))
+    expect(told == all, "each revision is told once, in order", &format!("{told:?}, not {all:?}"))?;
+    Ok(())
 }
 
 /// After the cut is mended, the member that was alone knows what the others do.
-async fn together(round: &str, apart: usize) -> Result {
+async fn together(round: &'static str, apart: usize) -> Outcome {
     let begin = Instant::now();
     loop {
         match store(&[apart]).get(Bytes::from_static(b"k")).await {
             Ok(found) => {
                 let value = found.map(|kv| String::from_utf8_lossy(&kv.value).into_owned());
                 let last = format!("{round}/{}", WRITES - 1);
-                return expect(
-                    value.as_deref() == Some(&last),
-                    "it has the last value",
-                    &format!("{value:?}"),
-                );
+                expect(value.as_deref() == Some(&last), "it has the last value", &format!("{value:?}"))?;
+                return Ok(());
             }
-            Err(error) if begin.elapsed() > PATIENCE => return Err(failed_store(error)),
+            Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

@@ -103,6 +103,10 @@ pub struct Etcd {
     pub cert_file: PathBuf,
     /// See `ca_file`.
     pub key_file: PathBuf,
+    /// The user to be, if etcd has authentication enabled; empty: the certificate's common name.
+    pub username: String,
+    /// Holds the user's password in its first line, with mode 0600.
+    pub password_file: PathBuf,
 }
 
 /// Lifetimes of certificates. All but those of operators are renewed unattended at two thirds of them.
@@ -175,7 +179,15 @@ impl Default for Etcd {
     fn default() -> Self {
         let EtcdConfig { endpoints, prefix, .. } = EtcdConfig::default();
         let none = PathBuf::new();
-        Self { endpoints, prefix, ca_file: none.clone(), cert_file: none.clone(), key_file: none }
+        Self {
+            endpoints,
+            prefix,
+            ca_file: none.clone(),
+            cert_file: none.clone(),
+            key_file: none.clone(),
+            username: String::new(),
+            password_file: none,
+        }
     }
 }
 
@@ -273,13 +285,16 @@ impl Config {
     /// The settings of the etcd store.
     pub fn etcd(&self) -> EtcdConfig {
         let path = |path: &PathBuf| Some(path.clone()).filter(|path| !path.as_os_str().is_empty());
-        let Etcd { endpoints, prefix, ca_file, cert_file, key_file } = &self.store.etcd;
+        let Etcd { endpoints, prefix, ca_file, cert_file, key_file, username, password_file } =
+            &self.store.etcd;
         EtcdConfig {
             endpoints: endpoints.clone(),
             prefix: prefix.clone(),
             ca_file: path(ca_file),
             cert_file: path(cert_file),
             key_file: path(key_file),
+            username: Some(username.clone()).filter(|name| !name.is_empty()),
+            password_file: path(password_file),
         }
     }
 }

@@ -1,12 +1,10 @@
-//! A real etcd on loopback, and what is particular to it.
+//! What is particular to etcd, with a single member.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::fs::{self, Permissions};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,156 +13,8 @@ use muster_registrar::store::etcd::{EtcdConfig, EtcdStore};
 use muster_registrar::store::{Condition, Event, KeyRange, LIFETIME, Store, StoreError, Txn, TxnOutcome};
 use tempfile::TempDir;
 
-use crate::harness::skip;
-
-/// One member with its own directory; killed when dropped, and when the test's thread ends in whatever way.
-pub(crate) struct EtcdProcess {
-    child: Child,
-    directory: TempDir,
-    client_port: u16,
-    peer_port: u16,
-    tls: Option<Tls>,
-}
-
-/// Files in PEM.
-struct Tls {
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-impl EtcdProcess {
-    /// `None` if etcd is not installed, which is then said.
-    pub(crate) fn start() -> Option<Self> {
-        Self::start_with(|_| None)
-    }
-
-    fn start_with(tls: impl FnOnce(&Path) -> Option<Tls>) -> Option<Self> {
-        if Command::new("etcd").arg("--version").output().is_err() {
-            skip("etcd is not installed (on Debian: apt-get install etcd-server)");
-            return None;
-        }
-        let directory = TempDir::new().unwrap();
-        let tls = tls(directory.path());
-        // Held together, so that they differ.
-        let ports = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [client_port, peer_port] = ports.each_ref().map(|port| port.local_addr().unwrap().port());
-        drop(ports);
-        let child = spawn(directory.path(), client_port, peer_port, tls.as_ref());
-        let mut process = Self { child, directory, client_port, peer_port, tls };
-        process.wait();
-        Some(process)
-    }
-
-    pub(crate) fn config(&self) -> EtcdConfig {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        EtcdConfig {
-            endpoints: vec![format!("{scheme}://127.0.0.1:{}", self.client_port)],
-            prefix: "test/".into(),
-            ca_file: self.tls.as_ref().map(|tls| tls.ca.clone()),
-            cert_file: self.tls.as_ref().map(|tls| tls.cert.clone()),
-            key_file: self.tls.as_ref().map(|tls| tls.key.clone()),
-        }
-    }
-
-    pub(crate) fn connect(&self) -> EtcdStore {
-        EtcdStore::open(&self.config()).unwrap()
-    }
-
-    /// Kills it as hard as can be, and starts it anew on what it kept.
-    pub(crate) fn restart(&mut self) {
-        self.kill();
-        self.child = spawn(self.directory.path(), self.client_port, self.peer_port, self.tls.as_ref());
-        self.wait();
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Stops it from doing anything, with its connections open.
-    fn freeze(&self) {
-        self.signal("-STOP");
-    }
-
-    fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
-        assert!(sent.unwrap().success());
-    }
-
-    fn wait(&mut self) {
-        for _ in 0..600 {
-            if TcpStream::connect(("127.0.0.1", self.client_port)).is_ok() {
-                return;
-            }
-            assert!(self.child.try_wait().unwrap().is_none(), "etcd ended:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("etcd does not listen:\n{}", self.log());
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for EtcdProcess {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn spawn(directory: &Path, client_port: u16, peer_port: u16, tls: Option<&Tls>) -> Child {
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let client = format!("{scheme}://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
-    let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "etcd", "--name", "test", "--logger", "zap"])
-        .arg("--data-dir")
-        .arg(directory.join("data"))
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("test={peer}")])
-        .stdout(log.try_clone().unwrap())
-        .stderr(log);
-    if let Some(tls) = tls {
-        command.arg("--client-cert-auth");
-        command.arg("--trusted-ca-file").arg(&tls.ca);
-        command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
-    }
-    command.spawn().unwrap()
-}
-
-/// A CA, and one certificate for both sides.
-fn certificates(directory: &Path) -> Tls {
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let ca_cert = ca.self_signed(&ca_key).unwrap();
-    let mut leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
-    leaf.extended_key_usages =
-        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-    let key = rcgen::KeyPair::generate().unwrap();
-    let cert = leaf.signed_by(&key, &rcgen::Issuer::from_params(&ca, &ca_key)).unwrap();
-    let write = |name: &str, pem: String| {
-        let path = directory.join(name);
-        fs::write(&path, pem).unwrap();
-        path
-    };
-    Tls {
-        ca: write("ca.pem", ca_cert.pem()),
-        cert: write("cert.pem", cert.pem()),
-        key: write("key.pem", key.serialize_pem()),
-    }
-}
+use crate::member::{EtcdProcess, certificates};
+use crate::writers::Writers;
 
 fn nobody_listens() -> String {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -250,6 +100,18 @@ async fn tls_works_and_checks_both_sides() {
 #[tokio::test]
 async fn unusable_settings_are_named() {
     let good = EtcdConfig::default;
+    let directory = TempDir::new().unwrap();
+    let file = |name: &str, text: &str, mode| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let (open_to_all, empty) = (file("open", "secret", 0o640), file("empty", "\n", 0o600));
+    let with_password = |path: PathBuf| {
+        let (username, password_file) = (Some("a".into()), Some(path));
+        EtcdConfig { username, password_file, ..good() }
+    };
     let cases = [
         ("etcd.endpoints", EtcdConfig { endpoints: vec![], ..good() }),
         ("etcd.endpoints", EtcdConfig { endpoints: vec!["127.0.0.1:2379".into()], ..good() }),
@@ -258,6 +120,11 @@ async fn unusable_settings_are_named() {
         ("etcd.prefix", EtcdConfig { prefix: String::new(), ..good() }),
         ("/nonexistent", EtcdConfig { ca_file: Some("/nonexistent".into()), ..good() }),
         ("etcd.ca_file", EtcdConfig { cert_file: Some("/nonexistent".into()), ..good() }),
+        ("etcd.password_file", EtcdConfig { username: Some("a".into()), ..good() }),
+        ("etcd.username", EtcdConfig { password_file: Some("/nonexistent".into()), ..good() }),
+        ("/nonexistent", with_password("/nonexistent".into())),
+        ("chmod 600", with_password(open_to_all)),
+        ("no password", with_password(empty)),
     ];
     for (named, config) in cases {
         let error = EtcdStore::open(&config).unwrap_err();
@@ -271,61 +138,14 @@ async fn unusable_settings_are_named() {
 async fn a_watch_has_no_gap_when_etcd_is_killed() {
     let Some(mut etcd) = EtcdProcess::start() else { return };
     let store = Arc::new(etcd.connect());
-    let mut watch = store.watch(KeyRange::prefix("w/"), 1).await.unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..8)
-        .map(|writer| {
-            let (store, stop) = (Arc::clone(&store), Arc::clone(&stop));
-            tokio::spawn(async move {
-                let mut acknowledged = Vec::new();
-                let mut at = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let key = format!("w/{writer}/{at}");
-                    match store.txn(Txn::new().put(key.clone(), "v")).await {
-                        Ok(TxnOutcome::Committed(revision)) => acknowledged.push((revision, key)),
-                        Err(StoreError::Unknown(_)) => {}
-                        Err(StoreError::Unavailable(_)) => {
-                            tokio::time::sleep(Duration::from_millis(20)).await
-                        }
-                        other => panic!("{other:?}"),
-                    }
-                    at += 1;
-                }
-                acknowledged
-            })
-        })
-        .collect();
+    let watch = store.watch(KeyRange::prefix("w/"), 1).await.unwrap();
+    let writers = Writers::start(&store);
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(300)).await;
         etcd.restart();
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut acknowledged = BTreeMap::new();
-    for writer in writers {
-        acknowledged.extend(writer.await.unwrap());
-    }
-    let last = loop {
-        match store.txn(Txn::new().put("w/last", "")).await {
-            Ok(TxnOutcome::Committed(revision)) => break revision,
-            Ok(TxnOutcome::Conflict) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    };
-    let mut told = BTreeMap::new();
-    let mut previous = 0;
-    while previous < last {
-        let batch = watch.next().await.unwrap().unwrap();
-        assert!(batch.revision > previous, "{} after {previous}", batch.revision);
-        previous = batch.revision;
-        for event in batch.events {
-            told.insert(previous, String::from_utf8(event.key().to_vec()).unwrap());
-        }
-    }
-    let (kvs, _) = store.range_all(KeyRange::prefix("w/")).await.unwrap();
-    assert!(kvs.iter().all(|kv| told.get(&kv.mod_revision).is_some_and(|key| key.as_bytes() == kv.key)));
-    for (revision, key) in acknowledged {
-        assert_eq!(told.get(&revision), Some(&key));
-    }
+    writers.finish(watch).await;
 }
 
 /// Waits until a key is there, or is not.

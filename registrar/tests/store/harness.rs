@@ -7,7 +7,7 @@ use muster_registrar::store::memory::MemoryStore;
 use muster_registrar::store::sqlite::SqliteStore;
 use tempfile::TempDir;
 
-use crate::etcd::EtcdProcess;
+use crate::member::EtcdProcess;
 
 /// Where a store keeps what survives a restart.
 pub(crate) enum Harness {

@@ -2,12 +2,18 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
+mod cluster;
+mod compaction;
 mod etcd;
+mod etcd_auth;
 mod harness;
+mod member;
 mod model;
+mod relay;
 mod sqlite_crash;
 mod sqlite_file;
 mod suite;
+mod writers;
 
 /// Makes a test of each function of the suite for each backend.
 macro_rules! conformance {

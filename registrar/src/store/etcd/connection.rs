@@ -1,195 +1,267 @@
-//! Connections to etcd's members, one of which is used until it fails, and what the failures mean.
+//! Asks etcd's members until one answers, for a bounded time; never twice for what must not be done twice.
 
-use std::error::Error;
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tonic::{Code, Response, Status};
 
-use super::EtcdConfig;
-use super::proto::{kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient};
-use crate::store::{Revision, StoreError};
+use super::auth::{Auth, Token};
+use super::failure::{Failure, Kind, failure, wants_authentication};
+use super::members::{Client, Members};
+use super::{EtcdConfig, bad, proto};
+use crate::store::StoreError;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longer than the 7 s after which etcd itself gives up on a request, so that its answer is heard.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a connection in use is checked (etcd allows every 5 s), and how long the check may take.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-/// etcd limits requests, not answers; so does its own client.
-const MAX_MESSAGE: usize = i32::MAX as usize;
+/// How long any request may take. Shorter than the 7 s after which etcd itself gives up: that answer would be
+/// that it does not know either.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How long a member may be silent before another one is asked as well, if what is asked can be done twice; and how
+/// long a member may take to show that it is there before it is sent something that cannot.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Between rounds while the members choose a leader.
+const PAUSE: Duration = Duration::from_millis(200);
 
-/// What is asked of etcd, which decides what a failure means.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    /// Changes nothing, or can be repeated; about this revision, if any.
-    Read(Option<Revision>),
-    /// Must not be repeated unless it is certain that it was not done.
-    Write,
-}
-
-/// A member's services.
-#[derive(Clone, Debug)]
-pub(super) struct Client {
-    pub(super) kv: KvClient<Channel>,
-    pub(super) lease: LeaseClient<Channel>,
-    pub(super) watch: WatchClient<Channel>,
-}
-
-/// All members.
+/// All of etcd, to one user.
 #[derive(Debug)]
 pub(super) struct Connection {
-    clients: Vec<Client>,
-    /// The member in use.
-    current: AtomicUsize,
+    members: Members,
+    auth: Auth,
+    /// What all keys begin with.
+    prefix: String,
 }
 
 impl Connection {
     pub(super) fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
-        if config.endpoints.is_empty() {
-            return Err(bad("etcd.endpoints", "it names no endpoint"));
-        }
-        let tls = tls(config)?;
-        let clients =
-            config.endpoints.iter().map(|url| client(url, tls.as_ref())).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { clients, current: AtomicUsize::new(0) })
+        let members = Members::new(config)?;
+        Ok(Self { members, auth: Auth::new(config)?, prefix: config.prefix.clone() })
     }
 
-    /// The member in use, and its number.
-    pub(super) fn current(&self) -> (Client, usize) {
-        let at = self.current.load(Ordering::Relaxed) % self.clients.len();
-        (self.clients[at].clone(), at)
+    /// Notes that a member has told something.
+    pub(super) fn heard(&self, member: usize) {
+        self.members.heard(member);
     }
 
-    /// Moves on from the member with this number, unless somebody has done so already.
-    pub(super) fn leave(&self, failed: usize) {
-        let next = (failed + 1) % self.clients.len();
-        // If it fails, another caller has moved on.
-        let _ = self.current.compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
+    /// Moves on from a member that has failed, unless somebody has done so already.
+    pub(super) fn leave(&self, member: usize) {
+        self.members.leave(member);
     }
 
-    /// Asks the member in use, and the others if it certainly did not do what it was asked.
+    /// Asks the member in use, and the others if it certainly did not do what it was asked, or may do it as well.
     pub(super) async fn call<T>(
         &self,
         kind: Kind,
-        ask: impl Fn(Client) -> BoxFuture<'static, Result<Response<T>, Status>>,
-    ) -> Result<T, StoreError> {
-        let mut tried = 1;
+        ask: impl Fn(Client) -> BoxFuture<'static, Result<Response<T>, Status>> + Sync,
+    ) -> Result<T, StoreError>
+    where
+        T: Send,
+    {
+        let sent = AtomicBool::new(false);
+        let attempt = |member| self.attempt(kind, member, &ask, &sent).boxed();
+        self.race(kind, &sent, attempt).await.map_err(|failure| self.error(failure))
+    }
+
+    /// Makes attempts at members until one succeeds, or more are of no use.
+    async fn race<'a, T>(
+        &self,
+        kind: Kind,
+        sent: &AtomicBool,
+        attempt: impl Fn(usize) -> BoxFuture<'a, Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let after = |pause: Duration, member: usize| {
+            let attempt = attempt(member);
+            async move {
+                // To sleep for no time takes up to a millisecond.
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
+                (member, attempt.await)
+            }
+        };
+        let limit = tokio::time::sleep(LIMIT);
+        tokio::pin!(limit);
+        // The members that are being asked, and the number of those that have failed since the last pause.
+        let (mut busy, mut failed) = (vec![self.members.next(&[])], 0);
+        let mut attempts = FuturesUnordered::from_iter([after(Duration::ZERO, busy[0])]);
+        let (mut leaderless, mut last) = (false, None);
         loop {
-            let (client, at) = self.current();
-            let error = match tokio::time::timeout(REQUEST_TIMEOUT, ask(client)).await {
-                Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(status)) => failure(kind, &status),
-                Err(_) => unanswered(kind, format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())),
+            let may_ask_another = matches!(kind, Kind::Read(_)) && busy.len() < self.members.count();
+            tokio::select! {
+                biased;
+                Some((member, result)) = attempts.next() => {
+                    busy.retain(|busy| *busy != member);
+                    match result {
+                        Ok(answer) => {
+                            self.members.heard(member);
+                            return Ok(answer);
+                        }
+                        Err(Failure::Leaderless) => {
+                            self.members.heard(member);
+                            leaderless = true;
+                        }
+                        Err(Failure::Away(reason)) => last = Some(reason),
+                        Err(other) => {
+                            if matches!(other, Failure::Unknown(_)) {
+                                self.members.leave(member);
+                            }
+                            return Err(other);
+                        }
+                    }
+                    self.members.leave(member);
+                    failed += 1;
+                    let all = failed >= self.members.count() - busy.len();
+                    let next = self.members.next(&busy);
+                    match (all, leaderless) {
+                        (false, _) => attempts.push(after(Duration::ZERO, next)),
+                        (true, true) => {
+                            failed = 0;
+                            attempts.push(after(PAUSE, next));
+                        }
+                        (true, false) if busy.is_empty() => break,
+                        (true, false) => continue,
+                    }
+                    busy.push(next);
+                }
+                () = tokio::time::sleep(PATIENCE), if may_ask_another => {
+                    if let Some(silent) = busy.last() {
+                        self.members.leave(*silent);
+                    }
+                    let next = self.members.next(&busy);
+                    busy.push(next);
+                    attempts.push(after(Duration::ZERO, next));
+                }
+                () = &mut limit => {
+                    let silence = format!("no answer within {} s", LIMIT.as_secs());
+                    busy.iter().for_each(|silent| self.members.leave(*silent));
+                    if sent.load(Ordering::Relaxed) {
+                        return Err(Failure::Unknown(silence));
+                    }
+                    last = last.or(Some(silence));
+                    break;
+                }
+            }
+        }
+        Err(if leaderless { Failure::Leaderless } else { Failure::Away(last.unwrap_or_default()) })
+    }
+
+    /// Asks one member. `sent` says, at all times, whether it may be doing now what cannot be done twice.
+    async fn attempt<T>(
+        &self,
+        kind: Kind,
+        member: usize,
+        ask: &(impl Fn(Client) -> BoxFuture<'static, Result<Response<T>, Status>> + Sync),
+        sent: &AtomicBool,
+    ) -> Result<T, Failure> {
+        let mut refused: Option<Token> = None;
+        loop {
+            let token = self.token(refused.as_ref()).await?;
+            let client = self.members.client(member, token.clone());
+            let answer = async {
+                let Kind::Write = kind else { return ask(client).await };
+                if !self.members.heard_lately(member) {
+                    self.probe(&client).await?;
+                }
+                sent.store(true, Ordering::Relaxed);
+                ask(client).await
             };
-            if matches!(error, StoreError::Unavailable(_) | StoreError::Unknown(_)) {
-                self.leave(at);
+            let status = match answer.await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            let kind = match kind {
+                Kind::Write if !sent.load(Ordering::Relaxed) => Kind::Read(None),
+                kind => kind,
+            };
+            if wants_authentication(&status) {
+                sent.store(false, Ordering::Relaxed);
+                if self.auth.user().is_none() || refused.is_some() {
+                    return Err(Failure::Denied(status.message().into()));
+                }
+                refused = Some(token);
+                continue;
             }
-            if !error.is_retryable() || tried >= self.clients.len() {
-                return Err(error);
+            let failure = failure(kind, &status);
+            if !matches!(failure, Failure::Unknown(_)) {
+                sent.store(false, Ordering::Relaxed);
             }
-            tried += 1;
+            return Err(failure);
+        }
+    }
+
+    /// Finds out whether a member is there, before it is sent something that cannot be sent again to another.
+    async fn probe(&self, client: &Client) -> Result<(), Status> {
+        let nothing = proto::RangeRequest {
+            key: self.prefix.clone().into(),
+            serializable: true,
+            count_only: true,
+            ..proto::RangeRequest::default()
+        };
+        match tokio::time::timeout(PATIENCE, client.kv().range(nothing)).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(Status::unavailable(format!("no sign of life within {} ms", PATIENCE.as_millis()))),
+        }
+    }
+
+    async fn token(&self, refused: Option<&Token>) -> Result<Token, Failure> {
+        self.auth.token(refused, async |name, password| self.authenticate(name, password).await).await
+    }
+
+    /// Asks for a token; says why the password is refused, or that none is needed.
+    async fn authenticate(
+        &self,
+        name: &str,
+        password: &str,
+    ) -> Result<Result<Option<String>, String>, Failure> {
+        let attempt = |member| {
+            let mut client = self.members.client(member, Token::default()).auth();
+            let request = proto::AuthenticateRequest { name: name.into(), password: password.into() };
+            let asked = async move {
+                match client.authenticate(request).await {
+                    Ok(answer) => Ok(Ok(Some(answer.into_inner().token))),
+                    Err(status) if status.message().contains("authentication is not enabled") => Ok(Ok(None)),
+                    Err(status) if status.code() == Code::InvalidArgument => {
+                        Ok(Err(status.message().to_owned()))
+                    }
+                    Err(status) => Err(failure(Kind::Read(None), &status)),
+                }
+            };
+            asked.boxed()
+        };
+        self.race(Kind::Read(None), &AtomicBool::new(false), attempt).await
+    }
+
+    /// Says it to those who have asked.
+    fn error(&self, failure: Failure) -> StoreError {
+        let members = self.members.names();
+        match failure {
+            Failure::Away(reason) => StoreError::Unavailable(format!("etcd ({members}): {reason}")),
+            Failure::Leaderless => StoreError::Unavailable(format!(
+                "etcd ({members}) has no leader: more than half of its members must run and reach each other"
+            )),
+            Failure::Unknown(reason) => StoreError::Unknown(format!("etcd ({members}): {reason}")),
+            Failure::Refused(error) => error,
+            Failure::Denied(reason) => {
+                let who = match self.auth.user() {
+                    Some(user) => format!("the user {user:?}"),
+                    None => {
+                        "the user that the common name of etcd.cert_file is, or nobody without one,".into()
+                    }
+                };
+                let prefix = &self.prefix;
+                let reason = format!(
+                    "etcd refuses {who} access ({reason}); a user is needed who has a role with the permission \
+                     readwrite for the prefix {prefix:?}: etcdctl role grant-permission --prefix=true ROLE \
+                     readwrite {prefix}"
+                );
+                bad("etcd.username", reason)
+            }
         }
     }
 }
 
-fn bad(setting: &'static str, reason: impl ToString) -> StoreError {
-    StoreError::Config { setting, reason: reason.to_string() }
-}
-
-fn client(url: &str, tls: Option<&ClientTlsConfig>) -> Result<Client, StoreError> {
-    let bad = |reason: String| bad("etcd.endpoints", format!("{url:?}: {reason}"));
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        return Err(bad("write http://HOST:PORT or https://HOST:PORT".into()));
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error)
     }
-    let mut endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| bad(error.to_string()))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE.0)
-        .keep_alive_timeout(KEEPALIVE.1)
-        // etcd hangs up on clients that check connections which they do not use.
-        .keep_alive_while_idle(false);
-    if url.starts_with("https://") {
-        let tls = tls.ok_or_else(|| bad("https needs etcd.ca_file".into()))?;
-        endpoint =
-            endpoint.tls_config(tls.clone()).map_err(|error| bad(muster_common::grpc::chain(&error)))?;
-    }
-    let channel = endpoint.connect_lazy();
-    Ok(Client {
-        kv: KvClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
-        lease: LeaseClient::new(channel.clone()),
-        watch: WatchClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
-    })
-}
-
-fn tls(config: &EtcdConfig) -> Result<Option<ClientTlsConfig>, StoreError> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|source| StoreError::Io { action: "read", path: path.into(), source })
-    };
-    let Some(ca) = &config.ca_file else {
-        if config.cert_file.is_some() || config.key_file.is_some() {
-            return Err(bad("etcd.ca_file", "a client certificate is set, but no CA to check etcd by"));
-        }
-        return Ok(None);
-    };
-    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
-    match (&config.cert_file, &config.key_file) {
-        (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
-        (None, None) => {}
-        (Some(_), None) => return Err(bad("etcd.key_file", "etcd.cert_file is set without it")),
-        (None, Some(_)) => return Err(bad("etcd.cert_file", "etcd.key_file is set without it")),
-    }
-    Ok(Some(tls))
-}
-
-/// What a failed call means: above all, whether the request may have been carried out nevertheless.
-fn failure(kind: Kind, status: &Status) -> StoreError {
-    let message = status.message();
-    let told = || muster_common::grpc::chain(status);
-    match status.code() {
-        Code::OutOfRange if message.contains("compacted") => {
-            let Kind::Read(at) = kind else { return StoreError::Invalid(message.into()) };
-            // etcd does not say what is kept.
-            StoreError::Compacted { oldest: at.unwrap_or(0) + 1 }
-        }
-        Code::ResourceExhausted if message.contains("space exceeded") => {
-            StoreError::Full { place: "etcd".into(), reason: message.into() }
-        }
-        Code::ResourceExhausted if message.contains("too many requests") => {
-            StoreError::Unavailable(message.into())
-        }
-        Code::OutOfRange | Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => {
-            StoreError::Invalid(format!("etcd refused it: {message}"))
-        }
-        Code::PermissionDenied | Code::Unauthenticated => {
-            bad("etcd.cert_file", format!("etcd refused access: {message}"))
-        }
-        Code::Unavailable if never_sent(status) || message.contains("no leader") => {
-            StoreError::Unavailable(told())
-        }
-        _ => unanswered(kind, told()),
-    }
-}
-
-/// What it means that there is no answer.
-fn unanswered(kind: Kind, reason: String) -> StoreError {
-    match kind {
-        Kind::Read(_) => StoreError::Unavailable(format!("etcd: {reason}")),
-        Kind::Write => StoreError::Unknown(format!("etcd: {reason}")),
-    }
-}
-
-/// Whether there was no connection to send the request on.
-fn never_sent(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }

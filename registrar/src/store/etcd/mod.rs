@@ -1,10 +1,12 @@
-//! The store that several registrars share: etcd, through the small part of its v3 API that is needed.
-//!
-//! [`connection`] finds an endpoint that answers and says what errors mean; [`watch`] follows changes without a
-//! gap across reconnects; [`lease`] keeps a key for as long as the process runs. Any number of stores, and other programs, can use one etcd with different prefixes.
+//! The store that several registrars share: etcd, through the small part of its v3 API that is needed. [`connection`]
+//! asks the [`members`] as the user that [`auth`] is, and [`failure`] says what errors mean; [`watch`] follows changes;
+//! [`lease`] keeps a key. Any number of stores, and other programs, can use one etcd with different prefixes.
 
+mod auth;
 mod connection;
+mod failure;
 mod lease;
+mod members;
 mod watch;
 
 use std::path::PathBuf;
@@ -14,7 +16,8 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use self::connection::{Connection, Kind};
+use self::connection::Connection;
+use self::failure::Kind;
 use super::{
     Announcement, Condition, KeyRange, KeyValue, Op, RangeResult, Revision, Store, StoreError, Txn,
     TxnOutcome, WatchStream,
@@ -40,6 +43,10 @@ pub struct EtcdConfig {
     pub cert_file: Option<PathBuf>,
     /// Its private key, in PEM.
     pub key_file: Option<PathBuf>,
+    /// The user to be, if etcd has authentication enabled; without one, the certificate's common name is.
+    pub username: Option<String>,
+    /// Holds the user's password in its first line; only its owner may read it.
+    pub password_file: Option<PathBuf>,
 }
 
 impl Default for EtcdConfig {
@@ -50,6 +57,8 @@ impl Default for EtcdConfig {
             ca_file: None,
             cert_file: None,
             key_file: None,
+            username: None,
+            password_file: None,
         }
     }
 }
@@ -68,7 +77,7 @@ impl EtcdStore {
     /// [`StoreError::Config`] or [`StoreError::Io`] if the settings cannot be used.
     pub fn open(config: &EtcdConfig) -> Result<Self, StoreError> {
         if config.prefix.is_empty() {
-            return Err(StoreError::Config { setting: "etcd.prefix", reason: "it is empty".into() });
+            return Err(bad("etcd.prefix", "it is empty"));
         }
         let connection = Arc::new(Connection::new(config)?);
         Ok(Self { connection, prefix: Bytes::from(config.prefix.clone()) })
@@ -145,6 +154,10 @@ fn key_value(kv: &proto::KeyValue, prefix: usize) -> KeyValue {
     }
 }
 
+fn bad(setting: &'static str, reason: impl ToString) -> StoreError {
+    StoreError::Config { setting, reason: reason.to_string() }
+}
+
 fn revision(header: Option<proto::ResponseHeader>) -> Result<Revision, StoreError> {
     let header = header.ok_or_else(|| StoreError::Unavailable("etcd answered without a header".into()))?;
     Ok(header.revision.cast_unsigned())
@@ -168,13 +181,13 @@ impl Store for EtcdStore {
             // 0 is no limit, which is what does not fit comes to.
             limit: i64::try_from(limit).unwrap_or(0),
             revision: at.unwrap_or(0).cast_signed(),
-            count_only: false,
+            ..proto::RangeRequest::default()
         };
         let answer = self
             .connection
-            .call(Kind::Read(at), move |mut client| {
+            .call(Kind::Read(at), move |client| {
                 let request = request.clone();
-                Box::pin(async move { client.kv.range(request).await })
+                Box::pin(async move { client.kv().range(request).await })
             })
             .await?;
         let latest = revision(answer.header)?;
@@ -194,9 +207,9 @@ impl Store for EtcdStore {
         };
         let answer = self
             .connection
-            .call(Kind::Write, move |mut client| {
+            .call(Kind::Write, move |client| {
                 let request = request.clone();
-                Box::pin(async move { client.kv.txn(request).await })
+                Box::pin(async move { client.kv().txn(request).await })
             })
             .await?;
         if !answer.succeeded {
@@ -218,8 +231,8 @@ impl Store for EtcdStore {
         let result = self
             .connection
             // Compacting twice does no harm, so that it can be repeated like a read.
-            .call(Kind::Read(Some(up_to)), move |mut client| {
-                Box::pin(async move { client.kv.compact(request).await })
+            .call(Kind::Read(Some(up_to)), move |client| {
+                Box::pin(async move { client.kv().compact(request).await })
             })
             .await;
         match result {
@@ -236,9 +249,9 @@ impl Store for EtcdStore {
         };
         let answer = self
             .connection
-            .call(Kind::Read(None), move |mut client| {
+            .call(Kind::Read(None), move |client| {
                 let request = request.clone();
-                Box::pin(async move { client.kv.range(request).await })
+                Box::pin(async move { client.kv().range(request).await })
             })
             .await?;
         revision(answer.header)

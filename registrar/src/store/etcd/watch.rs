@@ -9,17 +9,23 @@ use futures_util::stream;
 use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataValue;
-use tonic::{Request, Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 use super::connection::Connection;
+use super::failure::Kind;
+use super::members::Client;
 use super::{key_value, proto};
 use crate::store::{Event, Revision, StoreError, WatchBatch, WatchStream};
 
-/// How long to wait for a watch to be confirmed.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// After this much silence etcd is asked whether it is there, and again each time.
+const QUIET: Duration = Duration::from_secs(1);
+/// How often it may fail to say so: three times, or a moment in which it catches up would be taken for the end.
+const UNANSWERED: u32 = 3;
 /// Between attempts to reconnect: doubling from the first to the last, less up to half.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// The number of the watch in answers to the question whether etcd is there.
+const THERE: i64 = -1;
 
 struct Watch {
     connection: Arc<Connection>,
@@ -38,8 +44,35 @@ struct Watch {
 struct Open {
     responses: Streaming<proto::WatchResponse>,
     /// The watch ends when this does.
-    _requests: mpsc::Sender<proto::WatchRequest>,
+    requests: mpsc::Sender<proto::WatchRequest>,
     member: usize,
+    /// How often etcd has been asked in vain whether it is there.
+    unanswered: u32,
+}
+
+impl Open {
+    /// What comes next, `None` if that is only that etcd is there; or else why the watch has ended.
+    async fn next(&mut self) -> Result<Option<proto::WatchResponse>, String> {
+        match tokio::time::timeout(QUIET, self.responses.message()).await {
+            Ok(Ok(Some(response))) => {
+                self.unanswered = 0;
+                // Not everything before the revision that this tells of has been told by older versions of etcd.
+                Ok(Some(response).filter(|response| response.watch_id != THERE || response.canceled))
+            }
+            Ok(Ok(None)) => Err("etcd ended the watch".into()),
+            Ok(Err(status)) => Err(muster_common::grpc::chain(&status)),
+            Err(_) if self.unanswered >= UNANSWERED => {
+                Err(format!("etcd has been silent for {} s", (QUIET * (UNANSWERED + 1)).as_secs()))
+            }
+            Err(_) => {
+                self.unanswered += 1;
+                let ask = proto::watch_request::RequestUnion::ProgressRequest(proto::WatchProgressRequest {});
+                // If the queue is full, the last one has not left yet.
+                let _ = self.requests.try_send(proto::WatchRequest { request_union: Some(ask) });
+                Ok(None)
+            }
+        }
+    }
 }
 
 /// Starts a watch on the keys from `key` to `end` in etcd.
@@ -72,19 +105,24 @@ impl Watch {
                 self.reopen().await;
                 continue;
             };
-            let reason = match open.responses.message().await {
-                Ok(Some(response)) => match self.take(response)? {
-                    None => {
-                        self.backoff = BACKOFF.0;
-                        continue;
+            let member = open.member;
+            let reason = match open.next().await {
+                Ok(response) => {
+                    if open.unanswered == 0 {
+                        self.connection.heard(member);
                     }
-                    Some(reason) => reason,
-                },
-                Ok(None) => "etcd ended the watch".into(),
-                Err(status) => muster_common::grpc::chain(&status),
+                    match response.map_or(Ok(None), |response| self.take(response))? {
+                        None => {
+                            self.backoff = BACKOFF.0;
+                            continue;
+                        }
+                        Some(reason) => reason,
+                    }
+                }
+                Err(reason) => reason,
             };
             tracing::warn!(%reason, next = self.next, "lost the watch on etcd, reconnecting");
-            self.connection.leave(open_member(&self.open));
+            self.connection.leave(member);
             self.open = None;
         }
     }
@@ -99,48 +137,20 @@ impl Watch {
                 tracing::info!(next = self.next, "watching etcd again");
                 self.open = Some(open);
             }
-            Err(error) => tracing::debug!(%error, "cannot watch etcd"),
+            Err(error) => tracing::warn!(%error, "cannot watch etcd; trying again"),
         }
     }
 
     async fn open(&self) -> Result<Open, StoreError> {
-        let (mut client, member) = self.connection.current();
-        let attempt = async {
-            let (requests, queue) = mpsc::channel(1);
+        let create = proto::WatchCreateRequest {
+            key: self.key.clone(),
+            range_end: self.end.clone(),
             // Revision by revision, etcd says that the one before `next` is compacted exactly if changes from
             // `next` on can be missing: a deletion at a compacted revision itself is forgotten in silence.
-            let start_revision = self.next.saturating_sub(1).max(1).cast_signed();
-            let create = proto::WatchCreateRequest {
-                key: self.key.clone(),
-                range_end: self.end.clone(),
-                start_revision,
-                progress_notify: true,
-            };
-            let create = proto::watch_request::RequestUnion::CreateRequest(create);
-            requests
-                .send(proto::WatchRequest { request_union: Some(create) })
-                .await
-                .map_err(|_| Status::internal("the request could not be queued"))?;
-            let mut request = Request::new(ReceiverStream::new(queue));
-            // A member that is cut off from the others ends the watch instead of staying silent.
-            request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
-            let mut responses = client.watch.watch(request).await?.into_inner();
-            match responses.message().await? {
-                Some(response) if response.created && !response.canceled => {
-                    Ok(Open { responses, _requests: requests, member })
-                }
-                Some(response) => Err(Status::permission_denied(response.cancel_reason)),
-                None => Err(Status::unavailable("etcd ended the watch at once")),
-            }
+            start_revision: self.next.saturating_sub(1).max(1).cast_signed(),
+            progress_notify: true,
         };
-        let result = match tokio::time::timeout(OPEN_TIMEOUT, attempt).await {
-            Ok(result) => result.map_err(|status| muster_common::grpc::chain(&status)),
-            Err(_) => Err(format!("no answer within {} s", OPEN_TIMEOUT.as_secs())),
-        };
-        result.map_err(|reason| {
-            self.connection.leave(member);
-            StoreError::Unavailable(format!("cannot watch etcd: {reason}"))
-        })
+        self.connection.call(Kind::Read(None), move |client| Box::pin(open(client, create.clone()))).await
     }
 
     /// Sorts out a response; returns why the watch has to be opened again, if it has to.
@@ -179,6 +189,20 @@ impl Watch {
     }
 }
 
-fn open_member(open: &Option<Open>) -> usize {
-    open.as_ref().map_or(0, |open| open.member)
+/// Starts a watch at one member, and waits until it has confirmed that.
+async fn open(client: Client, create: proto::WatchCreateRequest) -> Result<Response<Open>, Status> {
+    let (requests, queue) = mpsc::channel(2);
+    let create = proto::watch_request::RequestUnion::CreateRequest(create);
+    requests
+        .try_send(proto::WatchRequest { request_union: Some(create) })
+        .map_err(|_| Status::internal("the request could not be queued"))?;
+    let mut responses = client.watch().watch(ReceiverStream::new(queue)).await?.into_inner();
+    match responses.message().await? {
+        Some(response) if response.created && !response.canceled => {
+            Ok(Response::new(Open { responses, requests, member: client.member, unanswered: 0 }))
+        }
+        // Said also of a token that etcd does not know any more.
+        Some(response) => Err(Status::unauthenticated(response.cancel_reason)),
+        None => Err(Status::unavailable("etcd ended the watch at once")),
+    }
 }

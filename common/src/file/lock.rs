@@ -53,8 +53,8 @@ pub fn lock(directory: &Path) -> Result<Lock, LockError> {
         }
         Err(errno) => return Err(error(errno.into()).into()),
     }
-    lock.set_len(0).map_err(error)?;
-    writeln!(lock, "{}", std::process::id()).map_err(error)?;
+    // Without its number the lock is as good: a full disk must not keep a process from starting.
+    let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
     Ok(Lock(lock))
 }
 

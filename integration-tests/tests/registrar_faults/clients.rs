@@ -197,7 +197,8 @@ impl Place {
     }
 }
 
-async fn label(
+/// An operator sets the label of a device that is there.
+pub(crate) async fn label(
     operator: &mut Option<DeviceServiceClient<Channel>>,
     site: &Site,
     known: &mut Known,

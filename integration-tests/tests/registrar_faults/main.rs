@@ -4,5 +4,11 @@
 #![allow(clippy::print_stderr, reason = "scenarios tell seeds, and what they have measured")]
 
 mod clients;
+mod disk;
+mod full;
+mod io_error;
 mod killed;
 mod ledger;
+mod read_only;
+mod served;
+mod state;

@@ -32,7 +32,7 @@ use super::{
 
 /// How many requests wait for the writer before callers wait to queue.
 const QUEUE: usize = 1024;
-/// Between looks whether the writer is still there.
+/// Between looks whether the writer is still there, and between attempts to announce.
 const LOOK: Duration = Duration::from_millis(500);
 /// How many committed groups a watch may be behind before it reads from the log instead.
 const LIVE_GROUPS: usize = 64;
@@ -152,6 +152,22 @@ impl SqliteStore {
     }
 }
 
+/// Tries until the disk takes it, for as long as the store is there.
+async fn announce_later(jobs: Option<mpsc::WeakSender<Job>>, txn: Txn) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(jobs) = jobs.as_ref().and_then(mpsc::WeakSender::upgrade) else { return };
+        let (reply, answer) = oneshot::channel();
+        if jobs.send(Job::Txn { txn: txn.clone(), reply }).await.is_err() {
+            return;
+        }
+        drop(jobs);
+        if matches!(answer.await, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
 impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.readers.close();
@@ -200,9 +216,17 @@ impl Store for SqliteStore {
         let (left_behind, _) = self.range_all(announcement::directory(&key)).await?;
         let left_behind = left_behind.into_iter().map(|kv| kv.key).filter(|left| *left != key);
         let txn = left_behind.fold(Txn::new().put(key.clone(), ""), Txn::delete);
-        self.txn(txn).await?;
-        // Nobody else is there to know. A revision after the last that watchers were told would have them read all anew.
-        Ok(Announcement::new(|| ()))
+        match self.txn(txn.clone()).await {
+            // Nobody else is there to know. A revision after the last that watchers were told would have them read all anew.
+            Ok(_) => Ok(Announcement::new(|| ())),
+            // What needs no write can be served meanwhile.
+            Err(StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Disk { .. }) => {
+                let later =
+                    tokio::spawn(announce_later(self.jobs.as_ref().map(mpsc::Sender::downgrade), txn));
+                Ok(Announcement::new(move || later.abort()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// One snapshot shows all of the range: no paging needed.

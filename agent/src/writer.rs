@@ -126,9 +126,7 @@ impl Condition {
     fn failed(&self, error: &StateError) {
         self.failures.inc();
         self.unsaved.set(1);
-        let message = error.to_string();
-        let before = self.replace(Some(message.clone()));
-        if before.as_ref() != Some(&message) {
+        if self.replace(Some(error.to_string())).is_none() {
             // What is in memory still holds; it is lost only if the host restarts before it can be written.
             tracing::warn!(%error, "cannot keep state on disk; trying again");
         }

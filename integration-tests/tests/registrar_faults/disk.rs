@@ -74,6 +74,14 @@ impl Disk {
         check(mount).map(drop)
     }
 
+    /// As [`Self::remount`], for the process `id`, which has mounts of its own.
+    pub(crate) fn remount_for(&self, id: u32, options: &str) -> Result {
+        let mut mount = Command::new("nsenter");
+        mount.args(["-m", "-t", &id.to_string(), "mount", "-o", &format!("remount,{options}")]);
+        mount.arg(&self.directory);
+        check(mount).map(drop)
+    }
+
     /// Has the kernel find an error in it, so that it becomes read-only although files are open.
     pub(crate) fn break_ext4(&self) -> Result {
         let mut find = Command::new("findmnt");

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "scenarios tell seeds, and what they have measured")]
 
 mod clients;
+mod damaged;
 mod disk;
 mod full;
 mod io_error;

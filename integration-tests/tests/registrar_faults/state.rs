@@ -133,7 +133,7 @@ fn an_agent_whose_disk_is_read_only_serves_tunnels_and_writes_later() {
     scenario("agent on a read-only disk", |lab| {
         let mut site = site(lab, &["bob"])?;
         let host = site.alice.host().clone();
-        // Its lock is open for writing; so a bind mount over the directory's is made read-only in its stead.
+        // Its lock is open for writing: only between two runs can it be mounted so.
         site.alice.stop()?;
         site.disk.remount("ro")?;
         site.alice.start()?;
@@ -150,6 +150,8 @@ fn an_agent_whose_disk_is_read_only_serves_tunnels_and_writes_later() {
         reaches(&host, "bob")?;
         shows(&site.alice, Some("Read-only file system"))?;
         site.disk.remount("rw")?;
+        let id = site.alice.process().map_or(0, |process| process.id());
+        site.disk.remount_for(id, "rw")?;
         shows(&site.alice, None)?;
         let peers = peers_on_disk(&site.alice)?;
         expect(peers.contains("bob"), "what was missing is written", &peers)
@@ -164,19 +166,21 @@ fn a_director_whose_disk_is_full_or_read_only_relays() {
         site.lan.plug(&host, &["10.1.0.5/24"])?;
         let state: PathBuf = host.directory().join("director/state");
         let disk = Disk::memory(&state, ROOM)?;
-        let mut director = Director::serve(&host, &site.registrar, "")?;
+        let mut director =
+            Director::serve(&host, &site.registrar, "[advertise]\nendpoints = [\"10.1.0.5:7501\"]")?;
         director.wait_attached(2)?;
         disk.fill()?;
         director.kill();
         director.run()?;
         director.wait_attached(2)?;
         disk.clear()?;
-        director.stop()?;
+        // Not stopped: it would wait until the agents have gone elsewhere.
+        director.kill();
         disk.remount("ro")?;
         director.run()?;
         director.wait_attached(2)?;
         reaches(site.peers.first().map_or(site.alice.host(), |bob| bob.host()), "alice")?;
-        director.stop()?;
+        director.kill();
         disk.remount("rw")
     });
 }

@@ -69,7 +69,7 @@ impl Served {
         self.written += 1;
         let credential = self.site.credential.clone();
         // Connected by a task: these are on the host.
-        let operator = run_on(&self.runtime, async move { Ok(device::operator(&credential).await?) })?;
+        let operator = run_on(&self.runtime, async move { device::operator(&credential).await })?;
         let mut operator = Some(DeviceServiceClient::new(operator));
         let labelled = clients::label(&mut operator, &self.site, &mut self.known, self.written);
         status(self.runtime.block_on(labelled))

@@ -191,6 +191,8 @@ impl Agent {
         let addresses = private_addresses::watch(exclusions).await?;
         let writer =
             Arc::new(Writer::start(state.clone()).context("cannot start a thread that writes state")?);
+        writer.register_metrics(&registries);
+        readiness.tell(writer.trouble());
         let (virtual_ips, virtual_services, lost) = services::start(config, &state, &writer, &registries);
         let probes = Probes::new(config.services.exec_probes, &registries);
         let start = Start {

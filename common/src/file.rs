@@ -31,12 +31,17 @@ impl FileError {
     }
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+/// What to do about `error`, to be appended to a message; empty where there is nothing particular.
+pub fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; run as the user that owns it, or as root",
         io::ErrorKind::NotFound => "; check the path",
         io::ErrorKind::StorageFull => "; free some disk space",
+        io::ErrorKind::QuotaExceeded => "; raise the quota, or free some disk space",
         io::ErrorKind::ReadOnlyFilesystem => "; mount the file system read-write",
+        _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+            "; look for errors of the disk in the kernel's log (dmesg)"
+        }
         _ => "",
     }
 }

@@ -6,7 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -95,17 +95,40 @@ impl Metrics {
 
 /// Whether the component is fit for traffic. Starts as not ready.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    ready: AtomicBool,
+    trouble: OnceLock<Box<dyn Fn() -> Option<String> + Send + Sync>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("ready", &self.ready).finish_non_exhaustive()
+    }
+}
 
 impl Readiness {
     /// Says whether the component is ready.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+        self.0.ready.store(ready, Ordering::Release);
     }
 
     /// Whether the component is ready.
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.ready.load(Ordering::Acquire)
+    }
+
+    /// Has `/readyz` tell, beside whether the component is ready, what `trouble` returns whenever it is asked. To be
+    /// called once: later calls change nothing.
+    pub fn tell(&self, trouble: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        let _ = self.0.trouble.set(Box::new(trouble));
+    }
+
+    fn trouble(&self) -> String {
+        let trouble = self.0.trouble.get().and_then(|trouble| trouble());
+        trouble.map(|trouble| format!("but {trouble}\n")).unwrap_or_default()
     }
 }
 
@@ -153,7 +176,9 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &Readiness)
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => (StatusCode::OK, OPENMETRICS, metrics.encode()),
         (&Method::GET, "/healthz") => (StatusCode::OK, TEXT, "ok\n".into()),
-        (&Method::GET, "/readyz") if readiness.get() => (StatusCode::OK, TEXT, "ready\n".into()),
+        (&Method::GET, "/readyz") if readiness.get() => {
+            (StatusCode::OK, TEXT, format!("ready\n{}", readiness.trouble()))
+        }
         (&Method::GET, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".into()),
         (&Method::GET, _) => (StatusCode::NOT_FOUND, TEXT, "try /metrics, /healthz or /readyz\n".into()),
         _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n".into()),

@@ -11,6 +11,7 @@ mod trust;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -142,7 +143,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
     let dns_addresses = dns_sockets.addresses();
     let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
-    let store = open_store(&config, &metrics)?;
+    let (store, store_failed) = open_store(&config, &metrics, &readiness)?;
     let format = read_format(&*store, &place(&config)).await?;
     let mut trust = Trust::open(&config, store.clone(), &format.trust_domain, Timestamp::now()).await?;
 
@@ -154,6 +155,10 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
             "metrics and health"
         });
     }
+    tasks.spawn(async {
+        store_failed.await;
+        "the store"
+    });
     tasks.spawn(async {
         systemd::watchdog().await;
         "the watchdog"
@@ -339,14 +344,19 @@ async fn bind_grpc(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|error| BindError::new("gRPC", address, error))
 }
 
-fn open_store(config: &Config, metrics: &Metrics) -> Result<Arc<dyn Store>, StoreError> {
+/// The store, and what completes if it closes itself.
+type Opened = (Arc<dyn Store>, Pin<Box<dyn Future<Output = ()> + Send>>);
+
+fn open_store(config: &Config, metrics: &Metrics, readiness: &Readiness) -> Result<Opened, StoreError> {
     Ok(match config.store.kind {
         StoreKind::Sqlite => {
             let store = SqliteStore::open(config.sqlite_path())?;
             store.register_metrics(metrics);
-            Arc::new(store)
+            readiness.tell(store.trouble());
+            let failed = store.failed();
+            (Arc::new(store), Box::pin(failed))
         }
-        StoreKind::Etcd => Arc::new(EtcdStore::open(&config.etcd())?),
+        StoreKind::Etcd => (Arc::new(EtcdStore::open(&config.etcd())?), Box::pin(std::future::pending())),
     })
 }
 

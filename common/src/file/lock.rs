@@ -41,9 +41,18 @@ pub fn lock(directory: &Path) -> Result<Lock, LockError> {
     let error = |source: io::Error| FileError::new("lock", &path, source);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut lock = options.open(&path).map_err(error)?;
-    // Root, who joins, may come before the service's own user.
-    adopt(&path)?;
+    let mut lock = match options.open(&path) {
+        Ok(lock) => {
+            // Root, who joins, may come before the service's own user.
+            adopt(&path)?;
+            lock
+        }
+        // What is there can be used also if nothing can be written.
+        Err(refused) if refused.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            File::open(&path).map_err(|_| error(refused))?
+        }
+        Err(refused) => return Err(error(refused).into()),
+    };
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -53,8 +62,8 @@ pub fn lock(directory: &Path) -> Result<Lock, LockError> {
         }
         Err(errno) => return Err(error(errno.into()).into()),
     }
-    lock.set_len(0).map_err(error)?;
-    writeln!(lock, "{}", std::process::id()).map_err(error)?;
+    // Without its number the lock is as good: a full disk must not keep a process from starting.
+    let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
     Ok(Lock(lock))
 }
 

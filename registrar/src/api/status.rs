@@ -120,7 +120,11 @@ impl Refusal for TooOld {
 impl Refusal for StoreError {
     fn code(&self) -> Code {
         match self {
-            Self::Unavailable(_) | Self::Unknown(_) | Self::Closed => Code::Unavailable,
+            Self::Unavailable(_)
+            | Self::Unknown(_)
+            | Self::Closed
+            | Self::ReadOnly { .. }
+            | Self::Disk { .. } => Code::Unavailable,
             Self::Full { .. } => Code::ResourceExhausted,
             _ => Code::Internal,
         }

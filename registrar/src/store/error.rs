@@ -3,9 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
+use muster_common::file::remedy;
+
 use super::Revision;
 
-/// A failed request to a store. Except for [`StoreError::Unknown`], the store is as it was before.
+/// A failed request to a store. Except for [`StoreError::Unknown`] and [`StoreError::Disk`], the store is as it was
+/// before.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store cannot be reached or is busy. Nothing was changed; trying again later is right.
@@ -29,6 +32,27 @@ pub enum StoreError {
         /// Which store: a file or an endpoint.
         place: String,
         /// What it said.
+        reason: String,
+    },
+    /// The file system takes no writes.
+    #[error(
+        "the file system of the store {place} is read-only, and nothing can be changed: look for its errors in the \
+         kernel's log (dmesg), repair it, and mount it read-write"
+    )]
+    ReadOnly {
+        /// The file.
+        place: String,
+    },
+    /// The disk failed. The change was not made; only if the registrar is killed before the disk works again may it
+    /// be there afterwards.
+    #[error(
+        "the disk failed while the store {place} was written ({reason}), and whether the change was made shows when it \
+         works again: look for errors of the disk in the kernel's log (dmesg)"
+    )]
+    Disk {
+        /// The file.
+        place: String,
+        /// What the system said.
         reason: String,
     },
     /// There is no database at this path.
@@ -79,7 +103,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The operating system refused something.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {source}{}", remedy(source))]
     Io {
         /// What was attempted, as a verb.
         action: &'static str,
@@ -99,8 +123,8 @@ pub enum StoreError {
         /// Why it failed.
         reason: String,
     },
-    /// The store has been closed, or has closed itself after a write failed; the log tells why.
-    #[error("the store is closed; see the log for the reason and restart")]
+    /// The store has been closed, or has closed itself because it could not go on; the log tells why.
+    #[error("the store is closed; see the log for the reason")]
     Closed,
     /// The store's settings cannot be used.
     #[error("cannot use the store's setting {setting}: {reason}")]

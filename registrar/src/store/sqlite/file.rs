@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::condition::Trouble;
 
 use crate::store::StoreError;
 
@@ -121,6 +123,10 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Lock), StoreError> {
     restrict_mode(path)?;
     set_wal(&connection, path)?;
     let fail = |error| failure("open", path, &error);
+    // Nobody else shall write meanwhile.
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(fail)?;
+    settle_log(path)?;
+    connection.execute_batch("ROLLBACK").map_err(fail)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
     // 32 MiB of log between checkpoints: fewer of the stalls that a checkpoint is.
     connection.pragma_update(None, "wal_autocheckpoint", 8192).map_err(fail)?;
@@ -143,6 +149,31 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "cell_size_check", true).map_err(fail)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
+}
+
+/// Writes what an unclean end has left of the log once more, as it is, and has it on disk. After a failed fsync the
+/// kernel takes pages for written that are not: they read as if they were, and a later fsync does not mind them. What
+/// is committed after them would then be lost with them when the power fails.
+fn settle_log(path: &Path) -> Result<(), StoreError> {
+    let log_path = beside(path, "-wal");
+    let settle = || {
+        let log = OpenOptions::new().read(true).write(true).open(&log_path)?;
+        let mut chunk = vec![0; 1 << 20];
+        let mut at = 0;
+        loop {
+            let read = log.read_at(&mut chunk, at)?;
+            let Some(content) = chunk.get(..read).filter(|content| !content.is_empty()) else { break };
+            log.write_all_at(content, at)?;
+            at += read as u64;
+        }
+        if at > 0 { log.sync_all() } else { Ok(()) }
+    };
+    match settle() {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::Io { action: "write anew", path: log_path, source })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn set_wal(connection: &Connection, path: &Path) -> Result<(), StoreError> {
@@ -289,14 +320,52 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// Says what an error of SQLite's means.
 pub(super) fn failure(action: &'static str, path: &Path, error: &rusqlite::Error) -> StoreError {
-    let path = path.to_path_buf();
-    let reason = error.to_string();
+    explain(diagnose(path, error), action, path, error)
+}
+
+/// What is the matter with the disk. SQLite does not tell why the system refused something, so that is asked anew.
+pub(super) fn diagnose(path: &Path, error: &rusqlite::Error) -> Trouble {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt { path, reason },
-        Some(ErrorCode::DiskFull) => StoreError::Full { place: path.display().to_string(), reason },
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            StoreError::Unavailable(format!("{} is in use by another program: {reason}", path.display()))
+        Some(ErrorCode::DiskFull) => Trouble::Full,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Trouble::Busy,
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
+            match try_write(path).map_err(|error| error.kind()) {
+                Ok(()) => Trouble::Disk,
+                Err(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Trouble::Full,
+                Err(io::ErrorKind::ReadOnlyFilesystem) => Trouble::ReadOnly,
+                Err(_) => Trouble::Disk,
+            }
         }
-        _ => StoreError::Database { action, path, reason },
+        _ => Trouble::Other,
+    }
+}
+
+/// Writes a little to the file of the lock, which is otherwise empty.
+fn try_write(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(beside(path, ".lock"))?;
+    file.write_all_at(b"x", 0)?;
+    file.sync_all()?;
+    file.set_len(0)
+}
+
+/// Says what it means that `trouble` kept `action` from being done.
+pub(super) fn explain(
+    trouble: Trouble,
+    action: &'static str,
+    path: &Path,
+    error: &rusqlite::Error,
+) -> StoreError {
+    let (place, reason) = (path.display().to_string(), error.to_string());
+    match (trouble, error.sqlite_error_code()) {
+        (Trouble::Full, _) => StoreError::Full { place, reason },
+        (Trouble::ReadOnly, _) => StoreError::ReadOnly { place },
+        (Trouble::Disk, _) if action == "write" => StoreError::Disk { place, reason },
+        (Trouble::Busy, _) => {
+            StoreError::Unavailable(format!("{place} is in use by another program: {reason}"))
+        }
+        (_, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)) => {
+            StoreError::Corrupt { path: path.into(), reason }
+        }
+        _ => StoreError::Database { action, path: path.into(), reason },
     }
 }

@@ -3,6 +3,7 @@
 //! All writes go through one thread, which commits whatever has queued up with a single fsync ([`writer`]);
 //! reads and watches have connections of their own ([`read`], [`watch`]). [`file`] opens, checks and locks.
 
+mod condition;
 mod file;
 mod read;
 mod watch;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +21,7 @@ use muster_common::telemetry::Metrics;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use self::condition::Condition;
 use self::file::Lock;
 use self::read::Readers;
 use self::writer::{Group, Job, Writer};
@@ -29,6 +32,8 @@ use super::{
 
 /// How many requests wait for the writer before callers wait to queue.
 const QUEUE: usize = 1024;
+/// Between looks whether the writer is still there, and between attempts to announce.
+const LOOK: Duration = Duration::from_millis(500);
 /// How many committed groups a watch may be behind before it reads from the log instead.
 const LIVE_GROUPS: usize = 64;
 
@@ -51,6 +56,7 @@ struct Shared {
     revision: AtomicU64,
     txns: Counter,
     commits: Counter,
+    condition: Condition,
 }
 
 /// Counters since the store was opened.
@@ -109,7 +115,29 @@ impl SqliteStore {
             registry.register("store_txns", help, self.shared.txns.clone());
             let help = "Commits of the store to disk, each with one fsync";
             registry.register("store_commits", help, self.shared.commits.clone());
+            self.shared.condition.register(registry);
         });
+    }
+
+    /// Tells, whenever it is called, why the store takes no changes at present, if it does not.
+    pub fn trouble(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.condition.trouble()
+    }
+
+    /// Completes if the store has closed itself because it cannot go on; the log tells why.
+    pub fn failed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let jobs = self.jobs.as_ref().map(mpsc::Sender::downgrade);
+        async move {
+            // Held only while it is looked at: the writer ends when the last sender is gone.
+            while let Some(jobs) = jobs.as_ref().and_then(mpsc::WeakSender::upgrade) {
+                if jobs.is_closed() {
+                    return;
+                }
+                drop(jobs);
+                tokio::time::sleep(LOOK).await;
+            }
+        }
     }
 
     async fn send<T>(
@@ -121,6 +149,22 @@ impl SqliteStore {
         jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         // The writer answers everything that it takes, unless it dies.
         reply.await.unwrap_or_else(|_| Err(StoreError::Unknown("the store's writer has died".into())))
+    }
+}
+
+/// Tries until the disk takes it, for as long as the store is there.
+async fn announce_later(jobs: Option<mpsc::WeakSender<Job>>, txn: Txn) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(jobs) = jobs.as_ref().and_then(mpsc::WeakSender::upgrade) else { return };
+        let (reply, answer) = oneshot::channel();
+        if jobs.send(Job::Txn { txn: txn.clone(), reply }).await.is_err() {
+            return;
+        }
+        drop(jobs);
+        if matches!(answer.await, Ok(Ok(_))) {
+            return;
+        }
     }
 }
 
@@ -172,9 +216,17 @@ impl Store for SqliteStore {
         let (left_behind, _) = self.range_all(announcement::directory(&key)).await?;
         let left_behind = left_behind.into_iter().map(|kv| kv.key).filter(|left| *left != key);
         let txn = left_behind.fold(Txn::new().put(key.clone(), ""), Txn::delete);
-        self.txn(txn).await?;
-        // Nobody else is there to know. A revision after the last that watchers were told would have them read all anew.
-        Ok(Announcement::new(|| ()))
+        match self.txn(txn.clone()).await {
+            // Nobody else is there to know. A revision after the last that watchers were told would have them read all anew.
+            Ok(_) => Ok(Announcement::new(|| ())),
+            // What needs no write can be served meanwhile.
+            Err(StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Disk { .. }) => {
+                let later =
+                    tokio::spawn(announce_later(self.jobs.as_ref().map(mpsc::Sender::downgrade), txn));
+                Ok(Announcement::new(move || later.abort()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// One snapshot shows all of the range: no paging needed.

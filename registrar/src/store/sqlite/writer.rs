@@ -4,9 +4,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use muster_common::time::Instant;
+use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{Shared, file, read};
@@ -18,6 +20,9 @@ const GROUP: usize = 512;
 const GROUP_BYTES: usize = 4 << 20;
 /// How many entries of the log a commit removes after a compaction; the rest waits for the next.
 const TRIM: i64 = 2048;
+/// While the disk fails: between attempts to write without being asked, and between looks for something to do.
+const RETRY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
 
 /// The revisions of one commit, for those who watch.
 pub(super) type Group = Arc<[WatchBatch]>;
@@ -63,14 +68,6 @@ struct Position {
     compacted: Revision,
 }
 
-/// Why a commit failed.
-enum Failure {
-    /// Nothing was written.
-    RolledBack(rusqlite::Error),
-    /// The disk failed in the midst of it: only a restart shows what is there.
-    Unknown(rusqlite::Error),
-}
-
 pub(super) struct Writer {
     connection: Connection,
     path: PathBuf,
@@ -79,6 +76,8 @@ pub(super) struct Writer {
     position: Position,
     /// Whether the log still has entries that are compacted away.
     trimming: bool,
+    /// Since the last commit failed: when to try by oneself.
+    retry: Option<Instant>,
 }
 
 impl Writer {
@@ -92,16 +91,20 @@ impl Writer {
             read::position(&connection).map_err(|error| file::failure("read", &path, &error))?;
         shared.revision.store(revision, Ordering::Release);
         let position = Position { revision, compacted };
-        Ok(Self { connection, path, shared, live, position, trimming: compacted > 0 })
+        Ok(Self { connection, path, shared, live, position, trimming: compacted > 0, retry: None })
     }
 
-    /// Works until all senders of `queue` are gone, or the disk fails.
+    /// Works until all senders of `queue` are gone. A disk that fails is tried again and again.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         loop {
             let first = match queue.try_recv() {
                 Ok(job) => Some(job),
                 Err(mpsc::error::TryRecvError::Disconnected) => return,
-                Err(mpsc::error::TryRecvError::Empty) if self.trimming => None,
+                Err(mpsc::error::TryRecvError::Empty) if self.trimming || self.is_due() => None,
+                Err(mpsc::error::TryRecvError::Empty) if self.retry.is_some() => {
+                    std::thread::sleep(POLL);
+                    continue;
+                }
                 Err(mpsc::error::TryRecvError::Empty) => match queue.blocking_recv() {
                     Some(job) => Some(job),
                     None => return,
@@ -128,7 +131,7 @@ impl Writer {
     fn commit(&mut self, jobs: Vec<Job>) -> bool {
         let before = self.position;
         let mut batches = Vec::with_capacity(jobs.len());
-        let failure = match self.write(&jobs, &mut batches) {
+        let error = match self.write(&jobs, &mut batches) {
             Ok(done) => {
                 self.announce(batches);
                 for (job, done) in jobs.into_iter().zip(done) {
@@ -140,52 +143,61 @@ impl Writer {
                 }
                 return true;
             }
-            Err(failure) => failure,
+            Err(error) => error,
         };
         self.position = before;
+        // Do not try again at once, on and on, what nobody asked for.
+        (self.trimming, self.retry) = (false, Some(Instant::now() + RETRY));
         // An error ends the transaction by itself in some cases; then there is nothing left to roll back.
         let rolled_back =
             self.connection.is_autocommit() || self.connection.execute_batch("ROLLBACK").is_ok();
-        let error = match failure {
-            Failure::RolledBack(error) if rolled_back => {
-                tracing::error!(path = %self.path.display(), %error, "the store could not write");
-                // Do not try again at once, on and on, what nobody asked for.
-                self.trimming = false;
-                for job in jobs {
-                    job.fail(file::failure("write", &self.path, &error));
-                }
-                return true;
-            }
-            Failure::RolledBack(error) | Failure::Unknown(error) => error,
-        };
-        tracing::error!(
-            path = %self.path.display(), %error,
-            "the disk failed while the store was writing; it takes no more changes: check the disk and restart"
-        );
-        for job in jobs {
-            job.fail(StoreError::Unknown(format!("writing {} failed: {error}", self.path.display())));
+        let trouble = file::diagnose(&self.path, &error);
+        let told = file::explain(trouble, "write", &self.path, &error).to_string();
+        if self.shared.condition.failed(trouble, told.clone()) {
+            tracing::error!(error = told, "the store takes no changes; trying again");
         }
-        false
+        for job in jobs {
+            job.fail(file::explain(trouble, "write", &self.path, &error));
+        }
+        if !rolled_back {
+            tracing::error!(path = %self.path.display(), "what was begun cannot be taken back: the store is closed");
+        }
+        rolled_back
+    }
+
+    /// Whether it is time to find out by oneself if the disk works again.
+    fn is_due(&self) -> bool {
+        self.retry.is_some_and(|at| at <= Instant::now())
     }
 
     /// Applies and commits, without telling anyone yet.
-    fn write(&mut self, jobs: &[Job], batches: &mut Vec<WatchBatch>) -> Result<Vec<Done>, Failure> {
+    ///
+    /// When a commit fails half-way, also in fsync, one can go on: SQLite counts what was written to its log only once
+    /// it is on disk, the next commit overwrites it from the same place, and reads do not see it. Only who opens the
+    /// file before that, after a crash, may find it there: see [`StoreError::Disk`]. So does a checkpoint that fails:
+    /// the log is kept, and copied anew.
+    fn write(&mut self, jobs: &[Job], batches: &mut Vec<WatchBatch>) -> rusqlite::Result<Vec<Done>> {
         let before = self.position;
-        let done = self.apply_all(jobs, batches).map_err(Failure::RolledBack)?;
-        let trimmed = self.trim().map_err(Failure::RolledBack)?;
-        if self.position.revision == before.revision
+        let done = self.apply_all(jobs, batches)?;
+        let trimmed = self.trim()?;
+        let unchanged = self.position.revision == before.revision
             && self.position.compacted == before.compacted
-            && trimmed == 0
-        {
-            self.connection.execute_batch("COMMIT").map_err(Failure::RolledBack)?;
+            && trimmed == 0;
+        if unchanged && !self.is_due() {
+            self.connection.execute_batch("COMMIT")?;
             return Ok(done);
         }
-        self.save_position().map_err(Failure::RolledBack)?;
-        self.execute("COMMIT").map_err(|error| match error.sqlite_error_code() {
-            Some(ErrorCode::SystemIoFailure) => Failure::Unknown(error),
-            _ => Failure::RolledBack(error),
-        })?;
+        if unchanged {
+            // Something must change for the disk to be written.
+            self.execute("UPDATE state SET compacted = -1")?;
+        }
+        self.save_position()?;
+        self.execute("COMMIT")?;
         self.shared.commits.inc();
+        self.retry = None;
+        if self.shared.condition.good() {
+            tracing::info!(path = %self.path.display(), "the store takes changes again");
+        }
         Ok(done)
     }
 

@@ -292,7 +292,13 @@ impl Index {
                     changes.push(Change::Registrar { uid, runs: true });
                 }
             }
-            Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_) => {}
+            // They guard transactions, or say something of the store itself.
+            Key::DeviceName { .. }
+            | Key::DeviceKey { .. }
+            | Key::DirectorName { .. }
+            | Key::Root(_)
+            | Key::Restoring
+            | Key::Migrated => {}
         }
         Ok(())
     }
@@ -457,7 +463,12 @@ impl Index {
                 }
             }
             Some(
-                Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_),
+                Key::DeviceName { .. }
+                | Key::DeviceKey { .. }
+                | Key::DirectorName { .. }
+                | Key::Root(_)
+                | Key::Restoring
+                | Key::Migrated,
             )
             | None => {}
         }

@@ -1,10 +1,12 @@
 //! The embedded default store: one SQLite file, for one registrar.
 //!
 //! All writes go through one thread, which commits whatever has queued up with a single fsync ([`writer`]);
-//! reads and watches have connections of their own ([`read`], [`watch`]). [`file`] opens, checks and locks.
+//! reads and watches have connections of their own ([`read`], [`watch`]); [`snapshot`] reads from another process. [`file`]
+//! opens, checks and locks.
 
 mod file;
 mod read;
+mod snapshot;
 mod watch;
 mod writer;
 
@@ -18,6 +20,8 @@ use bytes::Bytes;
 use muster_common::telemetry::Metrics;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{broadcast, mpsc, oneshot};
+
+pub use self::snapshot::SqliteSnapshot;
 
 use self::file::Lock;
 use self::read::Readers;
@@ -95,6 +99,11 @@ impl SqliteStore {
             live: weak,
             _lock: lock,
         })
+    }
+
+    /// The files that a database at `path` consists of; some of them come and go.
+    pub fn files(path: &Path) -> [PathBuf; 4] {
+        ["", "-wal", "-shm", ".lock"].map(|suffix| file::beside(path, suffix))
     }
 
     /// Counts of transactions and of commits to disk.

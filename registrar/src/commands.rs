@@ -21,20 +21,22 @@ const BACKUP_EXAMPLES: &str = "Examples:
   muster-registrar backup --output /backup/muster-$(date +%F)
   muster-registrar backup --verify /backup/muster-2026-11-27
 
-The registrar goes on meanwhile. The file holds the CA's key, unless --without-ca: keep it as private as that key.";
+The registrar goes on meanwhile. The file holds the CA's key, unless --without-ca:
+keep it as private as that key.";
 
 const RESTORE_EXAMPLES: &str = "Examples:
   muster-registrar restore /backup/muster-2026-11-27
 
-The store that the configuration names must be empty, and no registrar may run on it. If it is cut off, run the same
-command again: it goes on where it was, and the registrar does not serve the store before that.";
+The store that the configuration names must be empty. If it is cut off, run the same
+command again: it goes on where it was, and no registrar serves the store before that.";
 
 const MIGRATE_EXAMPLES: &str = "Examples:
-  muster-registrar migrate --from sqlite --to etcd     # stop all registrars before; set store.kind after
-  muster-registrar migrate --from sqlite --undo        # serve the old store after all
+  muster-registrar migrate --from sqlite --to etcd
+  muster-registrar migrate --from sqlite --undo      # serve the old store after all
 
-Both stores are those of [store] in the configuration, whichever of them store.kind names. If it is cut off, run the
-same command again: it goes on where it was.";
+Stop all registrars before, and set store.kind after. Both stores are those of [store] in
+the configuration, whichever of them store.kind names. If it is cut off, run the same
+command again: it goes on where it was.";
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
         let path = self.path;
         let wrong = |source| TransferError::Format { path: path.to_owned(), source };
         loop {
-            if let Some(item) = self.decoder.next().map_err(wrong)? {
+            if let Some(item) = self.decoder.item().map_err(wrong)? {
                 return Ok(Some(item));
             }
             match self.file.read(&mut self.piece) {

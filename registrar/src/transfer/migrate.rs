@@ -96,9 +96,6 @@ pub async fn migrate(
     }
     let format = Format { version: format.version, trust_domain: format.trust_domain };
     loading.complete(&format).await?;
-    target.close()?;
-    drop(source);
-    origin.close()?;
     Ok(summary)
 }
 
@@ -113,12 +110,10 @@ pub async fn undo(config: &Config, from: StoreKind) -> Result<(), TransferError>
     if migrated.is_none() {
         return Err(TransferError::NotMigrated(origin.place));
     }
-    unmark(&origin).await?;
-    drop(source);
-    origin.close()
+    unmark(&origin).await
 }
 
-async fn check_running(origin: &Target<'_>) -> Result<(), TransferError> {
+async fn check_running(origin: &Target) -> Result<(), TransferError> {
     let running = origin.store.range(keys::registrars(), None, REGISTRARS_MAX).await;
     match running.map_err(TransferError::store("read", &origin.place))?.kvs.len() {
         0 => Ok(()),
@@ -132,7 +127,7 @@ async fn check_resumable(
     config: &Config,
     to: StoreKind,
     from: StoreKind,
-    origin: &Target<'_>,
+    origin: &Target,
     migrated: &Migrated,
 ) -> Result<(), TransferError> {
     let other: Option<Arc<dyn Store>> = Target::open(config, to).ok().map(|target| target.store);
@@ -147,8 +142,8 @@ async fn check_resumable(
 
 async fn check_unchanged(
     source: &Source,
-    origin: &Target<'_>,
-    target: &Target<'_>,
+    origin: &Target,
+    target: &Target,
     summary: Summary,
     progress: &mut Progress,
 ) -> Result<(), TransferError> {
@@ -158,7 +153,7 @@ async fn check_unchanged(
     Err(TransferError::SourceChanged { place: origin.place.clone(), target: target.place.clone() })
 }
 
-async fn mark(origin: &Target<'_>, target: &str, now: Timestamp) -> Result<(), TransferError> {
+async fn mark(origin: &Target, target: &str, now: Timestamp) -> Result<(), TransferError> {
     let mark = Migrated { target: target.to_owned(), migrated_at: Some(field::to_timestamp(now)) };
     let txn = Txn::new().when(Condition::Exists(keys::format())).put(keys::migrated(), mark.encode_to_vec());
     match origin.store.txn(txn).await.map_err(TransferError::store("mark", &origin.place))? {
@@ -167,7 +162,7 @@ async fn mark(origin: &Target<'_>, target: &str, now: Timestamp) -> Result<(), T
     }
 }
 
-async fn unmark(origin: &Target<'_>) -> Result<(), TransferError> {
+async fn unmark(origin: &Target) -> Result<(), TransferError> {
     let unmarked = origin.store.txn(Txn::new().delete(keys::migrated())).await;
     unmarked.map(drop).map_err(TransferError::store("unmark", &origin.place))
 }

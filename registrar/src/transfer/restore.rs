@@ -56,6 +56,5 @@ pub async fn restore(
     loading.verify(progress).await?;
     let format = Format { version: header.layout_version, trust_domain: header.trust_domain.clone() };
     loading.complete(&format).await?;
-    target.close()?;
     Ok(contents)
 }

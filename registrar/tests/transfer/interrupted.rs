@@ -38,7 +38,9 @@ async fn kill(site: &Site, kind: StoreKind, after: &[u8], arguments: &[&str]) ->
         if filled(site, kind).await.is_some_and(|through| through[..] > *after) {
             child.0.kill().unwrap();
             assert!(!child.0.wait().unwrap().success());
-            return filled(site, kind).await.expect("it is killed before it has finished");
+            let left = filled(site, kind).await;
+            assert!(left.is_some(), "it was finished before it was killed");
+            return left.unwrap();
         }
         assert!(child.0.try_wait().unwrap().is_none(), "it ended before it was killed");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -38,7 +38,7 @@ fn read(file: &std::path::Path) -> BTreeMap<Bytes, Bytes> {
     let mut decoder = Decoder::default();
     decoder.feed(&std::fs::read(file).unwrap());
     let mut all = BTreeMap::new();
-    while let Some(item) = decoder.next().unwrap() {
+    while let Some(item) = decoder.item().unwrap() {
         if let Item::Key { key, value } = item {
             all.insert(key, value);
         }

@@ -40,7 +40,7 @@ impl Decoder {
     ///
     /// # Errors
     /// See [`FormatError`].
-    pub fn next(&mut self) -> Result<Option<Item>, FormatError> {
+    pub fn item(&mut self) -> Result<Option<Item>, FormatError> {
         if !self.has_magic {
             let known = self.buffer.len().min(MAGIC.len());
             if self.buffer[..known] != MAGIC[..known] {

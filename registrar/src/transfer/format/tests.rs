@@ -35,7 +35,7 @@ fn decode(octets: &[u8], piece: usize) -> Result<Vec<Item>, FormatError> {
     let (mut decoder, mut items) = (Decoder::default(), Vec::new());
     for octets in octets.chunks(piece) {
         decoder.feed(octets);
-        while let Some(item) = decoder.next()? {
+        while let Some(item) = decoder.item()? {
             items.push(item);
         }
     }
@@ -119,8 +119,8 @@ fn absurd_lengths_are_refused_before_anything_is_kept() {
         let mut decoder = Decoder::default();
         decoder.feed(&out);
         decoder.feed(&[&[kind as u8][..], &length.to_be_bytes()].concat());
-        assert!(matches!(decoder.next(), Ok(Some(Item::Header(_)))));
-        assert_eq!(decoder.next(), Err(FormatError::Damaged("a length is out of bounds")), "{kind:?}");
+        assert!(matches!(decoder.item(), Ok(Some(Item::Header(_)))));
+        assert_eq!(decoder.item(), Err(FormatError::Damaged("a length is out of bounds")), "{kind:?}");
     }
     let mut encoder = Encoder::new(&header(), &mut out);
     assert!(encoder.key(&[b'k'; MAX_KEY + 1], b"", &mut out).is_err());

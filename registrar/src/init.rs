@@ -20,7 +20,7 @@ use muster_common::{
 };
 use muster_proto::{
     admin::{DirectorAddress, Network, NetworkSpec, ObjectMeta, Token, TokenSpec},
-    storage::{Format, StoredRoot},
+    storage::StoredRoot,
 };
 use prost::Message as _;
 
@@ -295,7 +295,7 @@ async fn contents(
     token: &JoinToken,
     now: Timestamp,
 ) -> Result<(Txn, NetworkSpec), InitError> {
-    let format = Format { version: layout::VERSION, trust_domain: options.domain.to_string() };
+    let format = layout::format(options.domain.to_string());
     let root = StoredRoot { certificate: ca.roots()[0].to_vec() };
     let memory = MemoryStore::new();
     memory.apply_txn(

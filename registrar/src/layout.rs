@@ -37,6 +37,11 @@ pub enum LayoutError {
     Version(u32),
 }
 
+/// What a new store for `trust_domain` says of itself, with an epoch of its own.
+pub fn format(trust_domain: String) -> Format {
+    Format { version: VERSION, trust_domain, epoch: rand::random_range(1..=u64::MAX) }
+}
+
 /// Makes sense of the keys under `meta/`.
 ///
 /// # Errors
@@ -79,7 +84,8 @@ mod tests {
             create_revision: 2,
             mod_revision: 2,
         };
-        let format = Format { version: VERSION, trust_domain: "net.example".into() };
+        let format = format("net.example".into());
+        assert_ne!(format.epoch, super::format("net.example".into()).epoch);
         let whole = kv(keys::format(), format.encode_to_vec());
         let restoring = Restoring { source: "a backup".into(), ..Restoring::default() };
         let begun = kv(keys::restoring(), restoring.encode_to_vec());

@@ -122,7 +122,6 @@ mod tests {
 
     use async_trait::async_trait;
     use bytes::Bytes;
-    use muster_proto::storage::Format;
     use prost::Message as _;
 
     use super::*;
@@ -179,7 +178,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for (times, fails) in [(2, false), (100, true)] {
             let store = MemoryStore::new();
-            let format = Format { version: layout::VERSION, trust_domain: "net.example".into() };
+            let format = layout::format("net.example".into());
             store.apply_txn(&Txn::new().put(keys::format(), format.encode_to_vec())).unwrap();
             for number in 0..1200 {
                 store.apply_txn(&Txn::new().put(format!("k/{number:05}"), "v")).unwrap();

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use muster_proto::storage::{Format, Restoring};
+use muster_proto::storage::Restoring;
 use prost::Message as _;
 
 use super::{TransferError, format::Summary, progress::Progress, source::Source};
 use crate::{
-    layout::Layout,
+    layout::{self, Layout},
     registry::keys,
     store::{
         Condition, KeyRange, MAX_KEY, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Store, StoreError, Txn,
@@ -125,13 +125,13 @@ impl<'a> Loading<'a> {
         if found == self.summary { Ok(()) } else { Err(TransferError::NotAsWritten(self.place.to_owned())) }
     }
 
-    /// Has the store be complete, as one of `format`.
-    pub(super) async fn complete(self, format: &Format) -> Result<(), TransferError> {
+    /// Has the store be complete, as one for `trust_domain`.
+    pub(super) async fn complete(self, trust_domain: String) -> Result<(), TransferError> {
         let txn = Txn::new()
             .when(Condition::ModRevision(keys::restoring(), self.revision))
             .when(Condition::Absent(keys::format()))
             .delete(keys::restoring())
-            .put(keys::format(), format.encode_to_vec());
+            .put(keys::format(), layout::format(trust_domain).encode_to_vec());
         let fail = TransferError::store("complete", self.place);
         match self.store.txn(txn).await {
             Ok(TxnOutcome::Committed(_)) => Ok(()),

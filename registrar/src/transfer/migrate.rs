@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use muster_common::time::Timestamp;
-use muster_proto::storage::{Format, Migrated};
+use muster_proto::storage::Migrated;
 use prost::Message as _;
 
 use super::{
@@ -94,8 +94,7 @@ pub async fn migrate(
         unmark(&origin).await?;
         return Err(error);
     }
-    let format = Format { version: format.version, trust_domain: format.trust_domain };
-    loading.complete(&format).await?;
+    loading.complete(format.trust_domain).await?;
     Ok(summary)
 }
 

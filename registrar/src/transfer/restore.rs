@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use muster_proto::storage::Format;
-
 use super::{
     TransferError,
     archive::{self, Contents, Reader},
@@ -54,7 +52,6 @@ pub async fn restore(
         return Err(TransferError::Changed(path.to_owned()));
     }
     loading.verify(progress).await?;
-    let format = Format { version: header.layout_version, trust_domain: header.trust_domain.clone() };
-    loading.complete(&format).await?;
+    loading.complete(header.trust_domain.clone()).await?;
     Ok(contents)
 }

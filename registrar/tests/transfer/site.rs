@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_common::config;
 use muster_common::time::Timestamp;
+use muster_proto::storage::Format;
 use muster_registrar::config::{Config, StoreKind};
 use muster_registrar::init;
 use muster_registrar::registry::keys;
@@ -18,6 +19,7 @@ use muster_registrar::store::etcd::EtcdStore;
 use muster_registrar::store::sqlite::{SqliteSnapshot, SqliteStore};
 use muster_registrar::store::{KeyRange, Store, Txn, TxnOutcome};
 use muster_registrar::transfer::{TransferError, archive, backup, migrate, progress::Progress, restore};
+use prost::Message as _;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_muster-registrar");
@@ -237,11 +239,20 @@ impl Drop for Killed {
 /// All of a store's keys and values.
 pub(crate) type State = BTreeMap<Bytes, Bytes>;
 
-/// What is in a store and goes with a deployment, with the format.
+/// What is in a store and goes with a deployment, with the format but for its epoch.
 pub(crate) async fn state(site: &Site, kind: StoreKind) -> State {
     let mut state = everything(site, kind).await;
     state.retain(|key, _| keys::is_portable(key) || *key == keys::format());
+    if let Some(value) = state.get_mut(&keys::format()) {
+        let format = Format { epoch: 0, ..Format::decode(&**value).unwrap() };
+        *value = format.encode_to_vec().into();
+    }
     state
+}
+
+/// The epoch of a store.
+pub(crate) async fn epoch(site: &Site, kind: StoreKind) -> u64 {
+    Format::decode(&*everything(site, kind).await[&keys::format()]).unwrap().epoch
 }
 
 /// All that is in a store, whoever has it open.

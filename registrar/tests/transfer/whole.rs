@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use muster_registrar::config::StoreKind::{Etcd as InEtcd, Sqlite};
 use muster_registrar::registry::keys;
 
-use crate::site::{Etcd, Site, everything, state};
+use crate::site::{Etcd, Site, epoch, everything, state};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backups_of_either_store_are_restored_into_either() {
@@ -28,6 +28,8 @@ async fn backups_of_either_store_are_restored_into_either() {
             let read = site.restore(&origin.path("backup")).await.unwrap();
             assert_eq!(read.summary, written.summary);
             assert!(state(&site, to).await == expected);
+            // Agents that come back are not to resume from revisions of the other store.
+            assert_ne!(epoch(&site, to).await, epoch(&origin, from).await);
             let registrar = keys::registrar(uuid::Uuid::from_u128(7));
             let all = everything(&site, to).await;
             assert!(!all.contains_key(&registrar) && !all.contains_key(&keys::restoring()));
@@ -52,6 +54,7 @@ async fn a_migration_and_the_way_back_change_nothing() {
     let keys = site.migrate(Sqlite, InEtcd).await.unwrap();
     assert_eq!(keys, expected.len() as u64 - 1);
     assert!(state(&site, InEtcd).await == expected);
+    assert_ne!(epoch(&site, InEtcd).await, epoch(&site, Sqlite).await);
     // The source is as it was, but for the mark.
     assert!(state(&site, Sqlite).await == expected);
     let error = site.fails(&["serve"]);

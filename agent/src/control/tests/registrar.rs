@@ -45,7 +45,11 @@ fn silence_counts_as_failure() {
     control.handle_timeout(at(30_000));
     assert!(matches!(actions(&mut control)[..], [Action::Disconnect { .. }]));
     // The late answer is of no use.
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), at(30_001));
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
+        at(30_001),
+    );
     assert_eq!(actions(&mut control), []);
 }
 
@@ -127,7 +131,11 @@ fn a_refused_device_lets_its_peers_go_and_asks_rarely() {
     // And comes back when it is let in again.
     let later = control.poll_timeout().unwrap();
     let (attempt, _) = register(&mut control, later);
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()) }), later);
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
+        later,
+    );
     control.handle_session_opened(attempt, later);
     assert!(!control.is_refused());
 }

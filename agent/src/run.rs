@@ -204,6 +204,7 @@ impl Agent {
             registrar: identity.registrar.clone(),
             config: device_config,
             peers: held.peers,
+            epoch: held.epoch,
             revision: held.revision,
             private_endpoints: endpoints(&addresses.borrow(), host.port()),
             virtual_services,
@@ -458,8 +459,8 @@ impl Agent {
                     }
                 }
                 Action::Persist(Persist::Peers) => {
-                    let (revision, peers) = self.control.held_peers();
-                    self.writer.write(Write::Peers(Peers { revision, peers }));
+                    let (epoch, revision, peers) = self.control.held_peers();
+                    self.writer.write(Write::Peers(Peers { epoch, revision, peers }));
                 }
             }
         }

@@ -25,6 +25,9 @@ const VIRTUAL_SERVICES: &str = "virtual-services";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peers {
+    /// Of the registrar's store, whose revisions these are.
+    #[serde(default)]
+    pub epoch: u64,
     /// Of the last bookmark.
     pub revision: u64,
     /// As the registrar described them.
@@ -120,7 +123,7 @@ mod tests {
 
     fn peers() -> Peers {
         let peer = Peer { device_uid: "d-1".into(), name: "web".into(), ..Peer::default() };
-        Peers { revision: 7, peers: vec![peer] }
+        Peers { epoch: 3, revision: 7, peers: vec![peer] }
     }
 
     fn identity() -> Identity {
@@ -146,7 +149,8 @@ mod tests {
         assert_eq!(state.peers(), peers());
         let text = fs::read_to_string(state.directory().join(PEERS)).unwrap();
         assert!(
-            text.starts_with("muster-agent peers 1 sha256:") && text.contains("\n{\n  \"revision\": 7,"),
+            text.starts_with("muster-agent peers 1 sha256:")
+                && text.contains("\n{\n  \"epoch\": 3,\n  \"revision\": 7,"),
             "{text}"
         );
         let config =

@@ -229,7 +229,7 @@ mod tests {
         let mut waiting = Waiting::default();
         for revision in 0..1000 {
             waiting.put(Write::Names(vec![0]));
-            waiting.put(Write::Peers(Peers { revision, peers: vec![] }));
+            waiting.put(Write::Peers(Peers { revision, ..Peers::default() }));
         }
         assert!(matches!(waiting.take(), Some(Write::Peers(Peers { revision: 999, .. }))));
         assert!(matches!(waiting.take(), Some(Write::Names(_))));
@@ -276,7 +276,7 @@ mod tests {
         let state = State::new(directory.path());
         let writer = Writer::start(state.clone()).unwrap();
         for revision in 0..20 {
-            writer.write(Write::Peers(Peers { revision, peers: vec![] }));
+            writer.write(Write::Peers(Peers { revision, ..Peers::default() }));
         }
         writer.write(Write::Names(b"n".to_vec()));
         drop(writer);

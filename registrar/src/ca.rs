@@ -5,6 +5,7 @@
 //! trusted too; `cross.crt` is the issuing or the next root's key, signed by the root before it; `next.key` waits;
 //! `retired/*.crt` are no longer trusted, whatever the store says.
 
+pub mod copy;
 pub mod rotation;
 
 use std::{

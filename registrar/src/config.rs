@@ -68,13 +68,22 @@ pub struct Advertise {
 }
 
 /// Kinds of store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreKind {
     /// A file, for one registrar.
     Sqlite,
     /// An etcd, for any number of registrars.
     Etcd,
+}
+
+impl fmt::Display for StoreKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite => "sqlite",
+            Self::Etcd => "etcd",
+        })
+    }
 }
 
 /// Where the registry is kept.
@@ -279,6 +288,16 @@ impl Config {
             self.data_dir.join("registry.db")
         } else {
             self.store.path.clone()
+        }
+    }
+
+    /// Where the store of a kind is, for people.
+    pub fn place(&self, kind: StoreKind) -> String {
+        match kind {
+            StoreKind::Sqlite => self.sqlite_path().display().to_string(),
+            StoreKind::Etcd => {
+                format!("etcd {} (prefix {})", self.store.etcd.endpoints.join(", "), self.store.etcd.prefix)
+            }
         }
     }
 

@@ -20,7 +20,7 @@ use muster_common::{
 };
 use muster_proto::{
     admin::{DirectorAddress, Network, NetworkSpec, ObjectMeta, Token, TokenSpec},
-    storage::{Format, StoredRoot},
+    storage::StoredRoot,
 };
 use prost::Message as _;
 
@@ -28,7 +28,7 @@ use self::undo::Undo;
 use crate::{
     ca::{Ca, CaError},
     config::{Config, StoreKind},
-    own_certificate,
+    layout, own_certificate,
     registry::{
         CommitError, Registry, keys,
         plan::{self, AdminError},
@@ -40,8 +40,6 @@ use crate::{
     token::{DEFAULT_TTL, JoinToken},
 };
 
-/// Version of the layout of the store.
-pub const FORMAT_VERSION: u32 = 1;
 /// Name of the first operator.
 pub const OPERATOR: &str = "admin";
 /// Where a director listens unless it is told otherwise.
@@ -297,7 +295,7 @@ async fn contents(
     token: &JoinToken,
     now: Timestamp,
 ) -> Result<(Txn, NetworkSpec), InitError> {
-    let format = Format { version: FORMAT_VERSION, trust_domain: options.domain.to_string() };
+    let format = layout::format(options.domain.to_string());
     let root = StoredRoot { certificate: ca.roots()[0].to_vec() };
     let memory = MemoryStore::new();
     memory.apply_txn(
@@ -348,9 +346,11 @@ async fn contents(
     let made = registry.read().network(options.network.as_str()).map(|state| state.network.stored.clone());
     let spec = made.and_then(|network| network.spec).unwrap_or_default();
     let (all, _) = memory.range_all(KeyRange::all()).await?;
+    // Nor while something else is being put there.
+    let nothing = Txn::new().when(Condition::Absent(keys::restoring()));
     let txn = all
         .into_iter()
-        .fold(Txn::new(), |txn, kv| txn.when(Condition::Absent(kv.key.clone())).put(kv.key, kv.value));
+        .fold(nothing, |txn, kv| txn.when(Condition::Absent(kv.key.clone())).put(kv.key, kv.value));
     Ok((txn, spec))
 }
 
@@ -360,11 +360,7 @@ async fn write_store(config: &Config, undo: &mut Undo, txn: Txn) -> Result<Strin
         StoreKind::Sqlite => {
             let path = config.sqlite_path();
             make_parent(undo, &path)?;
-            let files = ["", "-wal", "-shm", ".lock"].map(|suffix| {
-                let mut file = path.clone().into_os_string();
-                file.push(suffix);
-                PathBuf::from(file)
-            });
+            let files = SqliteStore::files(&path);
             files.iter().for_each(|file| undo.will_make(file));
             SqliteStore::create(&path)?;
             let outcome = SqliteStore::open(path.clone())?.txn(txn).await?;

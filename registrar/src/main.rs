@@ -1,6 +1,8 @@
 //! The `muster-registrar` command.
 #![forbid(unsafe_code)]
 
+mod commands;
+
 use std::{
     io::Write as _,
     net::IpAddr,
@@ -35,6 +37,7 @@ const EXAMPLES: &str = "Examples:
   muster-registrar init --domain net.example --public-address 198.51.100.10
   muster-registrar serve
   muster-registrar ca status
+  muster-registrar backup --output /backup/muster-$(date +%F)
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -106,6 +109,12 @@ enum Command {
         after_help = "Examples:\n  muster-registrar ca status\n  muster-registrar ca rotate prepare"
     )]
     Ca(CaCommand),
+    /// Write the store, as it is at one moment, and the CA into one file, while the registrar runs; or check such a file.
+    Backup(commands::BackupArgs),
+    /// Put a backup into an empty store.
+    Restore(commands::RestoreArgs),
+    /// Move the deployment from one kind of store to the other.
+    Migrate(commands::MigrateArgs),
     /// Make a credential for an operator, on the registrar's host.
     #[command(after_help = "Example:\n  muster-registrar credential --name alice --output alice.toml")]
     Credential {
@@ -204,6 +213,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             print(&status(&rotation::phase(&load(&config.config)?.data_dir)?))
         }
         Command::Ca(CaCommand::Rotate { config, step, force }) => rotate(&load(&config.config)?, step, force),
+        Command::Backup(arguments) => print(&arguments.run()?),
+        Command::Restore(arguments) => print(&arguments.run()?),
+        Command::Migrate(arguments) => print(&arguments.run()?),
         Command::Credential { config, name, network, output } => {
             let mut config = load(&config.config)?;
             let ca = Ca::load(&config.data_dir)?;

@@ -23,8 +23,7 @@ use muster_common::{
     time::Timestamp,
     tls::{ALPN_H2, TlsError},
 };
-use muster_proto::storage::Format;
-use prost::Message as _;
+use muster_proto::storage::{Format, Migrated, Restoring};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -43,6 +42,7 @@ use crate::{
     carriers::Carriers,
     config::{Config, StoreKind},
     init,
+    layout::{self, Layout},
     presence::Presences,
     registry::{CommitError, Registry, field::FieldError, keys, view::Advertised},
     session::Hub,
@@ -97,6 +97,28 @@ pub enum ServeError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// The store is not whole yet.
+    #[error(
+        "the store at {place} is incomplete: putting {contents} into it has not been finished. Run the same command \
+         (`muster-registrar restore` or `migrate`) again, which goes on where it was"
+    )]
+    Incomplete {
+        /// Where it is.
+        place: String,
+        /// What is being put into it.
+        contents: String,
+    },
+    /// Another store is served in its place.
+    #[error(
+        "the store at {place} has been migrated to {target}: set store.kind to that in the configuration. To use this \
+         one again after all, without what was changed there: `muster-registrar migrate --undo`"
+    )]
+    Migrated {
+        /// Where it is.
+        place: String,
+        /// Where its contents are now.
+        target: String,
+    },
     /// The CA, or the registrar's certificate.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -144,7 +166,8 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let dns_addresses = dns_sockets.addresses();
     let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
     let (store, store_failed) = open_store(&config, &metrics, &readiness)?;
-    let format = read_format(&*store, &place(&config)).await?;
+    let place = config.place(config.store.kind);
+    let format = read_format(&*store, &place).await?;
     let mut trust = Trust::open(&config, store.clone(), &format.trust_domain, Timestamp::now()).await?;
 
     let mut tasks = JoinSet::new();
@@ -176,6 +199,8 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     hub.register_metrics(&metrics);
     let uid = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
     let announcement = store.announce(keys::registrar(uid)).await?;
+    // A migration marks the store first and then looks who runs. So one of the two sees the other.
+    read_format(&*store, &place).await?;
     let identity = Identity { uid: trust.own_uid()?, run: uid, host: host_name(), advertised };
     identity.tell(&registry, 0).await?;
     let balance = Balance::new(&hub, identity, &metrics);
@@ -360,33 +385,24 @@ fn open_store(config: &Config, metrics: &Metrics, readiness: &Readiness) -> Resu
     })
 }
 
-fn place(config: &Config) -> String {
-    match config.store.kind {
-        StoreKind::Sqlite => config.sqlite_path().display().to_string(),
-        StoreKind::Etcd => {
-            format!("etcd {} (prefix {})", config.store.etcd.endpoints.join(", "), config.store.etcd.prefix)
-        }
-    }
-}
-
+/// What the store says of itself, if it can be served.
 async fn read_format(store: &dyn Store, place: &str) -> Result<Format, ServeError> {
-    let found = store.get(keys::format()).await.map_err(|error| match error {
+    let range = store.range(keys::meta(), None, layout::KEYS_MAX).await.map_err(|error| match error {
         StoreError::Unavailable(_) => ServeError::Unreachable { place: place.to_owned(), source: error },
         error => error.into(),
     })?;
-    let Some(kv) = found else { return Err(ServeError::Empty(place.to_owned())) };
-    let wrong = |reason: String| ServeError::Format { place: place.to_owned(), reason };
-    let format = Format::decode(kv.value)
-        .map_err(|error| wrong(format!("is damaged ({error}); restore it from a backup")))?;
-    if format.version != init::FORMAT_VERSION {
-        return Err(wrong(format!(
-            "has layout {}, and this version of muster-registrar knows layout {}; install the version that \
-             belongs to it",
-            format.version,
-            init::FORMAT_VERSION
-        )));
+    let layout = layout::read(&range.kvs)
+        .map_err(|error| ServeError::Format { place: place.to_owned(), reason: error.to_string() })?;
+    match layout {
+        Layout::None => Err(ServeError::Empty(place.to_owned())),
+        Layout::Whole(format) => Ok(format),
+        Layout::Restoring(Restoring { source, .. }) => {
+            Err(ServeError::Incomplete { place: place.to_owned(), contents: source })
+        }
+        Layout::Migrated(_, Migrated { target, .. }) => {
+            Err(ServeError::Migrated { place: place.to_owned(), target })
+        }
     }
-    Ok(format)
 }
 
 /// Has the store forget its history once it is old.

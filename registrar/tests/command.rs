@@ -402,3 +402,55 @@ fn two_registrars_share_an_etcd() {
     let error = only_line(&first.command(&["serve"]).output().unwrap());
     assert!(error.contains("etcd") && error.contains(&client.to_string()), "{error}");
 }
+
+#[test]
+fn a_deployment_goes_on_from_its_backup() {
+    let site = Site::new();
+    assert!(site.init().status.success());
+    let mut running = site.serve();
+    site.wait_ready(&mut running);
+    let backup = site.path("backup");
+    let output = site.command(&["backup", "--output", backup.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("net.example") && printed.contains("ca.crt, ca.key"), "{printed}");
+    let error = only_line(&site.command(&["backup", "--output", backup.to_str().unwrap()]).output().unwrap());
+    assert!(error.contains("exists already") && error.contains("--force"), "{error}");
+
+    // In JSON, and without any configuration.
+    let verify = ["backup", "--verify", backup.to_str().unwrap(), "-o", "json"];
+    let output = Command::new(PROGRAM).args(verify).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["trustDomain"], "net.example");
+    assert_eq!(told["caFiles"], serde_json::json!(["ca.crt", "ca.key"]));
+
+    // The registrar that runs goes on, and nothing is put where it is.
+    let error = only_line(&site.command(&["restore", backup.to_str().unwrap()]).output().unwrap());
+    assert!(error.contains("registry.db") && error.contains("in use"), "{error}");
+    running.signal("TERM");
+    let (code, log) = running.finish();
+    assert_eq!(code, Some(0), "{log}");
+
+    // Another host, with nothing but the backup, serves the same deployment with the same CA.
+    let other = Site::new();
+    let output = other.command(&["restore", backup.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("is restored") && printed.contains("registry.db"), "{printed}");
+    let mut running = other.serve();
+    other.wait_ready(&mut running);
+    assert!(read(&other.path("data/ca.key")) == read(&site.path("data/ca.key")));
+    let pool =
+        "muster_registrar_pool_addresses{network=\"default\",pool=\"device_pool_v4\",state=\"free\"} 2097150";
+    assert!(other.get("/metrics").unwrap().contains(pool));
+
+    for arguments in [
+        &["backup"][..],
+        &["backup", "--output", "a", "--verify", "b"],
+        &["restore"],
+        &["migrate", "--from", "sqlite"],
+        &["migrate", "--from", "sqlite", "--to", "mysql"],
+    ] {
+        assert_eq!(Command::new(PROGRAM).args(arguments).output().unwrap().status.code(), Some(2));
+    }
+}

@@ -58,6 +58,9 @@ impl Control {
                 if let Some(config) = response.config {
                     self.apply_config(config, now);
                 }
+                if response.store_epoch != self.epoch {
+                    self.begin_epoch(response.store_epoch, now);
+                }
                 self.link = Link::Opening { deadline: now + ANSWER_PATIENCE };
                 let hello = SessionHello {
                     revision: self.revision,
@@ -69,6 +72,15 @@ impl Control {
             }
         }
         self.settle(now);
+    }
+
+    /// The registrars have another store than before, such as one restored from a backup: its revisions say nothing about
+    /// what is held, which therefore gives way to whatever is told.
+    fn begin_epoch(&mut self, epoch: u64, now: Instant) {
+        self.epoch = epoch;
+        self.revision = 0;
+        self.peers.forget_revisions();
+        self.persist_soon(now);
     }
 
     /// The session of [`Action::OpenSession`] is open.

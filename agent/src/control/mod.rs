@@ -78,6 +78,8 @@ pub struct Start {
     pub config: Option<DeviceConfig>,
     /// The peers held.
     pub peers: Vec<Peer>,
+    /// Epoch of the registrar's store that `revision` and the revisions of `peers` are of.
+    pub epoch: u64,
     /// Revision up to which `peers` are right.
     pub revision: u64,
     /// Where this device's tunnel is reached on its own networks, best first.

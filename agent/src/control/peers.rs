@@ -46,6 +46,13 @@ pub(super) struct Peers {
 }
 
 impl Peers {
+    /// What is told of any peer from now on counts as newer than what is held.
+    pub(super) fn forget_revisions(&mut self) {
+        for held in self.held.values_mut() {
+            held.info.message.revision = 0;
+        }
+    }
+
     /// Holds `info`, or what is newer; adds to `commands` what the data plane must do. True if anything changed.
     pub(super) fn put(&mut self, info: PeerInfo, reason: Reason, commands: &mut Vec<Command>) -> bool {
         let uid = info.message.device_uid.clone();

@@ -128,7 +128,9 @@ fn play(seed: u64, inputs: &[Input]) -> Vec<Action> {
             Input::Registered(ok) => {
                 let mut config = config();
                 config.site_routes.push("192.168.0.0/16".into());
-                let answer = RegisterResponse { config: Some(config), unsaved: false };
+                // Now and then there is another store.
+                let answer =
+                    RegisterResponse { config: Some(config), store_epoch: attempt / 3, unsaved: false };
                 let failure = Failure::Unavailable(String::new());
                 control.handle_registered(attempt, if ok { Ok(answer) } else { Err(failure) }, now);
             }

@@ -92,7 +92,11 @@ fn register(control: &mut Control, now: Instant) -> (u64, String) {
 fn connected(start: Start, now: Instant) -> (Control, u64) {
     let mut control = Control::new(start, 7, now);
     let (attempt, _) = register(&mut control, now);
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config()), unsaved: false }), now);
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
+        now,
+    );
     control.handle_session_opened(attempt, now);
     assert!(control.is_connected());
     actions(&mut control);
@@ -115,7 +119,7 @@ fn it_registers_opens_a_session_and_is_configured() {
     assert_eq!(registrar, "r1:7500");
     control.handle_registered(
         attempt,
-        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
         at(1),
     );
     let did = actions(&mut control);
@@ -139,12 +143,46 @@ fn it_comes_up_from_disk_before_any_registrar() {
     let (attempt, _) = register(&mut control, at(0));
     control.handle_registered(
         attempt,
-        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
         at(1),
     );
     let did = actions(&mut control);
     let [Action::OpenSession { hello, .. }] = &did[..] else { panic!("{did:?}") };
     assert_eq!((hello.revision, &hello.held_peer_uids[..]), (5, &["d-1".to_owned()][..]));
+}
+
+#[test]
+fn another_store_s_revisions_are_not_compared_with_those_of_the_last() {
+    let start =
+        Start { config: Some(config()), peers: vec![peer(1, 500)], epoch: 7, revision: 500, ..start() };
+    let mut control = Control::new(start, 1, at(0));
+    actions(&mut control);
+    let (attempt, _) = register(&mut control, at(0));
+    let answer = |store_epoch| RegisterResponse { config: Some(config()), store_epoch };
+    control.handle_registered(attempt, Ok(answer(7)), at(1));
+    let did = actions(&mut control);
+    assert!(matches!(&did[..], [Action::OpenSession { hello, .. }] if hello.revision == 500));
+    // In the same store, what is older than what is held is no news.
+    let moved = |revision| {
+        let private_endpoints = vec![Endpoint { address: "192.0.2.99".into(), port: 7551 }];
+        let peer = Some(Peer { private_endpoints, ..peer(1, revision) });
+        SessionResponse { message: Some(Message::PeerChanged(PeerChanged { peer })) }
+    };
+    control.handle_session_message(attempt, moved(20), at(2));
+    assert_eq!(commands(&mut control), []);
+
+    control.handle_session_closed(attempt, Failure::Unavailable(String::new()), at(3));
+    let (attempt, _) = register(&mut control, at(60_000));
+    control.handle_registered(attempt, Ok(answer(8)), at(60_001));
+    let did = actions(&mut control);
+    let Some(Action::OpenSession { hello, .. }) = did.last() else { panic!("{did:?}") };
+    assert_eq!((hello.revision, &hello.held_peer_uids[..]), (0, &["d-1".to_owned()][..]));
+    // The peer is kept until something is told of it, and then that counts.
+    assert_eq!(control.peers().count(), 1);
+    control.handle_session_message(attempt, moved(20), at(60_002));
+    assert!(matches!(&commands(&mut control)[..], [Command::UpdatePeer(_)]));
+    let (epoch, _, peers) = control.held_peers();
+    assert_eq!((epoch, peers[0].revision), (8, 20));
 }
 
 #[test]
@@ -308,7 +346,7 @@ fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
         let (attempt, _) = register(&mut control, at(0));
         control.handle_registered(
             attempt,
-            Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+            Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
             at(0),
         );
         control.handle_session_opened(attempt, at(0));
@@ -376,7 +414,7 @@ fn changed_endpoints_roots_and_bookmarks() {
     control.handle_session_message(attempt, message(Message::RootsChanged(roots)), at(4));
     assert_eq!(actions(&mut control), [Action::ReplaceRoots(vec![vec![1]])]);
     control.handle_session_message(attempt, message(Message::Bookmark(Bookmark { revision: 77 })), at(5));
-    assert_eq!(control.held_peers().0, 77);
+    assert_eq!(control.held_peers().1, 77);
     // A configuration that cannot be used changes nothing.
     let bad = DeviceConfig { virtual_ipv4: "x".into(), ..config() };
     control.handle_session_message(attempt, message(Message::Config(bad)), at(6));
@@ -405,7 +443,7 @@ fn the_registrar_is_told_of_held_services_and_tells_of_their_changes() {
     let (attempt, _) = register(&mut control, at(0));
     control.handle_registered(
         attempt,
-        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
         at(0),
     );
     let did = actions(&mut control);
@@ -446,7 +484,7 @@ fn the_registrar_is_told_of_held_services_and_tells_of_their_changes() {
     let (attempt, _) = register(&mut control, at(5_000));
     control.handle_registered(
         attempt,
-        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
         at(5_000),
     );
     let did = actions(&mut control);

@@ -23,9 +23,10 @@ impl Control {
         self.settings.as_ref()
     }
 
-    /// The peers held, as the registrar described them, and the revision up to which that is right.
-    pub fn held_peers(&self) -> (u64, Vec<Peer>) {
-        (self.revision, self.peers.messages())
+    /// The peers held, as the registrar described them, after the epoch of its store and the revision up to which that is
+    /// right.
+    pub fn held_peers(&self) -> (u64, u64, Vec<Peer>) {
+        (self.epoch, self.revision, self.peers.messages())
     }
 
     /// The peers held.

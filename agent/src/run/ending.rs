@@ -83,8 +83,8 @@ impl Agent {
         };
         if left.is_none() {
             self.save_names();
-            let (revision, peers) = self.control.held_peers();
-            self.writer.write(Write::Peers(Peers { revision, peers }));
+            let (epoch, revision, peers) = self.control.held_peers();
+            self.writer.write(Write::Peers(Peers { epoch, revision, peers }));
         }
         if let Some(virtual_ips) = self.virtual_ips.take() {
             virtual_ips.stop().await;

@@ -68,6 +68,7 @@ pub(super) struct Disk {
     registrar: String,
     config: Option<DeviceConfig>,
     peers: Vec<Peer>,
+    epoch: u64,
     revision: u64,
 }
 
@@ -182,6 +183,7 @@ impl World {
             registrar: disk.registrar,
             config: disk.config,
             peers: disk.peers,
+            epoch: disk.epoch,
             revision: disk.revision,
             private_endpoints: host.place.addresses.clone(),
             virtual_services: None,

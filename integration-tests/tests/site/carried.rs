@@ -48,11 +48,11 @@ fn take(lan: &Lan) -> Result<[String; 2]> {
     let mut config = caller.config().ok_or_else(|| failed("the caller has no configuration"))?;
     config.site_routes.extend(["192.168.7.0/24".into(), "192.168.8.0/24".into()]);
     caller.set_config(&config).map_err(failed)?;
-    let Peers { revision, mut peers } = caller.peers();
+    let Peers { epoch, revision, mut peers } = caller.peers();
     let gate = peers.iter_mut().find(|peer| peer.name == "gate").ok_or_else(|| failed("no peer"))?;
     gate.virtual_addresses.extend([v4.clone(), v6.clone()]);
     gate.subnets = vec!["192.168.7.0/24".into(), "192.168.8.0/24".into()];
-    caller.set_peers(&Peers { revision, peers }).map_err(failed)?;
+    caller.set_peers(&Peers { epoch, revision, peers }).map_err(failed)?;
     Ok([v4, v6])
 }
 

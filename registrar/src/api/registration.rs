@@ -113,7 +113,8 @@ impl RegistrationService for Registration {
         let device = register::find(&index, network, uid).map_err(status)?;
         let state = index.network(network).ok_or_else(|| status(DeviceError::Gone))?;
         let config = state.config(device, &self.0.hub.advertised());
-        Ok(Response::new(RegisterResponse { config: Some(config), unsaved: !saved }))
+        let store_epoch = index.format().map_or(0, |format| format.epoch);
+        Ok(Response::new(RegisterResponse { config: Some(config), unsaved: !saved, store_epoch }))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {

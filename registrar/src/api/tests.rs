@@ -22,17 +22,20 @@ use muster_proto::{
         registration_service_server::RegistrationService as _,
     },
 };
+use prost::Message as _;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use tonic::{Code, Response};
 
 use super::*;
 use crate::{
     ca::Ca,
+    layout,
     registry::{
+        keys,
         tests::{World, device, mask, meta, network},
         view::Advertised,
     },
-    store::Store,
+    store::{Store, Txn},
 };
 
 mod ciphers;
@@ -228,7 +231,11 @@ async fn a_device_joins_registers_renews_and_leaves() {
 
     let uid = &enrolled.device_uid;
     let register = || registrar.registration();
+    let format = layout::format(TRUST_DOMAIN.into());
+    let txn = Txn::new().put(keys::format(), format.encode_to_vec());
+    registrar.api.registry.store().txn(txn).await.unwrap();
     let first = register().register(by_device(registration(1), uid)).await.unwrap().into_inner();
+    assert_eq!(first.store_epoch, format.epoch);
     let again = register().register(by_device(registration(1), uid)).await.unwrap().into_inner();
     assert_eq!(first, again);
     assert!(first.config.unwrap().virtual_ipv4.starts_with("10.0."));

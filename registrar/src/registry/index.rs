@@ -298,7 +298,13 @@ impl Index {
                 let old = self.registrars.insert(&new);
                 changes.push(Change::RegistrarRecord { old, new: Some(new) });
             }
-            Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_) => {}
+            // They guard transactions, or say something of the store itself.
+            Key::DeviceName { .. }
+            | Key::DeviceKey { .. }
+            | Key::DirectorName { .. }
+            | Key::Root(_)
+            | Key::Restoring
+            | Key::Migrated => {}
         }
         Ok(())
     }
@@ -469,7 +475,12 @@ impl Index {
                 }
             }
             Some(
-                Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_),
+                Key::DeviceName { .. }
+                | Key::DeviceKey { .. }
+                | Key::DirectorName { .. }
+                | Key::Root(_)
+                | Key::Restoring
+                | Key::Migrated,
             )
             | None => {}
         }

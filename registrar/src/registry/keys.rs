@@ -4,6 +4,8 @@
 //! | key | value |
 //! |---|---|
 //! | `meta/format` | `storage.Format` |
+//! | `meta/restoring` | `storage.Restoring`; while it is there, the store is not whole |
+//! | `meta/migrated` | `storage.Migrated`; while it is there, another store is served in this one's place |
 //! | `meta/networks` | `storage.Claim`; every change to a network's domain or pools also changes it, so that two such changes cannot pass each other |
 //! | `networks/<network>` | `admin.Network` |
 //! | `network-locks/<network>` | `storage.Claim`; while it is there, no device can be added to the network |
@@ -56,6 +58,8 @@ impl Owner {
 #[allow(missing_docs, reason = "the parts are named as in the table above")]
 pub enum Key<'a> {
     Format,
+    Restoring,
+    Migrated,
     Networks,
     Network(&'a str),
     NetworkLock(&'a str),
@@ -104,6 +108,21 @@ pub fn loaded() -> [KeyRange; 15] {
 /// `meta/format`
 pub fn format() -> Bytes {
     Bytes::from_static(b"meta/format")
+}
+
+/// `meta/restoring`
+pub fn restoring() -> Bytes {
+    Bytes::from_static(b"meta/restoring")
+}
+
+/// `meta/migrated`
+pub fn migrated() -> Bytes {
+    Bytes::from_static(b"meta/migrated")
+}
+
+/// All that a store says of itself.
+pub fn meta() -> KeyRange {
+    KeyRange::prefix("meta/")
 }
 
 /// `networks/<network>`
@@ -212,6 +231,17 @@ pub fn registrar_record(uid: Uuid) -> Bytes {
     join("registrar-records", &[uid.hyphenated().encode_lower(&mut buffer)])
 }
 
+/// All registrars that run.
+pub fn registrars() -> KeyRange {
+    KeyRange::prefix("registrars/")
+}
+
+/// Whether a key goes with a deployment into another store, and is neither of this store alone nor of a process. Who
+/// carries a subnet and where a device's session is do go: it is with them as after a registrar's restart.
+pub fn is_portable(key: &[u8]) -> bool {
+    !matches!(parse(key), Some(Key::Format | Key::Restoring | Key::Migrated | Key::Registrar(_)))
+}
+
 /// `roots/<number>`
 pub fn root(number: u64) -> Bytes {
     join("roots", &[&number.to_string()])
@@ -226,6 +256,8 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
     let parsed = match area {
         "meta" => match part()? {
             "format" => Key::Format,
+            "restoring" => Key::Restoring,
+            "migrated" => Key::Migrated,
             "networks" => Key::Networks,
             _ => return None,
         },
@@ -323,6 +355,8 @@ mod tests {
         let v6: IpAddr = "fd00::1".parse().unwrap();
         for (key, expected) in [
             (format(), Key::Format),
+            (restoring(), Key::Restoring),
+            (migrated(), Key::Migrated),
             (network("n"), Key::Network("n")),
             (networks(), Key::Networks),
             (network_lock("n"), Key::NetworkLock("n")),

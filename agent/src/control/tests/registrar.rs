@@ -47,7 +47,7 @@ fn silence_counts_as_failure() {
     // The late answer is of no use.
     control.handle_registered(
         attempt,
-        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
         at(30_001),
     );
     assert_eq!(actions(&mut control), []);
@@ -120,7 +120,7 @@ fn what_a_registrar_could_not_keep_is_told_again() {
         let start = Start { private_endpoints: vec![endpoint], ..start() };
         let mut control = Control::new(start, 7, at(0));
         let (attempt, _) = register(&mut control, at(0));
-        let answer = RegisterResponse { config: Some(config()), unsaved };
+        let answer = RegisterResponse { config: Some(config()), unsaved, ..RegisterResponse::default() };
         control.handle_registered(attempt, Ok(answer), at(0));
         control.handle_session_opened(attempt, at(0));
         let told = actions(&mut control).into_iter().find_map(|action| match action {
@@ -157,7 +157,7 @@ fn a_refused_device_lets_its_peers_go_and_asks_rarely() {
     let (attempt, _) = register(&mut control, later);
     control.handle_registered(
         attempt,
-        Ok(RegisterResponse { config: Some(config()), unsaved: false }),
+        Ok(RegisterResponse { config: Some(config()), ..RegisterResponse::default() }),
         later,
     );
     control.handle_session_opened(attempt, later);

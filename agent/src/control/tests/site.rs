@@ -21,7 +21,11 @@ fn with_subnet() -> DeviceConfig {
 fn connected_with(start: Start, config: DeviceConfig, now: Instant) -> (Control, u64) {
     let mut control = Control::new(start, 7, now);
     let (attempt, _) = register(&mut control, now);
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config), unsaved: false }), now);
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config), ..RegisterResponse::default() }),
+        now,
+    );
     control.handle_session_opened(attempt, now);
     actions(&mut control);
     (control, attempt)
@@ -56,7 +60,7 @@ fn an_address_in_a_subnet_is_looked_up_and_whoever_carries_it_is_told_to_the_dat
     let told = commands(&mut control);
     assert!(matches!(&told[0], Command::UpdatePeer(peer) if peer.subnets.is_empty()), "{told:?}");
     assert_eq!(told[1..], [Command::NoSuchDevice(inside())]);
-    assert!(control.held_peers().1[0].subnets.is_empty());
+    assert!(control.held_peers().2[0].subnets.is_empty());
     // What no subnet and no pool has is asked for by nobody.
     let elsewhere = Event::LookupAddress("192.168.8.1".parse().unwrap());
     assert_eq!(lookup(&mut control, &elsewhere, at(6)), None);
@@ -83,7 +87,7 @@ fn a_subnet_moves_from_peer_to_peer_and_both_stay() {
     );
     assert_eq!((subnets(&control, "d-1"), subnets(&control, "d-2").len()), (vec![], 1));
     // From disk it comes back the same.
-    let start = Start { config: Some(with_subnet()), peers: control.held_peers().1, ..start() };
+    let start = Start { config: Some(with_subnet()), peers: control.held_peers().2, ..start() };
     let again = Control::new(start, 1, at(0));
     again.check();
     assert_eq!((subnets(&again, "d-1").len(), subnets(&again, "d-2").len()), (0, 1));
@@ -155,7 +159,11 @@ fn what_this_device_carries_is_its_own() {
         virtual_ipv4: "100.64.3.3".into(),
         ..ProxiedDevice::default()
     }];
-    control.handle_registered(attempt, Ok(RegisterResponse { config: Some(config), unsaved: false }), at(1));
+    control.handle_registered(
+        attempt,
+        Ok(RegisterResponse { config: Some(config), ..RegisterResponse::default() }),
+        at(1),
+    );
     control.handle_session_opened(attempt, at(1));
     let routes = |settings: &Settings| settings.routes.iter().map(ToString::to_string).collect::<Vec<_>>();
     let settings = control.settings().unwrap();
@@ -206,7 +214,7 @@ fn no_peer_is_reached_inside_of_a_subnet_that_is_routed_into_the_tunnel() {
     let introduction = Introduction { peer: Some(other) };
     control.handle_session_message(attempt, message(Message::Introduction(introduction)), at(3));
     assert_eq!(endpoints(&control), ["192.0.2.1:7551", "192.0.2.2:7551"]);
-    let start = Start { config: Some(with_subnet()), peers: control.held_peers().1, ..start() };
+    let start = Start { config: Some(with_subnet()), peers: control.held_peers().2, ..start() };
     assert_eq!(endpoints(&Control::new(start, 1, at(0))), ["192.0.2.1:7551", "192.0.2.2:7551"]);
     // Once this host is there itself, that is the way.
     control.handle_private_endpoints(vec!["192.168.7.77:7551".parse().unwrap()], at(4));

@@ -110,6 +110,7 @@ impl World {
                     registrar: format!("r{}:7500", joining.registrar),
                     config: None,
                     peers: Vec::new(),
+                    epoch: 0,
                     revision: 0,
                 });
                 self.hosts[h].joining = None;

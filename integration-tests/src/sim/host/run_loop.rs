@@ -207,12 +207,12 @@ impl World {
                 }
             }
             Action::Persist(what) => {
-                let (revision, peers) = running.control.held_peers();
+                let (epoch, revision, peers) = running.control.held_peers();
                 let config = running.control.config().cloned();
                 let Some(disk) = &mut self.hosts[h].disk else { return Ok(()) };
                 match what {
                     Persist::Config => disk.config = config,
-                    Persist::Peers => (disk.revision, disk.peers) = (revision, peers),
+                    Persist::Peers => (disk.epoch, disk.revision, disk.peers) = (epoch, revision, peers),
                 }
             }
             Action::ReplaceRoots(_)

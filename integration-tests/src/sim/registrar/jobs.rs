@@ -228,7 +228,8 @@ impl World {
             (Ok(_), Request::Register { uid, .. }) => match register::find(index, NETWORK, *uid) {
                 Ok(device) => {
                     let config = index.network(NETWORK).map(|state| state.config(device, &advertised));
-                    Answer::Registered(Box::new(RegisterResponse { config, unsaved: false }))
+                    let store_epoch = index.format().map_or(0, |format| format.epoch);
+                    Answer::Registered(Box::new(RegisterResponse { config, store_epoch, unsaved: false }))
                 }
                 Err(error) => Answer::Refused(error.to_string()),
             },

@@ -139,6 +139,26 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
 }
 
+/// Opens a connection that can only read, beside whoever has the database open, and begins a transaction that shows
+/// one revision for as long as the connection is open. Nothing but SQLite touches the file: see [`Lock`].
+pub(super) fn open_snapshot(path: &Path) -> Result<Connection, StoreError> {
+    let foreign = |reason: &str| StoreError::Foreign { path: path.into(), reason: reason.into() };
+    let fail = |error: rusqlite::Error| match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => foreign("it is not an SQLite database"),
+        _ => failure("read", path, &error),
+    };
+    let connection = open_reader(path)?;
+    connection.pragma_update(None, "query_only", true).map_err(fail)?;
+    connection.execute_batch("BEGIN").map_err(fail)?;
+    let application: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(fail)?;
+    if application != APPLICATION_ID {
+        return Err(foreign("it is an SQLite database of another program"));
+    }
+    check_tables(&connection, path)?;
+    Ok(connection)
+}
+
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let fail = |error| failure("open", path, &error);
     let connection =
@@ -312,7 +332,7 @@ fn restrict_mode(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.into();
     name.push(suffix);
     name.into()

@@ -1,11 +1,13 @@
 //! The embedded default store: one SQLite file, for one registrar.
 //!
 //! All writes go through one thread, which commits whatever has queued up with a single fsync ([`writer`]);
-//! reads and watches have connections of their own ([`read`], [`watch`]). [`file`] opens, checks and locks.
+//! reads and watches have connections of their own ([`read`], [`watch`]); [`snapshot`] reads from another process. [`file`]
+//! opens, checks and locks.
 
 mod condition;
 mod file;
 mod read;
+mod snapshot;
 mod watch;
 mod writer;
 
@@ -20,6 +22,8 @@ use bytes::Bytes;
 use muster_common::telemetry::Metrics;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{broadcast, mpsc, oneshot};
+
+pub use self::snapshot::SqliteSnapshot;
 
 use self::condition::Condition;
 use self::file::Lock;
@@ -101,6 +105,11 @@ impl SqliteStore {
             live: weak,
             _lock: lock,
         })
+    }
+
+    /// The files that a database at `path` consists of; some of them come and go.
+    pub fn files(path: &Path) -> [PathBuf; 4] {
+        ["", "-wal", "-shm", ".lock"].map(|suffix| file::beside(path, suffix))
     }
 
     /// Counts of transactions and of commits to disk.

@@ -66,18 +66,24 @@ impl Readers {
 pub(super) struct Reader<'a> {
     connection: &'a Connection,
     path: &'a Path,
-    /// Ends the view when dropped.
-    _snapshot: rusqlite::Transaction<'a>,
+    /// Ends the view when dropped, unless it is part of a longer one.
+    _snapshot: Option<rusqlite::Transaction<'a>>,
     revision: Revision,
     compacted: Revision,
 }
 
 impl<'a> Reader<'a> {
     fn begin(connection: &'a Connection, path: &'a Path) -> Result<Self, StoreError> {
-        let fail = |error| file::failure("read", path, &error);
-        let snapshot = connection.unchecked_transaction().map_err(fail)?;
-        let (revision, compacted) = position(connection).map_err(fail)?;
-        Ok(Self { connection, path, _snapshot: snapshot, revision, compacted })
+        let snapshot =
+            connection.unchecked_transaction().map_err(|error| file::failure("read", path, &error))?;
+        Ok(Self { _snapshot: Some(snapshot), ..Self::within(connection, path)? })
+    }
+
+    /// A view within the connection's own transaction.
+    pub(super) fn within(connection: &'a Connection, path: &'a Path) -> Result<Self, StoreError> {
+        let (revision, compacted) =
+            position(connection).map_err(|error| file::failure("read", path, &error))?;
+        Ok(Self { connection, path, _snapshot: None, revision, compacted })
     }
 
     fn fail(&self, error: rusqlite::Error) -> StoreError {

@@ -36,6 +36,7 @@ use crate::{
 
 mod ciphers;
 mod directors;
+mod invitations;
 mod services;
 mod sites;
 

@@ -292,7 +292,12 @@ impl Index {
                     changes.push(Change::Registrar { uid, runs: true });
                 }
             }
-            Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_) => {}
+            Key::DeviceName { .. }
+            | Key::DeviceKey { .. }
+            | Key::DirectorName { .. }
+            | Key::Root(_)
+            | Key::Succession(_)
+            | Key::Invitation(_) => {}
         }
         Ok(())
     }
@@ -457,7 +462,12 @@ impl Index {
                 }
             }
             Some(
-                Key::DeviceName { .. } | Key::DeviceKey { .. } | Key::DirectorName { .. } | Key::Root(_),
+                Key::DeviceName { .. }
+                | Key::DeviceKey { .. }
+                | Key::DirectorName { .. }
+                | Key::Root(_)
+                | Key::Succession(_)
+                | Key::Invitation(_),
             )
             | None => {}
         }

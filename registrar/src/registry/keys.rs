@@ -19,7 +19,10 @@
 //! | `endpoint-slices/<network>/<namespace>/<name>` | `admin.EndpointSlice` |
 //! | `carriers/<network>/<4 or 6><hex>-<length>` | `storage.Carrier`: the device that carries a subnet |
 //! | `registrars/<uid>` | nothing: there as long as the registrar runs |
+//! | `registrar-addresses/<uid>` | where the registrar with this certificate is reached |
 //! | `roots/<number>` | `storage.StoredRoot` |
+//! | `successions/<hex>` | `storage.StoredSuccession`, by the hash of the root that is replaced |
+//! | `invitations/<id>` | `storage.StoredInvitation` |
 
 use std::{
     fmt::Write as _,
@@ -73,6 +76,8 @@ pub enum Key<'a> {
     Readiness { network: &'a str, uid: Uuid },
     Registrar(Uuid),
     Root(u64),
+    Succession([u8; 32]),
+    Invitation(&'a str),
 }
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
@@ -208,6 +213,32 @@ pub fn root(number: u64) -> Bytes {
     join("roots", &[&number.to_string()])
 }
 
+/// `registrar-addresses/<uid>`
+pub fn registrar_addresses(uid: Uuid) -> Bytes {
+    let mut buffer = Uuid::encode_buffer();
+    join("registrar-addresses", &[uid.hyphenated().encode_lower(&mut buffer)])
+}
+
+/// `successions/<hex>`
+pub fn succession(old_root: &[u8; 32]) -> Bytes {
+    join("successions", &[&hex(old_root)])
+}
+
+/// All successions of roots.
+pub fn successions() -> KeyRange {
+    KeyRange::prefix("successions/")
+}
+
+/// `invitations/<id>`
+pub fn invitation(id: &str) -> Bytes {
+    join("invitations", &[id])
+}
+
+/// All invitations.
+pub fn invitations() -> KeyRange {
+    KeyRange::prefix("invitations/")
+}
+
 /// Takes a key apart; `None` if it is none of the registrar's.
 pub fn parse(key: &[u8]) -> Option<Key<'_>> {
     let text = std::str::from_utf8(key).ok()?;
@@ -245,6 +276,8 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
         "carriers" => Key::Carrier { network: part()?, subnet: parse_subnet(part()?)? },
         "registrars" => Key::Registrar(Uuid::try_parse(part()?).ok()?),
         "roots" => Key::Root(part()?.parse().ok()?),
+        "successions" => Key::Succession(unhex(part()?)?),
+        "invitations" => Key::Invitation(part()?),
         _ => return None,
     };
     parts.next().is_none().then_some(parsed)
@@ -344,6 +377,8 @@ mod tests {
             (readiness("n", uid), Key::Readiness { network: "n", uid }),
             (registrar(uid), Key::Registrar(uid)),
             (root(2), Key::Root(2)),
+            (succession(&[7; 32]), Key::Succession([7; 32])),
+            (invitation("a"), Key::Invitation("a")),
         ] {
             assert_eq!(parse(&key), Some(expected));
         }

@@ -32,7 +32,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use self::files::{Files, read_certificate, read_key};
-pub use self::files::{is_file_name, read_all, remove_all};
+pub use self::files::{NamedFile, is_file_name, read_all, remove_all};
 use crate::csr::CheckedRequest;
 
 /// How far `notBefore` lies before the moment of issue: a clock may be ten minutes slow, with a margin for the time

@@ -29,8 +29,8 @@ use crate::{
     store::{KeyRange, LIFETIME, Store, StoreError, Txn, etcd::EtcdStore},
 };
 
-/// After this, what a registrar that was killed has announced is gone.
-const SETTLED: Duration = LIFETIME.saturating_add(Duration::from_secs(3));
+/// After this, what a registrar that was killed has announced is gone: for so long others are watched.
+pub const SETTLED: Duration = LIFETIME.saturating_add(Duration::from_secs(3));
 
 /// Why this host is still a registrar. Nothing was changed, unless a file could not be removed.
 #[derive(Debug, thiserror::Error)]

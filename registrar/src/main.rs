@@ -295,6 +295,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Leave { config, force } => {
             let loaded = load(&config.config)?;
+            if !force {
+                let seconds = leave::SETTLED.as_secs();
+                // Nothing is to be done if this fails.
+                let _ =
+                    writeln!(std::io::stderr(), "Looking for {seconds} s whether another registrar runs …");
+            }
             let left = leave::leave(&config.config, &loaded, force, Timestamp::now());
             print(&runtime()?.block_on(left)?.to_string())
         }

@@ -32,11 +32,14 @@ pub fn is_file_name(name: &str) -> bool {
     }
 }
 
-/// The files that every registrar of a deployment has, by name, with their contents. They are all of one moment.
+/// A file's name, relative to the data directory, and what is in it.
+pub type NamedFile = (String, Zeroizing<Vec<u8>>);
+
+/// The files that every registrar of a deployment has. They are all of one moment.
 ///
 /// # Errors
 /// If one cannot be read, or a rotation is being changed right now.
-pub fn read_all(directory: &Path) -> Result<Vec<(String, Zeroizing<Vec<u8>>)>, CaError> {
+pub fn read_all(directory: &Path) -> Result<Vec<NamedFile>, CaError> {
     let files = Files::new(directory);
     let _lock = files.lock()?;
     let mut all = Vec::new();

@@ -133,7 +133,7 @@ impl Successions {
                         break;
                     }
                     Err(source) if *old == here.issuing && step == Step::Retired => {
-                        let directory = self.directory.clone();
+                        let (directory, source) = (self.directory.clone(), Box::new(source));
                         return Err(TrustError::Retired { root: *old, directory, source });
                     }
                     Err(error) => return Err(error.into()),

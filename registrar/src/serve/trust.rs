@@ -67,7 +67,7 @@ pub enum TrustError {
         /// The data directory.
         directory: PathBuf,
         /// Why it cannot follow.
-        source: CaError,
+        source: Box<CaError>,
     },
 }
 

@@ -1,11 +1,13 @@
 //! `muster-registrar join`: makes this host a further registrar, with what an invitation hands over. Either all of it is
 //! there afterwards, or nothing but the nonce of an attempt whose answer was lost.
 
+mod adapt;
+
 use std::{
     fmt,
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,9 +27,10 @@ use muster_proto::{
 };
 use tonic::Code;
 
+use self::adapt::adapt;
 use crate::{
     ca::{Ca, CaError},
-    config::{Advertise, Config, DnsListen},
+    config::{Advertise, Config},
     init::{self, list, make_parent, undo::Undo},
     invitation::{
         self, InvitationToken, PROOF,
@@ -46,8 +49,6 @@ const JOURNAL: &str = "joining";
 const DOCUMENT: Format = Format { program: "muster-registrar", prefix: "# ", version: 1 };
 /// Where the files with which etcd is reached are put.
 pub(crate) const ETCD_DIRECTORY: &str = "etcd";
-/// Port of DNS that [`DnsListen::Auto`] means.
-const DNS: u16 = 53;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -351,48 +352,6 @@ async fn set_up(
         advertise: config.advertise,
         notes,
     })
-}
-
-/// Makes another host's configuration this host's; says what is not as it was there.
-fn adapt(config: &mut Config, addresses: &[IpAddr]) -> Vec<String> {
-    config.advertise = Advertise::default();
-    init::advertise(config, addresses);
-    let mut notes = Vec::new();
-    let mut note = |key: &str, was: SocketAddr, now: &dyn fmt::Display| {
-        notes.push(format!("{key} is {now} here, since {was} is an address of the inviting host"));
-    };
-    let theirs = |address: &SocketAddr| !address.ip().is_unspecified() && !address.ip().is_loopback();
-    let listen = &mut config.listen;
-    for (key, address) in [("listen.grpc", &mut listen.grpc), ("listen.dot", &mut listen.dot)] {
-        if theirs(address) {
-            let was = *address;
-            address.set_ip(any(was.ip()));
-            note(key, was, address);
-        }
-    }
-    // Without authentication, not to be opened to everybody.
-    if theirs(&listen.http) {
-        let was = listen.http;
-        listen.http.set_ip(Ipv4Addr::LOCALHOST.into());
-        note("listen.http", was, &listen.http);
-    }
-    if let DnsListen::At(was) = listen.dns
-        && theirs(&was)
-    {
-        listen.dns = match was.port() {
-            DNS => DnsListen::Auto,
-            port => DnsListen::At(SocketAddr::new(any(was.ip()), port)),
-        };
-        note("listen.dns", was, &listen.dns);
-    }
-    notes
-}
-
-fn any(family: IpAddr) -> IpAddr {
-    match family {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    }
 }
 
 /// Writes the keys that differ from their defaults, in the place of a file that sets nothing; it may be read by all.

@@ -67,6 +67,9 @@ fn a_rotation_on_one_registrar_reaches_all_while_agents_stay_connected() {
         bob.run()?;
         wait_connected(&bob)?;
 
+        // As operators do before the old root retires.
+        let credential = site.first.credential().display().to_string();
+        site.first.ask(&["credential", "--output", &credential])?;
         step(&mut site.first, &["retire", "--force"])?;
         wait_status(&second, "the second registrar to have retired the old root", "One root issues")?;
         wait_connected(&agent)?;

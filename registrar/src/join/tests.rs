@@ -44,32 +44,6 @@ fn names(directory: &Path) -> BTreeSet<PathBuf> {
 }
 
 #[test]
-fn what_is_another_hosts_becomes_this_ones() {
-    let mut config: Config = config::parse(
-        "[listen]\ngrpc = \"198.51.100.1:7500\"\ndns = \"198.51.100.1:53\"\ndot = \"[::]:853\"\n\
-         http = \"198.51.100.1:7580\"\n[advertise]\nregistrars = [\"198.51.100.1:7500\"]\n",
-    )
-    .unwrap();
-    let notes = adapt(&mut config, &["192.0.2.9".parse().unwrap(), "2001:db8::9".parse().unwrap()]);
-    assert_eq!(notes.len(), 3, "{notes:?}");
-    assert_eq!(config.listen.grpc, "0.0.0.0:7500".parse().unwrap());
-    assert_eq!(config.listen.http, "127.0.0.1:7580".parse().unwrap());
-    assert_eq!((config.listen.dns, config.listen.dot), (DnsListen::Auto, "[::]:853".parse().unwrap()));
-    assert_eq!(config.advertise.registrars, ["192.0.2.9:7500", "[2001:db8::9]:7500"]);
-    assert_eq!(config.advertise.dns, ["192.0.2.9:853", "[2001:db8::9]:853"]);
-
-    for kept in ["127.0.0.1:53", "[::]:53", "0.0.0.0:5353"] {
-        let dns = DnsListen::At(kept.parse().unwrap());
-        config.listen.dns = dns;
-        assert!(adapt(&mut config, &[]).is_empty());
-        assert_eq!(config.listen.dns, dns);
-    }
-    config.listen.dns = DnsListen::At("198.51.100.1:5353".parse().unwrap());
-    adapt(&mut config, &[]);
-    assert_eq!(config.listen.dns, DnsListen::At("0.0.0.0:5353".parse().unwrap()));
-}
-
-#[test]
 fn the_nonce_is_kept_for_the_same_token() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(JOURNAL);

@@ -89,6 +89,37 @@ pub fn print<T: Serialize>(config: &T) -> String {
     toml::to_string_pretty(config).unwrap_or_else(|e| format!("# cannot print: {e}\n"))
 }
 
+/// `config` as TOML, with those keys alone whose values differ from their defaults.
+pub fn print_changed<T: Serialize + Default>(config: &T) -> String {
+    let mut table = Table::try_from(config).unwrap_or_default();
+    drop_same(&mut table, &defaults::<T>());
+    toml::to_string_pretty(&table).unwrap_or_else(|e| format!("# cannot print: {e}\n"))
+}
+
+/// Removes from `table` what is in `others` as well.
+fn drop_same(table: &mut Table, others: &Table) {
+    for (key, other) in others {
+        match (table.get_mut(key), other) {
+            (Some(Value::Table(inner)), Value::Table(other)) => {
+                drop_same(inner, other);
+                if inner.is_empty() {
+                    table.remove(key);
+                }
+            }
+            (Some(value), other) if value == other => drop(table.remove(key)),
+            _ => {}
+        }
+    }
+}
+
+/// Reads `T` from TOML that came from elsewhere than a file, without the environment.
+///
+/// # Errors
+/// What is wrong with it: line, key and cause.
+pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error| error.to_string())
+}
+
 fn defaults<T: Serialize + Default>() -> Table {
     Table::try_from(T::default()).unwrap_or_default()
 }
@@ -193,5 +224,16 @@ mod tests {
     fn what_is_printed_loads_again() {
         let printed = print(&Sample::default());
         assert_eq!(load_text(&printed, &[]).unwrap(), Sample::default());
+    }
+
+    #[test]
+    fn what_has_been_changed_prints_alone() {
+        assert_eq!(print_changed(&Sample::default()), "");
+        let dns = Dns { servers: vec!["a".into()], verbose: false };
+        let changed = Sample { workers: 3, dns, ..Sample::default() };
+        let printed = print_changed(&changed);
+        assert!(!printed.contains("listen") && !printed.contains("verbose"), "{printed}");
+        assert_eq!(parse::<Sample>(&printed).unwrap(), changed);
+        assert!(parse::<Sample>("workrs = 1\n").unwrap_err().contains("workrs"));
     }
 }

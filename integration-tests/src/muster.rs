@@ -60,9 +60,9 @@ impl DerefMut for Registrar {
 pub struct JoinCommand(pub Vec<String>);
 
 impl JoinCommand {
-    /// The arguments of the `muster-agent join …` or `muster-director join …` line in `text`.
+    /// The arguments of the `muster-agent join …` line in `text`, or that of another program.
     pub fn find(text: &str) -> Result<Self> {
-        let programs = ["muster-agent join ", "muster-director join "];
+        let programs = ["muster-agent join ", "muster-director join ", "muster-registrar join "];
         text.lines()
             .find_map(|line| programs.iter().find_map(|program| line.trim().split_once(program)))
             .map(|(_, arguments)| Self(arguments.split_whitespace().map(str::to_owned).collect()))
@@ -100,8 +100,8 @@ impl Registrar {
         Ok(registrar)
     }
 
-    /// A further registrar of the deployment of `first`, on `host`, as an operator adds one: with the files of the
-    /// CA, on the same store, which `more` names as it did for the first. Others reach it as `address`.
+    /// A further registrar of the deployment of `first`, which need not run, on `host`: with the files of the CA copied
+    /// by hand, on the same store, which `more` names as it did for the first. Others reach it as `address`.
     pub fn beside(first: &Self, host: &Host, address: &str, more: &str) -> Result<Self> {
         let registrar = Self::empty(host)?;
         create(&registrar.data())?;
@@ -113,7 +113,30 @@ impl Registrar {
         Ok(registrar)
     }
 
-    fn empty(host: &Host) -> Result<Self> {
+    /// A further registrar of the deployment of `first`, which runs, on `host`: by one command on each. Others reach it as
+    /// `address`.
+    pub fn invited(first: &Self, host: &Host, address: &str) -> Result<Self> {
+        let mut registrar = Self::empty(host)?;
+        let join = first.invite()?;
+        registrar.printed = process::check(registrar.join_deployment(&join, address)?)?;
+        copy(&first.credential(), &registrar.credential())?;
+        Ok(registrar)
+    }
+
+    /// The command that `muster-registrar invite` prints.
+    pub fn invite(&self) -> Result<JoinCommand> {
+        JoinCommand::find(&self.ask(&["invite"])?)
+    }
+
+    /// The `join` of an invitation, to be run by hand.
+    pub fn join_deployment(&self, join: &JoinCommand, address: &str) -> Result<Command> {
+        let mut command = self.command(&["join", "--address", address])?;
+        command.arg("--data-dir").arg(self.data()).args(&join.0);
+        Ok(command)
+    }
+
+    /// Files of a registrar on `host` that is none yet.
+    pub fn empty(host: &Host) -> Result<Self> {
         let program = Program::new(host, Kind { name: "registrar", run: "serve", http: 7580 })?;
         Ok(Self { program, printed: String::new() })
     }

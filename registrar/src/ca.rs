@@ -3,10 +3,13 @@
 //!
 //! Files, all with mode 0600, in one directory: `ca.key` issues; `ca.crt` is its certificate; `roots/*.crt` are
 //! trusted too; `cross.crt` is the issuing or the next root's key, signed by the root before it; `next.key` waits;
-//! `retired/*.crt` are no longer trusted, whatever the store says.
+//! `retired/*.crt` are no longer trusted, whatever the store says; `successions/` is what the other registrars need to
+//! follow a rotation.
 
 pub mod copy;
+mod files;
 pub mod rotation;
+pub mod succession;
 
 use std::{
     path::{Path, PathBuf},
@@ -16,10 +19,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use muster_common::{
-    file::{self, FileError},
+    file::{self, FileError, LockError},
     identity::SpiffeId,
     time::Timestamp,
-    tls::{SpkiHash, TlsError, certificate_validity, certificates_from_pem},
+    tls::{SpkiHash, TlsError, certificate_validity},
 };
 use rand::Rng;
 use rcgen::{
@@ -29,6 +32,8 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use self::files::{Files, read_certificate, read_key};
+pub use self::files::{NamedFile, is_file_name, read_all, remove_all};
 use crate::csr::CheckedRequest;
 
 /// How far `notBefore` lies before the moment of issue: a clock may be ten minutes slow, with a margin for the time
@@ -79,6 +84,17 @@ pub enum CaError {
     /// A step of a rotation at the wrong time.
     #[error(transparent)]
     Rotation(#[from] rotation::RotationError),
+    /// The rotation that another registrar has begun cannot be followed.
+    #[error("cannot take over the CA's next root from another registrar: {0}")]
+    Succession(#[from] succession::SuccessionError),
+    /// Another process takes a step of a rotation.
+    #[error("cannot change the CA in {}: {source}; try again in a moment", directory.display())]
+    Busy {
+        /// Where the CA is.
+        directory: PathBuf,
+        /// Who has it.
+        source: LockError,
+    },
 }
 
 /// The authority at one moment.
@@ -326,81 +342,6 @@ impl SharedCa {
             *known = all;
             changed
         })
-    }
-}
-
-/// Where the files are.
-struct Files<'a>(&'a Path);
-
-impl<'a> Files<'a> {
-    fn new(directory: &'a Path) -> Self {
-        Self(directory)
-    }
-
-    fn key(&self) -> PathBuf {
-        self.0.join("ca.key")
-    }
-
-    fn certificate(&self) -> PathBuf {
-        self.0.join("ca.crt")
-    }
-
-    fn cross(&self) -> PathBuf {
-        self.0.join("cross.crt")
-    }
-
-    fn next_key(&self) -> PathBuf {
-        self.0.join("next.key")
-    }
-
-    fn root(&self, hash: SpkiHash) -> PathBuf {
-        let digits: String = hash.as_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        self.0.join("roots").join(format!("{digits}.crt"))
-    }
-
-    fn retired(&self, hash: SpkiHash) -> PathBuf {
-        self.0.join("retired").join(self.root(hash).file_name().unwrap_or_default())
-    }
-
-    /// The certificates in a directory, in order.
-    fn list(&self, directory: &str) -> Result<Vec<PathBuf>, FileError> {
-        let directory = self.0.join(directory);
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(FileError::new("read directory", &directory, error)),
-        };
-        let mut paths = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(|error| FileError::new("read directory", &directory, error))?.path();
-            if path.extension().is_some_and(|extension| extension == "crt") {
-                paths.push(path);
-            }
-        }
-        paths.sort_unstable();
-        Ok(paths)
-    }
-
-    fn exists(&self) -> bool {
-        [self.key(), self.certificate()].iter().any(|path| path.symlink_metadata().is_ok())
-    }
-}
-
-fn read_key(path: &Path) -> Result<KeyPair, CaError> {
-    let damaged = |reason: String| CaError::Damaged { path: path.to_owned(), reason };
-    let pem = zeroize::Zeroizing::new(file::read(path)?);
-    let pem = std::str::from_utf8(&pem).map_err(|e| damaged(e.to_string()))?;
-    KeyPair::from_pem(pem).map_err(|e| damaged(e.to_string()))
-}
-
-fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CaError> {
-    let damaged = |reason: String| CaError::Damaged { path: path.to_owned(), reason };
-    let what = path.display().to_string();
-    let mut all =
-        certificates_from_pem(&what, &file::read(path)?).map_err(|error| damaged(error.to_string()))?;
-    match (all.pop(), all.is_empty()) {
-        (Some(one), true) => Ok(one),
-        _ => Err(damaged("it must hold one certificate".into())),
     }
 }
 

@@ -235,6 +235,18 @@ impl Limits {
     }
 }
 
+impl Etcd {
+    /// Where the paths of files are, by their keys.
+    pub fn files_mut(&mut self) -> [(&'static str, &mut PathBuf); 4] {
+        [
+            ("ca_file", &mut self.ca_file),
+            ("cert_file", &mut self.cert_file),
+            ("key_file", &mut self.key_file),
+            ("password_file", &mut self.password_file),
+        ]
+    }
+}
+
 impl Config {
     /// Checks what the types alone do not.
     ///

@@ -1,6 +1,6 @@
 //! `muster-registrar init`: a deployment from nothing. Either all of it is there afterwards, or nothing is.
 
-mod undo;
+pub(crate) mod undo;
 
 use std::{
     fmt, io,
@@ -71,9 +71,9 @@ pub enum InitError {
     Exists(Vec<PathBuf>),
     /// The shared store holds a deployment.
     #[error(
-        "the etcd at {0} holds a Muster deployment already; nothing was changed. To add a registrar to it, copy \
-         ca.key, ca.crt and roots/ from the first one's data directory and start `muster-registrar serve`; for \
-         another deployment, set another store.etcd.prefix"
+        "the etcd at {0} holds a Muster deployment already; nothing was changed. To add this host to it as a further \
+         registrar, run `muster-registrar invite` on the host of one that runs, and what that prints here; for another \
+         deployment, set another store.etcd.prefix"
     )]
     StoreInUse(String),
     /// The host's address is not known.
@@ -104,7 +104,8 @@ pub enum InitError {
     Credential(#[from] CredentialError),
 }
 
-fn list(paths: &[PathBuf]) -> String {
+/// Paths, for sentences.
+pub(crate) fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
@@ -279,7 +280,8 @@ fn check_absent(config: &Config, options: &Options) -> Result<(), InitError> {
     if paths.is_empty() { Ok(()) } else { Err(InitError::Exists(paths)) }
 }
 
-fn make_parent(undo: &mut Undo, path: &Path) -> Result<(), FileError> {
+/// Makes the directory that `path` is to be in.
+pub(crate) fn make_parent(undo: &mut Undo, path: &Path) -> Result<(), FileError> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => undo.make_directory(parent),
         _ => Ok(()),

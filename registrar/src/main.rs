@@ -25,9 +25,9 @@ use muster_registrar::{
         Ca,
         rotation::{self, Phase},
     },
-    config::{Config, DEFAULT_PATH},
+    config::{Config, DEFAULT_PATH, Period},
     init::{self, Options},
-    own_certificate, serve,
+    invite, join, leave, own_certificate, serve,
 };
 
 #[global_allocator]
@@ -38,6 +38,7 @@ const EXAMPLES: &str = "Examples:
   muster-registrar serve
   muster-registrar ca status
   muster-registrar backup --output /backup/muster-$(date +%F)
+  muster-registrar invite          # prints the command that makes another host a registrar, too
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -55,8 +56,27 @@ const ROTATE_EXAMPLES: &str = "Examples:
   muster-registrar ca rotate retire      # a certificate lifetime later: the old root is no longer trusted
 
 The running registrar takes each step up within 30 seconds, or at once with SIGHUP (systemctl reload). Devices stay
-connected throughout. With several registrars, take each step on one of them, copy its ca.key, ca.crt, cross.crt and
-roots/ to the data directories of the others before `activate` takes effect there, and retired/ after `retire`.";
+connected throughout. With several registrars, take each step on one of them, whichever: the others take it within
+another 30 seconds, through the store. One that was away follows when it is back, if that is within a day of `retire`.";
+
+const INVITE_EXAMPLES: &str = "Examples:
+  muster-registrar invite
+  muster-registrar invite --ttl 10m -o json
+
+On the host of a registrar that runs, as root. What the new registrar needs (the CA's files and key, this configuration,
+the files with which etcd is reached) is put into the store, sealed with a key that is in the printed command alone.";
+
+const JOIN_EXAMPLES: &str = "Example:
+  muster-registrar join --registrar registrar.example:7500 --token a1b2c3d4e5.… --ca-hash sha256:…
+
+The whole command, with token and hash, is printed by `muster-registrar invite` on the host of a registrar that runs.";
+
+const LEAVE_EXAMPLES: &str = "Example:
+  systemctl disable --now muster-registrar && muster-registrar leave
+
+The registrar on this host must have been stopped. The registry stays as it is, and the other registrars go on. Removed are
+the CA's files and key, the registrar's certificate, and the files with which etcd is reached that `join` has made; the
+configuration file is renamed.";
 
 /// The registrar of a Muster network: CA, registry, addresses, DNS and API.
 #[derive(Parser)]
@@ -103,6 +123,30 @@ enum Command {
         #[arg(long)]
         print_config: bool,
     },
+    /// Let another host become a registrar of this deployment. Prints the command that it runs.
+    #[command(after_help = INVITE_EXAMPLES)]
+    Invite {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// How long the command is good for, up to 24h.
+        #[arg(long, value_name = "TIME", default_value = "1h")]
+        ttl: Period,
+        /// How to print it.
+        #[arg(long, short, value_enum, value_name = "FORMAT", default_value = "text")]
+        output: Output,
+    },
+    /// Make this host a further registrar of a deployment, by an invitation.
+    #[command(after_help = JOIN_EXAMPLES)]
+    Join(JoinArgs),
+    /// Make this host a registrar no more.
+    #[command(after_help = LEAVE_EXAMPLES)]
+    Leave {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Leave even if the store cannot be told, or if nobody else is known to have the CA's key.
+        #[arg(long)]
+        force: bool,
+    },
     /// Look at the CA, or replace its root.
     #[command(
         subcommand,
@@ -145,6 +189,35 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+}
+
+#[derive(Args)]
+struct JoinArgs {
+    /// Address of a registrar that runs.
+    #[arg(long, value_name = "HOST:PORT")]
+    registrar: String,
+    /// The invitation's token, as `muster-registrar invite` printed it.
+    #[arg(long, env = "MUSTER_TOKEN", hide_env_values = true, value_name = "ID.SECRET")]
+    token: String,
+    /// Hash of the CA's public key: sha256: and 64 hexadecimal digits.
+    #[arg(long, value_name = "HASH")]
+    ca_hash: String,
+    /// The configuration file to write; one that sets nothing is replaced.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// Where to keep the CA. Default: as of a registrar without configuration.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address that agents reach this host at; may be given twice, for IPv4 and IPv6. Default: this host's address of
+    /// its default route.
+    #[arg(long, value_name = "ADDRESS")]
+    address: Vec<IpAddr>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -208,6 +281,37 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
             telemetry::init_logs(&config.log)?;
             Ok(runtime()?.block_on(serve::serve(config))?)
+        }
+        Command::Invite { config, ttl, output } => {
+            let config = load(&config.config)?;
+            let invited = runtime()?.block_on(invite::invite(&config, ttl.get(), Timestamp::now()))?;
+            match output {
+                Output::Text => print(&invited.to_string()),
+                Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&invited)?)),
+            }
+        }
+        Command::Join(arguments) => {
+            let options = join::Options {
+                registrar: arguments.registrar,
+                token: arguments.token.parse()?,
+                ca_hash: arguments.ca_hash.parse()?,
+                config: arguments.config,
+                data_dir: arguments.data_dir,
+                addresses: arguments.address,
+            };
+            let report = runtime()?.block_on(join::join(options, Timestamp::now()))?;
+            print(&report.to_string())
+        }
+        Command::Leave { config, force } => {
+            let loaded = load(&config.config)?;
+            if !force {
+                let seconds = leave::SETTLED.as_secs();
+                // Nothing is to be done if this fails.
+                let _ =
+                    writeln!(std::io::stderr(), "Looking for {seconds} s whether another registrar runs …");
+            }
+            let left = leave::leave(&config.config, &loaded, force, Timestamp::now());
+            print(&runtime()?.block_on(left)?.to_string())
         }
         Command::Ca(CaCommand::Status { config }) => {
             print(&status(&rotation::phase(&load(&config.config)?.data_dir)?))

@@ -5,18 +5,21 @@ mod dns;
 mod drain;
 mod metrics;
 mod stale;
+mod succession;
 mod systemd;
 mod trust;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use muster_common::{
+    file::{self, Lock},
     grpc,
     net::BindError,
     telemetry::{self, Metrics, Readiness},
@@ -65,6 +68,14 @@ const WINDOWS: (u32, u32) = (64 * 1024, 256 * 1024);
 /// Why the registrar does not serve, or does not go on to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// Another one runs.
+    #[error("cannot use the data directory {}: {source}; stop that one first", directory.display())]
+    Runs {
+        /// The data directory.
+        directory: PathBuf,
+        /// Who has it.
+        source: file::LockError,
+    },
     /// A value of the configuration cannot be used.
     #[error(transparent)]
     Config(#[from] muster_common::config::ConfigError),
@@ -155,6 +166,15 @@ fn allow_open_files() -> Option<u64> {
     }
 }
 
+/// Takes a data directory for this process. One that is missing is not made: what should be in it is missing as well.
+fn lock(directory: &Path) -> Result<Option<Lock>, ServeError> {
+    if !directory.exists() {
+        return Ok(None);
+    }
+    let runs = |source| ServeError::Runs { directory: directory.to_owned(), source };
+    file::lock(directory).map(Some).map_err(runs)
+}
+
 /// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the CA's files read again at once.
 ///
 /// # Errors
@@ -162,6 +182,7 @@ fn allow_open_files() -> Option<u64> {
 pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     let open_files = allow_open_files();
+    let _lock = lock(&config.data_dir)?;
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
     let dns_addresses = dns_sockets.addresses();
     let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
@@ -271,14 +292,20 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         }
         let now = Timestamp::now();
         let maintained = async {
-            if let Err(error) = trust.refresh(now).await {
-                tracing::error!(%error, "CA, roots or certificate are not up to date; trying again");
+            match trust.refresh(now).await {
+                Ok(()) => {}
+                Err(error @ TrustError::Retired { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::error!(%error, "CA, roots or certificate are not up to date; trying again");
+                }
             }
             history.forget(&*store, now).await;
+            Ok(())
         };
         // A store that is away must not keep the registrar from hearing that it shall stop.
-        if tokio::time::timeout(MAINTENANCE, maintained).await.is_err() {
-            tracing::warn!("the store takes too long for maintenance; trying again");
+        match tokio::time::timeout(MAINTENANCE, maintained).await {
+            Ok(maintained) => maintained?,
+            Err(_) => tracing::warn!("the store takes too long for maintenance; trying again"),
         }
     }
 
@@ -386,7 +413,10 @@ fn open_store(config: &Config, metrics: &Metrics, readiness: &Readiness) -> Resu
 }
 
 /// What the store says of itself, if it can be served.
-async fn read_format(store: &dyn Store, place: &str) -> Result<Format, ServeError> {
+///
+/// # Errors
+/// If it cannot be reached, is empty, or of another version.
+pub(crate) async fn read_format(store: &dyn Store, place: &str) -> Result<Format, ServeError> {
     let range = store.range(keys::meta(), None, layout::KEYS_MAX).await.map_err(|error| match error {
         StoreError::Unavailable(_) => ServeError::Unreachable { place: place.to_owned(), source: error },
         error => error.into(),

@@ -13,9 +13,9 @@ use zeroize::Zeroizing;
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// RFC 4648's base32 alphabet, in lower case.
-const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+pub(crate) const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// Characters of an id that nobody chose: 50 bits.
-const ID_LENGTH: usize = 10;
+pub(crate) const ID_LENGTH: usize = 10;
 /// Characters of a secret: 160 bits.
 const SECRET_LENGTH: usize = 32;
 
@@ -165,19 +165,19 @@ pub fn check(
     Err(TokenError::Used)
 }
 
-fn timestamp(time: &pbjson_types::Timestamp) -> Timestamp {
+pub(crate) fn timestamp(time: &pbjson_types::Timestamp) -> Timestamp {
     let seconds = u64::try_from(time.seconds).unwrap_or(0);
     Timestamp::from_epoch(Duration::new(seconds, u32::try_from(time.nanos).unwrap_or(0).min(999_999_999)))
 }
 
-fn sha256(data: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(data: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, data).as_ref());
     hash
 }
 
 /// `length` characters with five random bits each.
-fn random_text(rng: &mut impl CryptoRng, length: usize) -> String {
+pub(crate) fn random_text(rng: &mut impl CryptoRng, length: usize) -> String {
     let mut bytes = Zeroizing::new(vec![0; length]);
     rng.fill_bytes(&mut bytes);
     bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()

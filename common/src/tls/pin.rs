@@ -61,6 +61,12 @@ impl fmt::Debug for SpkiHash {
     }
 }
 
+impl From<[u8; 32]> for SpkiHash {
+    fn from(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+}
+
 /// Why a text is not a hash of a CA.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(

@@ -1,4 +1,4 @@
-//! Enroll: the only call of strangers. The cheap checks come first: a stranger who has no token costs a hash.
+//! Enroll, and the way in for all calls of strangers. The cheap checks come first: a stranger who has no token costs a hash.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -9,7 +9,10 @@ use muster_common::{
     time::{Instant, Timestamp},
 };
 use muster_proto::{
-    enrollment::{EnrollRequest, EnrollResponse, enrollment_service_server::EnrollmentService},
+    enrollment::{
+        EnrollRequest, EnrollResponse, FetchInvitationRequest, FetchInvitationResponse,
+        enrollment_service_server::EnrollmentService,
+    },
     storage::Claim,
 };
 use prost::Message as _;
@@ -35,16 +38,32 @@ pub(super) struct Enrollment(pub(super) Arc<Api>);
 #[tonic::async_trait]
 impl EnrollmentService for Enrollment {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
-        let source = network_of(caller(&request)?.address.ip());
-        let now = Instant::now();
-        if !lock(&self.0.enroll).take(source, now) || !lock(&self.0.token_failures).may(source, now) {
-            return Err(too_many());
-        }
+        let source = self.admit(&request)?;
         let answer = self.0.enroll(request.into_inner(), source).await;
         if let Err(Refused::Token(status)) = &answer {
             tracing::info!(%source, reason = status.message(), "refused to enroll");
         }
         answer.map(Response::new).map_err(|(Refused::Token(status) | Refused::Other(status))| status)
+    }
+
+    async fn fetch_invitation(
+        &self,
+        request: Request<FetchInvitationRequest>,
+    ) -> Result<Response<FetchInvitationResponse>, Status> {
+        let source = self.admit(&request)?;
+        self.0.fetch_invitation(request.into_inner(), source).await.map(Response::new)
+    }
+}
+
+impl Enrollment {
+    /// Where a stranger calls from, who has not called, or guessed, too often.
+    fn admit<T>(&self, request: &Request<T>) -> Result<IpAddr, Status> {
+        let source = network_of(caller(request)?.address.ip());
+        let now = Instant::now();
+        if !lock(&self.0.enroll).take(source, now) || !lock(&self.0.token_failures).may(source, now) {
+            return Err(too_many());
+        }
+        Ok(source)
     }
 }
 

@@ -11,6 +11,7 @@ mod admin_services;
 mod admin_tokens;
 mod directors;
 mod enrollment;
+mod invitations;
 pub mod limit;
 mod list;
 mod object;

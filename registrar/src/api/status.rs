@@ -6,6 +6,7 @@ use crate::{
     allocation::AllocationError,
     ca::CaError,
     csr::CsrError,
+    invitation::InvitationError,
     registry::{
         CommitError,
         field::FieldError,
@@ -90,6 +91,12 @@ impl Refusal for EnrollError {
             Self::Revoked { .. } => Code::PermissionDenied,
             Self::Locked(_) => Code::Unavailable,
         }
+    }
+}
+
+impl Refusal for InvitationError {
+    fn code(&self) -> Code {
+        Code::Unauthenticated
     }
 }
 

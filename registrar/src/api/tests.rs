@@ -40,6 +40,7 @@ use crate::{
 
 mod ciphers;
 mod directors;
+mod invitations;
 mod registrars;
 mod services;
 mod sites;

@@ -5,18 +5,24 @@
 //!    include the next root's key as signed by the old root;
 //! 3. [`retire`] ends the trust in the old root, once certificates by it have expired or been renewed.
 //!
-//! Each step is one atomic change of a file that counts, and may be repeated after a crash.
+//! Each step is one atomic change of a file that counts, and may be repeated after a crash. The other registrars of the
+//! deployment follow by what [`super::succession`] hands them.
 
 use std::{fs, path::Path, time::Duration};
 
 use muster_common::{
     file::{self, FileError},
     time::Timestamp,
-    tls::{SpkiHash, certificate_validity},
+    tls::{SpkiHash, certificate_validity, certificates_to_pem},
 };
-use rcgen::{CertificateParams, DistinguishedName, Issuer, PublicKeyData};
+use rcgen::{CertificateParams, DistinguishedName, Issuer, KeyPair, PublicKeyData};
+use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
 
-use super::{BACKDATE, Ca, CaError, Files, new_root, read_certificate, read_key, root_params};
+use super::{
+    BACKDATE, Ca, CaError, Files, new_root, read_certificate, read_key, root_params,
+    succession::{self, Succession},
+};
 
 /// Why a step was refused. Nothing was changed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -95,6 +101,7 @@ pub fn phase(directory: &Path) -> Result<Phase, CaError> {
 /// [`RotationError::UnderWay`] unless there is exactly one root.
 pub fn prepare(directory: &Path, trust_domain: &str, now: Timestamp) -> Result<SpkiHash, CaError> {
     let files = Files::new(directory);
+    let _lock = files.lock()?;
     if phase(directory)? != Phase::Settled {
         return Err(RotationError::UnderWay.into());
     }
@@ -105,16 +112,30 @@ pub fn prepare(directory: &Path, trust_domain: &str, now: Timestamp) -> Result<S
     let old_key = read_key(&files.key())?;
     let old_root = Ca::load(directory)?.roots()[0].clone();
     let old_end = certificate_validity(&old_root)?.1;
-    let issuer = Issuer::from_ca_cert_der(&old_root, old_key)?;
+    let issuer = Issuer::from_ca_cert_der(&old_root, &old_key)?;
     let mut params: CertificateParams = root_params(now.saturating_sub(BACKDATE), old_end)?;
     params.distinguished_name = subject(&certificate.der().clone())?;
     let cross = params.signed_by(&key, &issuer)?;
 
-    file::write_private(&files.cross(), cross.pem().as_bytes())?;
-    file::write_private(&files.next_key(), key.serialize_pem().as_bytes())?;
-    // The step is done when this file is there; before, the two above mean nothing.
-    file::write_private(&files.root(hash), certificate.pem().as_bytes())?;
+    let next = Succession::seal(&old_key, &key, certificate.der(), cross.der())?;
+    take_over(&files, &next, &key)?;
     Ok(hash)
+}
+
+/// Puts the next root, with its key, where it waits. What had been prepared before is dropped.
+pub(super) fn take_over(files: &Files<'_>, next: &Succession, key: &KeyPair) -> Result<(), CaError> {
+    if let Phase::Prepared { next: other } = phase(files.directory())?
+        && other != next.new_root()
+    {
+        remove(&files.root(other))?;
+    }
+    let pem = |certificate: &CertificateDer<'_>| certificates_to_pem(std::slice::from_ref(certificate));
+    succession::write(files, next)?;
+    file::write_private(&files.cross(), pem(next.cross()).as_bytes())?;
+    file::write_private(&files.next_key(), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+    // The step is done when this file is there; before, the others mean nothing.
+    file::write_private(&files.root(next.new_root()), pem(next.certificate()).as_bytes())?;
+    Ok(())
 }
 
 /// Lets the next root issue.
@@ -123,19 +144,24 @@ pub fn prepare(directory: &Path, trust_domain: &str, now: Timestamp) -> Result<S
 /// [`RotationError::NotPrepared`].
 pub fn activate(directory: &Path) -> Result<SpkiHash, CaError> {
     let files = Files::new(directory);
-    let Phase::Prepared { next } = phase(directory)? else { return Err(RotationError::NotPrepared.into()) };
+    let _lock = files.lock()?;
+    issue_by_next(&files)
+}
+
+/// As [`activate`], of files that nobody else changes meanwhile.
+pub(super) fn issue_by_next(files: &Files<'_>) -> Result<SpkiHash, CaError> {
+    let Phase::Prepared { next } = phase(files.directory())? else {
+        return Err(RotationError::NotPrepared.into());
+    };
     let next_root = read_certificate(&files.root(next))?;
     let old_root = read_certificate(&files.certificate())?;
     copy(&files.certificate(), &files.root(SpkiHash::of(&old_root)?))?;
     // The file's time tells since when the new root issues.
-    let key = zeroize::Zeroizing::new(file::read(&files.next_key())?);
+    let key = Zeroizing::new(file::read(&files.next_key())?);
     file::write_private(&files.key(), &key)?;
     // From here on the new root issues; the rest only puts the files in order.
     remove(&files.next_key())?;
-    file::write_private(
-        &files.certificate(),
-        muster_common::tls::certificates_to_pem(&[next_root]).as_bytes(),
-    )?;
+    file::write_private(&files.certificate(), certificates_to_pem(&[next_root]).as_bytes())?;
     remove(&files.root(next))?;
     Ok(next)
 }
@@ -146,6 +172,7 @@ pub fn activate(directory: &Path) -> Result<SpkiHash, CaError> {
 /// [`RotationError::NothingToRetire`], or [`RotationError::TooEarly`] unless `force`.
 pub fn retire(directory: &Path, lifetime: Duration, now: Timestamp, force: bool) -> Result<(), CaError> {
     let files = Files::new(directory);
+    let _lock = files.lock()?;
     let Phase::Activated { since, old } = phase(directory)? else {
         return Err(RotationError::NothingToRetire.into());
     };
@@ -153,7 +180,12 @@ pub fn retire(directory: &Path, lifetime: Duration, now: Timestamp, force: bool)
     if now < until && !force {
         return Err(RotationError::TooEarly { until }.into());
     }
-    for hash in old {
+    distrust(&files, &old)
+}
+
+/// Ends the trust in these roots, in files that nobody else changes meanwhile.
+pub(super) fn distrust(files: &Files<'_>, old: &[SpkiHash]) -> Result<(), CaError> {
+    for hash in old.iter().copied() {
         // Kept, so that a registrar that was not running takes it back from the store as well.
         copy(&files.root(hash), &files.retired(hash))?;
         remove(&files.root(hash))?;

@@ -9,18 +9,18 @@ use muster_common::file::{FileError, create_private_dir};
 
 /// Files and directories that were not there before, in the order of their making. Dropped, it removes them.
 #[derive(Debug, Default)]
-pub(super) struct Undo(Vec<PathBuf>);
+pub(crate) struct Undo(Vec<PathBuf>);
 
 impl Undo {
     /// Announces that `path` will be made. What is there already stays, whatever comes.
-    pub(super) fn will_make(&mut self, path: &Path) {
+    pub(crate) fn will_make(&mut self, path: &Path) {
         if path.symlink_metadata().is_err() {
             self.0.push(path.to_owned());
         }
     }
 
     /// Makes a directory and what is missing above it.
-    pub(super) fn make_directory(&mut self, path: &Path) -> Result<(), FileError> {
+    pub(crate) fn make_directory(&mut self, path: &Path) -> Result<(), FileError> {
         let missing: Vec<&Path> = path
             .ancestors()
             .take_while(|path| !path.as_os_str().is_empty() && path.symlink_metadata().is_err())
@@ -30,7 +30,7 @@ impl Undo {
     }
 
     /// All was made: nothing is taken back.
-    pub(super) fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         self.0.clear();
     }
 }
@@ -44,7 +44,7 @@ impl Drop for Undo {
                 Err(_) => continue,
             };
             if let Err(error) = removed {
-                tracing::warn!(path = %path.display(), %error, "cannot remove what a failed init has made");
+                tracing::warn!(path = %path.display(), %error, "cannot remove what a failed command has made");
             }
         }
     }

@@ -304,7 +304,9 @@ impl Index {
             | Key::DirectorName { .. }
             | Key::Root(_)
             | Key::Restoring
-            | Key::Migrated => {}
+            | Key::Migrated
+            | Key::Succession(_)
+            | Key::Invitation(_) => {}
         }
         Ok(())
     }
@@ -480,7 +482,9 @@ impl Index {
                 | Key::DirectorName { .. }
                 | Key::Root(_)
                 | Key::Restoring
-                | Key::Migrated,
+                | Key::Migrated
+                | Key::Succession(_)
+                | Key::Invitation(_),
             )
             | None => {}
         }

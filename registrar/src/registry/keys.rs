@@ -23,6 +23,8 @@
 //! | `registrars/<uid>` | nothing: there as long as the registrar runs; another uid each time |
 //! | `registrar-records/<uid>` | `admin.Registrar`; the uid is that of its certificate |
 //! | `roots/<number>` | `storage.StoredRoot` |
+//! | `successions/<hex>` | `storage.StoredSuccession`, by the hash of the root that is replaced |
+//! | `invitations/<id>` | `storage.StoredInvitation` |
 
 use std::{
     fmt::Write as _,
@@ -79,6 +81,8 @@ pub enum Key<'a> {
     Registrar(Uuid),
     RegistrarRecord(Uuid),
     Root(u64),
+    Succession([u8; 32]),
+    Invitation(&'a str),
 }
 
 /// The ranges that the index is loaded from, in this order: what others refer to comes first. Claims only guard
@@ -239,12 +243,35 @@ pub fn registrars() -> KeyRange {
 /// Whether a key goes with a deployment into another store, and is neither of this store alone nor of a process. Who
 /// carries a subnet and where a device's session is do go: it is with them as after a registrar's restart.
 pub fn is_portable(key: &[u8]) -> bool {
-    !matches!(parse(key), Some(Key::Format | Key::Restoring | Key::Migrated | Key::Registrar(_)))
+    !matches!(
+        parse(key),
+        Some(Key::Format | Key::Restoring | Key::Migrated | Key::Registrar(_) | Key::Invitation(_))
+    )
 }
 
 /// `roots/<number>`
 pub fn root(number: u64) -> Bytes {
     join("roots", &[&number.to_string()])
+}
+
+/// `successions/<hex>`
+pub fn succession(old_root: &[u8; 32]) -> Bytes {
+    join("successions", &[&hex(old_root)])
+}
+
+/// All successions of roots.
+pub fn successions() -> KeyRange {
+    KeyRange::prefix("successions/")
+}
+
+/// `invitations/<id>`
+pub fn invitation(id: &str) -> Bytes {
+    join("invitations", &[id])
+}
+
+/// All invitations.
+pub fn invitations() -> KeyRange {
+    KeyRange::prefix("invitations/")
 }
 
 /// Takes a key apart; `None` if it is none of the registrar's.
@@ -287,6 +314,8 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
         "registrars" => Key::Registrar(Uuid::try_parse(part()?).ok()?),
         "registrar-records" => Key::RegistrarRecord(Uuid::try_parse(part()?).ok()?),
         "roots" => Key::Root(part()?.parse().ok()?),
+        "successions" => Key::Succession(unhex(part()?)?),
+        "invitations" => Key::Invitation(part()?),
         _ => return None,
     };
     parts.next().is_none().then_some(parsed)
@@ -389,6 +418,8 @@ mod tests {
             (registrar(uid), Key::Registrar(uid)),
             (registrar_record(uid), Key::RegistrarRecord(uid)),
             (root(2), Key::Root(2)),
+            (succession(&[7; 32]), Key::Succession([7; 32])),
+            (invitation("a"), Key::Invitation("a")),
         ] {
             assert_eq!(parse(&key), Some(expected));
         }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::{FutureExt as _, StreamExt as _};
 use muster_common::time::{Instant, Timestamp};
 
-use super::{plan, shell::Registry};
+use super::{keys, plan, shell::Registry};
 use crate::store::{Revision, StoreError, Txn, WatchStream};
 
 /// Batches applied under one lock.
@@ -23,6 +23,8 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// Between searches for what can be forgotten.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Invitations that are looked at in a search.
+const INVITATIONS: usize = 100;
 
 /// Applies what the store tells, for as long as the registry lives.
 pub(super) async fn follow(registry: Weak<Registry>, mut stream: WatchStream) {
@@ -120,6 +122,9 @@ pub(super) async fn sweep(registry: Weak<Registry>) {
             .collect();
         locks = seen;
         finish_deletions(&registry).await;
+        if let Err(error) = forget_invitations(&registry, Timestamp::now()).await {
+            tracing::warn!(%error, "cannot forget invitations whose time is over; trying again later");
+        }
         loop {
             for txn in done.drain(..) {
                 if let Err(error) = registry.tidy(txn).await {
@@ -136,6 +141,15 @@ pub(super) async fn sweep(registry: Weak<Registry>) {
                 }
             }
         }
+    }
+}
+
+/// Removes invitations of registrars that nobody can use any more. They are not in the index, and few.
+pub(super) async fn forget_invitations(registry: &Registry, now: Timestamp) -> Result<(), StoreError> {
+    let page = registry.store().range(keys::invitations(), None, INVITATIONS).await?;
+    match plan::sweep::invitations(&page.kvs, now) {
+        Some(txn) => registry.tidy(txn).await,
+        None => Ok(()),
     }
 }
 

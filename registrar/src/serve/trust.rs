@@ -13,13 +13,14 @@ use std::{
 use muster_common::{
     identity::Party,
     time::Timestamp,
-    tls::{Credentials, KeyPair, TlsError, certificate_validity},
+    tls::{Credentials, KeyPair, SpkiHash, TlsError, certificate_validity},
 };
 use muster_proto::storage::StoredRoot;
 use prost::Message as _;
 use rustls::pki_types::CertificateDer;
 use uuid::Uuid;
 
+use super::succession::Successions;
 use crate::{
     ca::{CaError, SharedCa},
     config::Config,
@@ -64,12 +65,27 @@ pub enum TrustError {
         /// That of the store.
         expected: String,
     },
+    /// This registrar has the key of a root that nobody trusts any more.
+    #[error(
+        "the CA's root {root}, whose key is in {}, was retired while this registrar was away ({source}): it must not \
+         issue certificates any more. Run `muster-registrar leave` here, `muster-registrar invite` on the host of \
+         another registrar, and what that prints here", directory.display()
+    )]
+    Retired {
+        /// The root.
+        root: SpkiHash,
+        /// The data directory.
+        directory: PathBuf,
+        /// Why it cannot follow.
+        source: Box<CaError>,
+    },
 }
 
 /// Keeps CA, roots and the registrar's own certificate up to date.
 pub(super) struct Trust {
     ca: Arc<SharedCa>,
     store: Arc<dyn Store>,
+    successions: Successions,
     credentials: Arc<Credentials>,
     own: KeyPair,
     path: PathBuf,
@@ -87,6 +103,9 @@ impl Trust {
         trust_domain: &str,
         now: Timestamp,
     ) -> Result<Self, TrustError> {
+        let successions = Successions::new(config.data_dir.clone(), store.clone());
+        // First of all: a registrar that has missed a rotation issues nothing by the old root.
+        successions.share(now).await?;
         let ca = Arc::new(SharedCa::open(&config.data_dir)?);
         let path = config.data_dir.join(own_certificate::FILE);
         let lifetime = config.certificates.registrar_lifetime.get();
@@ -103,7 +122,8 @@ impl Trust {
         let credentials = Credentials::new(&own, &ca.roots().borrow().clone())?;
         let trust_domain = trust_domain.to_owned();
         let expiry = Arc::default();
-        let mut trust = Self { ca, store, credentials, own, path, lifetime, trust_domain, expiry };
+        let mut trust =
+            Self { ca, store, successions, credentials, own, path, lifetime, trust_domain, expiry };
         trust.refresh(now).await?;
         Ok(trust)
     }
@@ -132,7 +152,19 @@ impl Trust {
     }
 
     /// Brings everything up to date.
+    ///
+    /// # Errors
+    /// After [`TrustError::Retired`], this registrar must not go on.
     pub(super) async fn refresh(&mut self, now: Timestamp) -> Result<(), TrustError> {
+        let shared = match self.successions.share(now).await {
+            Err(error @ TrustError::Retired { .. }) => return Err(error),
+            // What does not depend on it goes on.
+            other => other,
+        };
+        self.refresh_own(now).await.and(shared)
+    }
+
+    async fn refresh_own(&mut self, now: Timestamp) -> Result<(), TrustError> {
         if self.ca.reload()? {
             tracing::info!(ca = %self.ca.current().hash(), "the CA has changed");
         }
@@ -190,73 +222,5 @@ impl Trust {
 }
 
 #[cfg(test)]
-mod tests {
-    use muster_common::tls::SpkiHash;
-
-    use super::*;
-    use crate::{
-        ca::{Ca, rotation},
-        store::memory::MemoryStore,
-    };
-
-    async fn hashes(store: &MemoryStore) -> Vec<SpkiHash> {
-        let (all, _) = store.range_all(KeyRange::prefix("roots/")).await.unwrap();
-        let root = |value| StoredRoot::decode(value).unwrap().certificate;
-        all.into_iter().map(|kv| SpkiHash::of(&root(kv.value).into()).unwrap()).collect()
-    }
-
-    #[tokio::test]
-    async fn a_rotation_reaches_the_store_the_roots_and_the_own_certificate() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, now) = (dir.path(), Timestamp::now());
-        let old = Ca::create(path, "muster.test", now).unwrap().hash();
-        let config = Config { data_dir: path.to_owned(), ..Config::default() };
-        let store = MemoryStore::new();
-        let mut trust = Trust::open(&config, Arc::new(store.clone()), "muster.test", now).await.unwrap();
-        let roots = trust.ca().roots();
-        assert_eq!(hashes(&store).await, [old]);
-
-        let new = rotation::prepare(path, "muster.test", now).unwrap();
-        trust.refresh(now).await.unwrap();
-        assert_eq!(hashes(&store).await, [old, new]);
-        assert_eq!(roots.borrow().len(), 2);
-        assert_eq!(trust.own.chain.len(), 4 - 1);
-
-        rotation::activate(path).unwrap();
-        trust.refresh(now).await.unwrap();
-        assert_eq!(trust.ca().current().hash(), new);
-        // Itself, the new root signed by the old one, both roots.
-        assert_eq!(trust.own.chain.len(), 4);
-
-        // Another registrar, whose files nobody has touched yet, trusts both by the store.
-        rotation::retire(path, Duration::ZERO, now, true).unwrap();
-        trust.refresh(now).await.unwrap();
-        assert_eq!(hashes(&store).await, [new]);
-        assert_eq!(roots.borrow().len(), 1);
-    }
-
-    #[tokio::test]
-    async fn roots_of_another_registrar_are_trusted() {
-        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let now = Timestamp::now();
-        let ours_ca = Ca::create(ours.path(), "muster.test", now).unwrap();
-        for name in ["ca.key", "ca.crt"] {
-            std::fs::copy(ours.path().join(name), theirs.path().join(name)).unwrap();
-        }
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let config = |dir: &tempfile::TempDir| Config { data_dir: dir.path().into(), ..Config::default() };
-        let mut ours_trust = Trust::open(&config(&ours), store.clone(), "muster.test", now).await.unwrap();
-        let mut theirs_trust =
-            Trust::open(&config(&theirs), store.clone(), "muster.test", now).await.unwrap();
-        assert_ne!(ours_trust.own.identity().unwrap(), theirs_trust.own.identity().unwrap());
-        rotation::prepare(ours.path(), "muster.test", now).unwrap();
-        ours_trust.refresh(now).await.unwrap();
-        theirs_trust.refresh(now).await.unwrap();
-        let roots = theirs_trust.ca().roots().borrow().clone();
-        assert_eq!(roots.len(), 2);
-        assert_eq!(roots[0], ours_ca.roots()[0]);
-
-        let error = Trust::open(&config(&ours), store, "other.test", now).await.err().unwrap().to_string();
-        assert!(error.contains("other.test") && error.contains("different deployments"), "{error}");
-    }
-}
+#[path = "trust_tests.rs"]
+mod tests;

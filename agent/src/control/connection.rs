@@ -87,6 +87,7 @@ impl Control {
             return;
         }
         self.handle_session_opened(attempt, now);
+        self.silence.heard(now);
         if !matches!(self.link, Link::Open { .. }) {
             return;
         }

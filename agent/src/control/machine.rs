@@ -27,6 +27,7 @@ use super::{
     registrars::Registrars,
     renewal::Renewal,
     services::Services,
+    silence::Silence,
     virtual_services::VirtualServices,
 };
 use crate::{datapath::Event, resolver::HeldService};
@@ -55,6 +56,7 @@ pub struct Control {
     pub(super) peers: Peers,
     pub(super) revision: u64,
     pub(super) lookups: Lookups,
+    pub(super) silence: Silence,
     pub(super) services: Services,
     pub(super) virtual_services: VirtualServices,
     pub(super) health: Health,
@@ -98,6 +100,7 @@ impl Control {
             peers: Peers::default(),
             revision: start.revision,
             lookups: Lookups::default(),
+            silence: Silence::new(now),
             services: Services::default(),
             virtual_services: VirtualServices::new(start.virtual_services),
             health: Health::default(),
@@ -137,11 +140,13 @@ impl Control {
             LookupResult::Unavailable => self.lookups.retry(id, now),
             LookupResult::NotFound => {
                 if let Some(answered) = self.lookups.finish(id) {
+                    self.silence.answered(answered.sent_at, now);
                     self.not_found(answered.by, answered.awaited, now);
                 }
             }
             LookupResult::Found(peer) => {
                 let Some(answered) = self.lookups.finish(id) else { return };
+                self.silence.answered(answered.sent_at, now);
                 let (by, awaited) = (answered.by, answered.awaited);
                 let outdated = self.peers.removed_since(&peer.device_uid, answered.removals);
                 let own = peer.device_uid == self.start.device_uid;
@@ -299,6 +304,11 @@ impl Control {
                 self.registrars.advance();
                 self.reconnect("the registrar is shutting down", now);
             }
+            Link::Open { .. } if self.silent_at().is_some_and(|at| at <= now) => {
+                self.silence.left();
+                self.registrars.advance();
+                self.reconnect("the registrar does not answer", now);
+            }
             _ => {}
         }
         for by in self.lookups.expire(now) {
@@ -317,7 +327,7 @@ impl Control {
         let link = match self.link {
             Link::Waiting { until } => Some(until),
             Link::Registering { deadline } | Link::Opening { deadline } => Some(deadline),
-            Link::Open { leave_at, .. } => leave_at,
+            Link::Open { leave_at, .. } => leave_at.into_iter().chain(self.silent_at()).min(),
         };
         let endpoints = if self.endpoints_told { self.reachability_due() } else { Some(self.endpoints_at) };
         let endpoints = endpoints.filter(|_| connected);
@@ -387,6 +397,12 @@ impl Control {
             self.actions.push_back(Action::ForgetServices(services));
         }
         self.peers.prune(self.lookups.oldest_removals());
+    }
+
+    /// When the registrar is left because it does not answer; `None` if nothing is asked, or there is no other one.
+    fn silent_at(&self) -> Option<Instant> {
+        let oldest = self.lookups.oldest_sent().filter(|_| self.registrars.has_other());
+        oldest.map(|oldest| self.silence.due(oldest))
     }
 
     /// Whether another device has to take over soon once this one is dead.

@@ -52,6 +52,11 @@ impl Registrars {
         self.at = (self.at + 1) % self.order.len().max(1);
     }
 
+    /// Whether there is another one than that in use.
+    pub(super) fn has_other(&self) -> bool {
+        self.order.len() > 1
+    }
+
     /// Whether the next one would be the first again.
     pub(super) fn at_end(&self) -> bool {
         self.at + 1 >= self.order.len()

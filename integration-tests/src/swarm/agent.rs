@@ -183,9 +183,9 @@ impl Agent {
                 self.control.handle_datapath(&wanted, now);
             }
             Order::Forget(address) => {
-                let mut peers = self.control.peers().map(|peer| &peer.config);
-                let found = peers.find(|peer| peer.virtual_addresses.contains(&address));
-                if let Some(key) = found.map(|peer| peer.public_key) {
+                let of = |peer: &PeerConfig| peer.virtual_addresses.contains(&address);
+                let key = self.control.peers().map(|peer| &peer.config).find(|peer| of(peer));
+                if let Some(key) = key.map(|peer| peer.public_key) {
                     self.control.handle_datapath(&Datapath::PeerIdle(key), now);
                 }
             }

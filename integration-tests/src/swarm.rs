@@ -33,6 +33,8 @@ use crate::{
 const JOINING: usize = 32;
 /// For this long without anything new, those that are missing are waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two lookups of a name that is not there yet.
+const AGAIN: Duration = Duration::from_millis(2);
 
 /// What all agents share.
 struct Shared {
@@ -265,7 +267,7 @@ impl Member {
             if status.is_none_or(|status| status.code() != tonic::Code::NotFound) {
                 return Err(error);
             }
-            tokio::time::sleep(agent::AGAIN).await;
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

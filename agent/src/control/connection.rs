@@ -163,6 +163,12 @@ impl Control {
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });
     }
 
+    /// When the registrar is left because it does not answer; `None` if nothing is asked, or there is no other one.
+    pub(super) fn silent_at(&self) -> Option<Instant> {
+        let oldest = self.lookups.oldest_sent().filter(|_| self.registrars.has_other());
+        oldest.map(|oldest| self.silence.due(oldest))
+    }
+
     /// Begins a new connection in place of the one there is.
     pub(super) fn reconnect(&mut self, reason: &str, now: Instant) {
         self.actions.push_back(Action::Disconnect { attempt: self.attempt });

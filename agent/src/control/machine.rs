@@ -399,12 +399,6 @@ impl Control {
         self.peers.prune(self.lookups.oldest_removals());
     }
 
-    /// When the registrar is left because it does not answer; `None` if nothing is asked, or there is no other one.
-    fn silent_at(&self) -> Option<Instant> {
-        let oldest = self.lookups.oldest_sent().filter(|_| self.registrars.has_other());
-        oldest.map(|oldest| self.silence.due(oldest))
-    }
-
     /// Whether another device has to take over soon once this one is dead.
     fn may_carry(&self) -> bool {
         self.settings.as_ref().is_some_and(|settings| !settings.subnets.is_empty())

@@ -4,7 +4,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use muster_agent::{
@@ -253,6 +252,3 @@ pub(super) fn home(number: usize) -> SocketAddr {
     let [.., a, b, c] = number.to_be_bytes();
     SocketAddr::from(([10, a, b, c], 7551))
 }
-
-/// A short pause, for those who ask again.
-pub(super) const AGAIN: Duration = Duration::from_millis(2);

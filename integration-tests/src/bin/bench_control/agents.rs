@@ -57,9 +57,9 @@ pub(crate) fn measure(lab: &Lab, figures: &mut Figures) -> Result {
     let crowd = gather(lab, figures)?;
     let (mut crowd, idle) = rest(crowd, figures)?;
     crowd = changes::unrelated(crowd, idle, figures)?;
-    crowd = join_and_reach(crowd, figures)?;
     crowd = changes::held(crowd, figures)?;
     crowd = restart(crowd, figures)?;
+    crowd = join_and_reach(crowd, figures)?;
     let Crowd { mut registrar, runtime, swarm, .. } = crowd;
     let resident = resident(&mut registrar)? / MEBI;
     figures.report("agents: registrar's memory, after all of this", resident, "MiB");
@@ -178,16 +178,13 @@ fn restart(mut crowd: Crowd, figures: &mut Figures) -> Result<Crowd> {
         // Sessions that lasted are good ones: the next failure is the first again.
         std::thread::sleep(Duration::from_secs(15));
     }
-    let figure = |what: &str| {
-        format!("agents: from {what} until all {} sessions are open", crowd.swarm.members().len())
+    let figure = |what: &str, which: &str| {
+        format!("agents: from the registrar's {what} until all {AGENTS} sessions are open, {which}")
     };
-    let median_time = median(&mut since_kill);
-    figures.compare(&figure("the registrar's kill -9"), median_time, "s", "goal of 10", 10.0);
-    figures.report(
-        &figure("the registrar's kill -9, slowest"),
-        since_kill.last().copied().unwrap_or(0.0),
-        "s",
-    );
-    figures.report(&figure("the registrar's next start"), median(&mut since_start), "s");
+    let middle = median(&mut since_kill);
+    figures.compare(&figure("kill -9", "median"), middle, "s", "goal of 10", 10.0);
+    let slowest = since_kill.last().copied().unwrap_or_default();
+    figures.report(&figure("kill -9", "slowest"), slowest, "s");
+    figures.report(&figure("next start", "median"), median(&mut since_start), "s");
     Ok(crowd)
 }

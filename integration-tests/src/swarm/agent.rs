@@ -55,7 +55,7 @@ pub(super) struct Agent {
     session: Session,
     orders: mpsc::UnboundedReceiver<Order>,
     is_connected: bool,
-    /// Given back once it is connected for the first time.
+    /// Given back once it has been told of all virtual IPs: those of many Services take memory while they come.
     joining: Option<OwnedSemaphorePermit>,
     addressed: Vec<oneshot::Sender<IpAddr>>,
     expected: Vec<(LookupBy, oneshot::Sender<Reached>)>,
@@ -145,7 +145,10 @@ impl Agent {
                 Action::Disconnect { attempt } => self.session.disconnect(attempt),
                 Action::Lookup { id, by } => self.session.look_up(id, by),
                 Action::Datapath(command) => self.tell_datapath(command),
-                Action::VirtualServices(changed) => self.tell(What::Told(changed.revision)),
+                Action::VirtualServices(changed) => {
+                    self.joining = None;
+                    self.tell(What::Told(changed.revision));
+                }
                 // There is no interface, no resolver, no director and no disk.
                 _ => {}
             }
@@ -223,7 +226,6 @@ impl Agent {
         let is_connected = self.control.is_connected();
         if is_connected != self.is_connected {
             self.is_connected = is_connected;
-            self.joining = None;
             self.tell(What::Connected(is_connected));
         }
         if is_connected

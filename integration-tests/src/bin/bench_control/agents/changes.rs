@@ -91,11 +91,12 @@ pub(super) fn unrelated(crowd: Crowd, idle: Idle, figures: &mut Figures) -> Resu
 /// A device moves, and all that hold it are told.
 pub(super) fn held(crowd: Crowd, figures: &mut Figures) -> Result<Crowd> {
     let (crowd, mut times) = crowd.with(|mut swarm| async move {
-        let members = swarm.members().to_vec();
-        let device = members.last().ok_or("there is no agent")?;
+        let mut holders = swarm.members().to_vec();
+        let device = holders.pop().ok_or("there is no agent")?;
+        holders.truncate(HOLDERS);
         let address = device.address().await?;
         let mut reaching = JoinSet::new();
-        for holder in members.iter().take(HOLDERS).cloned() {
+        for holder in holders {
             reaching.spawn(async move { holder.reach(address).await });
         }
         while let Some(reached) = reaching.join_next().await {

@@ -30,8 +30,9 @@ const APPLY: Duration = Duration::from_secs(10);
 /// How long one waits for the index to show what others have written. On an etcd that others than registrars write to,
 /// a revision may be theirs, and is shown only with the next of ours: one goes on then with what is there.
 const CATCH_UP: Duration = Duration::from_secs(1);
-/// Keys read at a time when the index is loaded.
-const PAGE: usize = 1000;
+/// Keys read at a time when the index is loaded, some 15 MB of them. etcd goes through all that is left of a range for each
+/// page of it, so that the time grows with the number of pages as well as with that of keys.
+const PAGE: usize = 50_000;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .compile_well_known_types(true)
         .extern_path(".google.protobuf", "::pbjson_types")
+        .codec_path("crate::codec::SmallCodec")
         .btree_map(".")
         // Slices of the message that they came in: frames are not copied.
         .bytes(".muster.director.v1.RelayRequest.frames")

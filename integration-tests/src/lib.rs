@@ -13,7 +13,7 @@ pub mod process;
 pub mod router;
 pub mod sim;
 pub mod swarm;
-mod usage;
+pub mod usage;
 
 pub use lab::{Host, Lab, Switch, run_on};
 pub use process::{Output, Process};

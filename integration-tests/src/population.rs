@@ -1,4 +1,4 @@
-//! A registrar's sqlite store filled with devices, as if they had joined and registered, and with Services: for
+//! A registrar's store filled with devices, as if they had joined and registered, and with Services: for
 //! figures that need a hundred thousand of them or more, which would take long to make one by one.
 
 mod services;
@@ -39,7 +39,15 @@ const OFFSET: u32 = 1024;
 /// # Errors
 /// If the store cannot be opened or written, or is not as `muster-registrar init` makes it.
 pub async fn fill(path: &Path, devices: Range<u32>) -> Result<(), Error> {
-    write(path, devices, GROUP, add).await
+    fill_store(SqliteStore::open(path)?, devices).await
+}
+
+/// As [`fill`], in any store.
+///
+/// # Errors
+/// As [`fill`].
+pub async fn fill_store(store: impl Store + 'static, devices: Range<u32>) -> Result<(), Error> {
+    write(store, devices, GROUP, add).await
 }
 
 /// Adds the Services `s<first>` to `s<end - 1>` to the namespace `default`, as [`fill`] adds devices: each has a port
@@ -50,17 +58,17 @@ pub async fn fill(path: &Path, devices: Range<u32>) -> Result<(), Error> {
 /// As [`fill`].
 pub async fn fill_services(path: &Path, services: Range<u32>, endpoints: u32) -> Result<(), Error> {
     let add = |txn: Txn, network: &Network, number, _| services::add(txn, network, number, endpoints);
-    write(path, services, services::GROUP, add).await
+    write(SqliteStore::open(path)?, services, services::GROUP, add).await
 }
 
 /// Adds all of `numbers`, `group` of them in a transaction.
 async fn write(
-    path: &Path,
+    store: impl Store + 'static,
     numbers: Range<u32>,
     group: u32,
     add: impl Fn(Txn, &Network, u32, Timestamp) -> Result<Txn, Error>,
 ) -> Result<(), Error> {
-    let store = Arc::new(SqliteStore::open(path)?);
+    let store = Arc::new(store);
     let found = store.get(keys::network("default")).await?.ok_or("the store has no network \"default\"")?;
     let network = Network::decode(&found.value, found.mod_revision)?;
     let now = Timestamp::now();

@@ -7,11 +7,7 @@ use crate::{LabError, Process, Result};
 impl Process {
     /// Resident memory, in octets (`VmRSS`).
     pub fn resident(&self) -> Result<f64> {
-        let path = format!("/proc/{}/status", self.id());
-        let status = read(&path)?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-        kibibytes.map(|k| k * 1024.0).ok_or_else(|| odd(&path, &status))
+        resident(&self.id().to_string())
     }
 
     /// Time on a processor so far, of all threads that live, of the process and those it has started, to the
@@ -19,6 +15,19 @@ impl Process {
     pub fn processor_time(&self) -> Result<Duration> {
         processor_time(self.id())
     }
+}
+
+/// Resident memory of this process itself, in octets.
+pub fn own_resident() -> Result<f64> {
+    resident("self")
+}
+
+fn resident(process: &str) -> Result<f64> {
+    let path = format!("/proc/{process}/status");
+    let status = read(&path)?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+    kibibytes.map(|k| k * 1024.0).ok_or_else(|| odd(&path, &status))
 }
 
 fn processor_time(process: u32) -> Result<Duration> {

@@ -170,7 +170,7 @@ async fn while_apart(round: &'static str, apart: usize, before: Revision, mut wa
     let asked = Instant::now();
     let alone = store(&[apart]);
     let error = alone.get(Bytes::from_static(b"k")).await.map(|found| format!("{found:?}"));
-    let error = error.map_or_else(|error| error.to_string(), |found| found);
+    let error = error.unwrap_or_else(|error| error.to_string());
     expect(error.contains("has no leader"), "the one that is alone answers nothing", &error)?;
     let error = alone.txn(Txn::new().put("k", "alone")).await.map_err(|error| error.to_string());
     let refused = error.as_ref().is_err_and(|error| error.contains("has no leader"));

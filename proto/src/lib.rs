@@ -16,6 +16,8 @@ macro_rules! package {
     };
 }
 
+mod codec;
+
 /// Every package of the API, as the paths in the `.proto` files expect it.
 pub mod muster {
     package!(/** What operators administer. */ admin, "muster.admin.v1");

@@ -184,7 +184,7 @@ mod tests {
     use muster_proto::storage::Format;
 
     use super::*;
-    use crate::store::memory::MemoryStore;
+    use crate::{layout, store::memory::MemoryStore};
 
     #[tokio::test]
     async fn what_is_in_the_store_opens_with_the_token_alone() {
@@ -200,7 +200,8 @@ mod tests {
         let store = MemoryStore::new();
         let error = invite_through(&store, &config, TTL.0, now).await.unwrap_err().to_string();
         assert!(error.contains("no Muster deployment"), "{error}");
-        let format = Format { version: layout::VERSION, trust_domain: "net.example".into(), ..Format::default() };
+        let format =
+            Format { version: layout::VERSION, trust_domain: "net.example".into(), ..Format::default() };
         store.txn(Txn::new().put(keys::format(), format.encode_to_vec())).await.unwrap();
 
         let invited = invite_through(&store, &config, TTL.0, now).await.unwrap();

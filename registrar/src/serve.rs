@@ -28,7 +28,7 @@ use muster_common::{
 };
 use muster_proto::storage::{Format, Migrated, Restoring};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
@@ -60,6 +60,9 @@ const MAINTENANCE: Duration = Duration::from_secs(10);
 const HISTORY: Duration = Duration::from_secs(10 * 60);
 /// How often an idle connection is checked, and how long the check may take.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// Connections that may wait to be accepted, as far as the system allows (`net.core.somaxconn`). All agents come at once
+/// when a registrar starts again; one that finds no room tries again after a second, and then after three.
+const BACKLOG: u32 = 16_384;
 /// The most that the headers of a request may take, in octets.
 const HEADERS: u32 = 16 * 1024;
 /// What one stream, and one connection, may send before it is read, in octets.
@@ -175,6 +178,12 @@ fn lock(directory: &Path) -> Result<Option<Lock>, ServeError> {
     file::lock(directory).map(Some).map_err(runs)
 }
 
+/// Does without huge pages, which the allocator would ask for. Each connection has some 50 KiB of buffers that are mostly
+/// empty: in small pages, only what has been used of them takes memory. A kernel that does not know this loses nothing.
+fn keep_pages_small() {
+    let _not_known = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 /// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the CA's files read again at once.
 ///
 /// # Errors
@@ -183,6 +192,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     let open_files = allow_open_files();
     let _lock = lock(&config.data_dir)?;
+    keep_pages_small();
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
     let dns_addresses = dns_sockets.addresses();
     let (metrics, readiness) = (Metrics::with_prefix("muster_registrar"), Readiness::default());
@@ -387,13 +397,19 @@ fn router(
 
 async fn bind(config: &Config) -> Result<(TcpListener, DnsSockets, TcpListener), BindError> {
     let listen = &config.listen;
-    let grpc = bind_grpc(listen.grpc).await?;
+    let grpc = bind_grpc(listen.grpc)?;
     let dns = DnsSockets::bind(listen, config.dns.workers)?;
     Ok((grpc, dns, telemetry::bind(listen.http).await?))
 }
 
-async fn bind_grpc(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|error| BindError::new("gRPC", address, error))
+fn bind_grpc(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|error| BindError::new("gRPC", address, error))
 }
 
 /// The store, and what completes if it closes itself.

@@ -102,6 +102,7 @@ impl Control {
             return;
         }
         self.handle_session_opened(attempt, now);
+        self.silence.heard(now);
         if !matches!(self.link, Link::Open { .. }) {
             return;
         }
@@ -177,6 +178,12 @@ impl Control {
         };
         let registrar = self.registrars.current().to_owned();
         self.actions.push_back(Action::Register { attempt: self.attempt, registrar, request });
+    }
+
+    /// When the registrar is left because it does not answer; `None` if nothing is asked, or there is no other one.
+    pub(super) fn silent_at(&self) -> Option<Instant> {
+        let oldest = self.lookups.oldest_sent().filter(|_| self.registrars.has_other());
+        oldest.map(|oldest| self.silence.due(oldest))
     }
 
     /// Begins a new connection in place of the one there is.

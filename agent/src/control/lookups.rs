@@ -28,8 +28,16 @@ struct Lookup {
     deadline: Instant,
     /// Not to be sent before.
     not_before: Instant,
-    /// The id it was sent with, and how many peers had been removed by then.
-    sent: Option<(u64, u64)>,
+    sent: Option<Sent>,
+}
+
+/// How a lookup was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    id: u64,
+    at: Instant,
+    /// How many peers had been removed by then.
+    removals: u64,
 }
 
 /// A lookup that has been answered.
@@ -39,6 +47,7 @@ pub(super) struct Answered {
     pub(super) awaited: bool,
     /// How many peers had been removed when it was sent.
     pub(super) removals: u64,
+    pub(super) sent_at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +90,7 @@ impl Lookups {
         let (n, lookup) = self.lookups.iter_mut().find(|(_, lookup)| ready(lookup))?;
         let id = self.next;
         self.next += 1;
-        lookup.sent = Some((id, removals));
+        lookup.sent = Some(Sent { id, at: now, removals });
         self.in_flight.insert(id, *n);
         Some((id, lookup.by))
     }
@@ -91,8 +100,8 @@ impl Lookups {
         let n = self.in_flight.remove(&id)?;
         let lookup = self.lookups.remove(&n)?;
         self.by.remove(&lookup.by);
-        let removals = lookup.sent.map_or(0, |(_, removals)| removals);
-        Some(Answered { by: lookup.by, awaited: lookup.awaited, removals })
+        let Sent { at: sent_at, removals, .. } = lookup.sent?;
+        Some(Answered { by: lookup.by, awaited: lookup.awaited, removals, sent_at })
     }
 
     /// The lookup that was sent with `id` got no answer: again, a little later.
@@ -119,7 +128,7 @@ impl Lookups {
         let mut awaited = Vec::new();
         for lookup in lookups {
             self.by.remove(&lookup.by);
-            if let Some((id, _)) = lookup.sent {
+            if let Some(Sent { id, .. }) = lookup.sent {
                 self.in_flight.remove(&id);
             }
             if lookup.awaited {
@@ -138,7 +147,12 @@ impl Lookups {
 
     /// The number of removals at which the oldest lookup under way was sent.
     pub(super) fn oldest_removals(&self) -> Option<u64> {
-        self.lookups.values().filter_map(|l| l.sent.map(|(_, removals)| removals)).min()
+        self.lookups.values().filter_map(|l| l.sent.map(|sent| sent.removals)).min()
+    }
+
+    /// When the oldest lookup under way was sent.
+    pub(super) fn oldest_sent(&self) -> Option<Instant> {
+        self.lookups.values().filter_map(|l| l.sent.map(|sent| sent.at)).min()
     }
 
     /// When something is to be done: a deadline, or, being connected, a retry.

@@ -27,6 +27,7 @@ use super::{
     registrars::Registrars,
     renewal::Renewal,
     services::Services,
+    silence::Silence,
     virtual_services::VirtualServices,
 };
 use crate::{datapath::Event, resolver::HeldService};
@@ -58,6 +59,7 @@ pub struct Control {
     pub(super) epoch: u64,
     pub(super) revision: u64,
     pub(super) lookups: Lookups,
+    pub(super) silence: Silence,
     pub(super) services: Services,
     pub(super) virtual_services: VirtualServices,
     pub(super) health: Health,
@@ -103,6 +105,7 @@ impl Control {
             epoch: start.epoch,
             revision: start.revision,
             lookups: Lookups::default(),
+            silence: Silence::new(now),
             services: Services::default(),
             virtual_services: VirtualServices::new(start.virtual_services),
             health: Health::default(),
@@ -142,11 +145,13 @@ impl Control {
             LookupResult::Unavailable => self.lookups.retry(id, now),
             LookupResult::NotFound => {
                 if let Some(answered) = self.lookups.finish(id) {
+                    self.silence.answered(answered.sent_at, now);
                     self.not_found(answered.by, answered.awaited, now);
                 }
             }
             LookupResult::Found(peer) => {
                 let Some(answered) = self.lookups.finish(id) else { return };
+                self.silence.answered(answered.sent_at, now);
                 let (by, awaited) = (answered.by, answered.awaited);
                 let outdated = self.peers.removed_since(&peer.device_uid, answered.removals);
                 let own = peer.device_uid == self.start.device_uid;
@@ -305,6 +310,11 @@ impl Control {
                 self.registrars.go_to(&to, &mut self.rng);
                 self.reconnect("the registrar has asked to go to another", now);
             }
+            Link::Open { .. } if self.silent_at().is_some_and(|at| at <= now) => {
+                self.silence.left();
+                self.registrars.advance();
+                self.reconnect("the registrar does not answer", now);
+            }
             _ => {}
         }
         for by in self.lookups.expire(now) {
@@ -323,7 +333,7 @@ impl Control {
         let link = match self.link {
             Link::Waiting { until } => Some(until),
             Link::Registering { deadline } | Link::Opening { deadline } => Some(deadline),
-            Link::Open { leave_at, .. } => leave_at,
+            Link::Open { leave_at, .. } => leave_at.into_iter().chain(self.silent_at()).min(),
         };
         let endpoints = if self.endpoints_told { self.reachability_due() } else { Some(self.endpoints_at) };
         let endpoints = endpoints.filter(|_| connected);

@@ -18,6 +18,7 @@ mod registrars;
 mod renewal;
 mod services;
 mod settings;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -61,6 +61,11 @@ impl Registrars {
         }
     }
 
+    /// Whether there is another one than that in use.
+    pub(super) fn has_other(&self) -> bool {
+        self.order.len() > 1
+    }
+
     /// Whether the next one would be the first again.
     pub(super) fn at_end(&self) -> bool {
         self.at + 1 >= self.order.len()

@@ -269,7 +269,8 @@ impl Api {
                 "too many ask for what is not known here; try again in a moment",
             ));
         }
-        self.registry.refresh().await.map_err(status)
+        // Whoever is not known although the store was not caught up with may well be there.
+        self.registry.catch_up().await.map_err(status)
     }
 
     /// Makes devices of the hosts that a device may speak for. What cannot be done now is tried again when it registers.

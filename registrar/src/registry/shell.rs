@@ -31,8 +31,9 @@ const APPLY: Duration = Duration::from_secs(10);
 /// How long one waits for the index to show what others have written. On an etcd that others than registrars write to,
 /// a revision may be theirs, and is shown only with the next of ours: one goes on then with what is there.
 const CATCH_UP: Duration = Duration::from_secs(1);
-/// Keys read at a time when the index is loaded.
-const PAGE: usize = 1000;
+/// Keys read at a time when the index is loaded, some 15 MB of them. etcd goes through all that is left of a range for each
+/// page of it, so that the time grows with the number of pages as well as with that of keys.
+const PAGE: usize = 50_000;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +198,16 @@ impl Registry {
         // Whoever plans again finds out whether it was enough.
         let _ = self.reached(self.store.revision().await?).await;
         Ok(())
+    }
+
+    /// As [`Self::refresh`], for those who act on what they do not find then.
+    ///
+    /// # Errors
+    /// If the store cannot be reached, or is not caught up with in time.
+    pub async fn catch_up(&self) -> Result<(), StoreError> {
+        self.reached(self.store.revision().await?).await.map_err(|Behind| {
+            StoreError::Unavailable("the registrar has not yet caught up with it; try again".into())
+        })
     }
 
     /// Writes what `plan` comes to, and waits until the index shows it. `plan` is called again, with a higher number

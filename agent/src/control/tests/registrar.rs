@@ -54,6 +54,67 @@ fn silence_counts_as_failure() {
 }
 
 #[test]
+fn a_registrar_that_leaves_lookups_unanswered_is_left_for_another() {
+    let two = DeviceConfig { registrars: vec!["r1:7500".into(), "r2:7500".into()], ..config() };
+    let start = Start { config: Some(two.clone()), ..start() };
+    let open = |control: &mut Control, now| {
+        let (attempt, registrar) = register(control, now);
+        control.handle_registered(attempt, Ok(RegisterResponse { config: Some(two.clone()) }), now);
+        control.handle_session_opened(attempt, now);
+        (attempt, registrar)
+    };
+    let mut control = Control::new(start, 1, at(0));
+    let (attempt, first) = open(&mut control, at(0));
+    actions(&mut control);
+    // What else it says shows that it lives.
+    let (slow, _) = lookup(&mut control, &Event::LookupAddress(address(1)), at(100)).unwrap();
+    control.handle_session_message(attempt, message(Message::Bookmark(Bookmark { revision: 1 })), at(900));
+    control.handle_timeout(at(1_800));
+    assert_eq!(actions(&mut control), []);
+    // A slow one is given more time.
+    control.handle_looked_up(slow, LookupResult::NotFound, at(1_850));
+    actions(&mut control);
+    let (quick, _) = lookup(&mut control, &Event::LookupAddress(address(2)), at(2_000)).unwrap();
+    control.handle_timeout(at(6_500));
+    assert_eq!(actions(&mut control), []);
+    control.handle_looked_up(quick, LookupResult::NotFound, at(6_600));
+    let (quick, _) = lookup(&mut control, &Event::LookupAddress(address(2)), at(20_000)).unwrap();
+    control.handle_looked_up(quick, LookupResult::NotFound, at(20_001));
+    actions(&mut control);
+    // One that hangs is left, and the lookup goes to the next.
+    let lost = lookup(&mut control, &Event::LookupAddress(address(3)), at(30_000)).unwrap();
+    assert_eq!(control.poll_timeout(), Some(at(31_000)));
+    control.handle_timeout(at(31_000));
+    let did = actions(&mut control);
+    let [Action::Disconnect { attempt: left }, Action::Register { attempt: next, registrar, .. }] = &did[..]
+    else {
+        panic!("{did:?}");
+    };
+    assert!(*left == attempt && *registrar != first, "{registrar}");
+    control.handle_registered(*next, Ok(RegisterResponse { config: Some(two) }), at(31_010));
+    control.handle_session_opened(*next, at(31_020));
+    let again = actions(&mut control).into_iter().find_map(|action| match action {
+        Action::Lookup { id, by } => Some((id, by)),
+        _ => None,
+    });
+    assert!(again.is_some_and(|(id, by)| id != lost.0 && by == lost.1), "{again:?}");
+    // If that one hangs, too, it is given twice the time.
+    control.handle_timeout(at(33_000));
+    assert_eq!(actions(&mut control), []);
+    control.handle_timeout(at(33_020));
+    assert!(matches!(actions(&mut control)[..], [Action::Disconnect { .. }, Action::Register { .. }]));
+}
+
+#[test]
+fn the_only_registrar_is_not_left_for_its_silence() {
+    let (mut control, _) = connected(start(), at(0));
+    lookup(&mut control, &Event::LookupAddress(address(1)), at(0)).unwrap();
+    assert_eq!(control.poll_timeout(), Some(at(5_000)));
+    control.handle_timeout(at(4_999));
+    assert_eq!(actions(&mut control), []);
+}
+
+#[test]
 fn a_draining_registrar_is_left_within_its_time() {
     let (mut control, attempt) = connected(start(), at(0));
     let within = Some(pbjson_types::Duration { seconds: 10, nanos: 0 });

@@ -39,10 +39,16 @@ type Client = RegistrationServiceClient<Channel>;
 pub(crate) fn run(what: &str, rest: &[&str]) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match (what, rest) {
-        ("register", join) => runtime.block_on(register(&join_of(join), false)),
-        ("register-and-put", join) => runtime.block_on(register(&join_of(join), true)),
+        ("register", [devices, join @ ..]) => {
+            runtime.block_on(register(devices.parse()?, &join_of(join), false))
+        }
+        ("register-and-put", [devices, join @ ..]) => {
+            runtime.block_on(register(devices.parse()?, &join_of(join), true))
+        }
         ("join", join) => runtime.block_on(join_many(&join_of(join))),
-        ("lookup", [devices, join @ ..]) => runtime.block_on(look_up(devices.parse()?, &join_of(join))),
+        ("lookup", [callers, devices, join @ ..]) => {
+            runtime.block_on(look_up(callers.parse()?, devices.parse()?, &join_of(join)))
+        }
         _ => Err("unknown callers".into()),
     }
 }
@@ -51,13 +57,15 @@ fn join_of(arguments: &[&str]) -> JoinCommand {
     JoinCommand(arguments.iter().map(|a| (*a).to_owned()).collect())
 }
 
-/// Registrations of devices that have a certificate, each with another endpoint than before, so that each is a
-/// durable write. A line a round: seconds, registrations, transactions and commits of the store, puts.
-async fn register(join: &JoinCommand, put: bool) -> Result<(), Error> {
+/// Registrations of devices that have a certificate and come to `devices` others, each with another endpoint than
+/// before, so that each is a durable write. A line a round: seconds, registrations, transactions and commits of the
+/// store, puts.
+async fn register(devices: u64, join: &JoinCommand, put: bool) -> Result<(), Error> {
     for round in 0..ROUNDS as u64 {
         // Other devices in each round, since a device may not write as often as this for long.
         let mut clients = Vec::new();
-        for key in round * CALLERS + 1..=(round + 1) * CALLERS {
+        let first = (devices << 16) + round * CALLERS;
+        for key in first + 1..=first + CALLERS {
             let mut client = Device::join(join, &format!("caller{key}")).await?.connect().await?;
             // Has the device take its key and addresses, and warms the connection.
             client.register(register_request(key, 0)).await?;
@@ -148,23 +156,43 @@ async fn join_many(join: &JoinCommand) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lookups by name, one after another, of devices `d0` to `d<devices - 1>`. A line a round: median and 99th
-/// percentile in microseconds.
-async fn look_up(devices: usize, join: &JoinCommand) -> Result<(), Error> {
-    let mut client = Device::join(join, &format!("looker-{devices}")).await?.connect().await?;
-    client.register(register_request(u64::MAX - devices as u64, 1)).await?;
-    let mut next = 0;
-    for _ in 0..ROUNDS {
-        let mut samples = Vec::new();
-        let end = Instant::now() + ROUND / 2;
-        while Instant::now() < end {
-            next = (next + 7919) % devices;
-            let start = Instant::now();
-            client.lookup(LookupRequest { by: Some(By::Name(format!("d{next}"))) }).await?;
-            samples.push(Instant::now() - start);
+/// Lookups by name of devices `d0` to `d<devices - 1>`, from so many callers with a connection each, one after another
+/// on each. A line a round: lookups a second, and their median and 99th percentile in microseconds.
+async fn look_up(callers: usize, devices: usize, join: &JoinCommand) -> Result<(), Error> {
+    let mut clients = Vec::new();
+    for caller in 0..callers {
+        let name = format!("looker-{devices}-{callers}-{caller}");
+        let mut client = Device::join(join, &name).await?.connect().await?;
+        client.register(register_request(u64::MAX - (devices * 1000 + callers + caller) as u64, 1)).await?;
+        clients.push(client);
+    }
+    for round in 0..ROUNDS {
+        let start = Instant::now();
+        let end = start + ROUND / 2;
+        let mut tasks = Vec::new();
+        for (caller, mut client) in clients.iter().cloned().enumerate() {
+            tasks.push(tokio::spawn(async move {
+                let mut next = (caller * devices / callers + round) % devices;
+                let mut samples = Vec::new();
+                while Instant::now() < end {
+                    next = (next + 7919) % devices;
+                    let start = Instant::now();
+                    client.lookup(LookupRequest { by: Some(By::Name(format!("d{next}"))) }).await?;
+                    samples.push(Instant::now() - start);
+                }
+                Ok::<_, tonic::Status>(samples)
+            }));
         }
+        let mut samples = Vec::new();
+        for task in tasks {
+            samples.append(&mut task.await??);
+        }
+        let seconds = (Instant::now() - start).as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let rate = samples.len() as f64 / seconds;
         let micros = |d: Duration| d.as_secs_f64() * 1e6;
-        println!("{} {}", micros(quantile(&mut samples, 0.5)), micros(quantile(&mut samples, 0.99)));
+        let (p50, p99) = (quantile(&mut samples, 0.5), quantile(&mut samples, 0.99));
+        println!("{rate} {} {}", micros(p50), micros(p99));
     }
     Ok(())
 }

@@ -255,7 +255,7 @@ mod tests {
         writer.write(Write::Names(b"n".to_vec()));
         until(&|| trouble().is_some_and(|why| why.contains("state")));
         for revision in 0..3 {
-            writer.write(Write::Peers(Peers { revision, peers: vec![] }));
+            writer.write(Write::Peers(Peers { revision, ..Peers::default() }));
         }
         std::fs::remove_file(&path).unwrap();
         until(&|| trouble().is_none());

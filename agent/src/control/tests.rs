@@ -158,7 +158,7 @@ fn another_store_s_revisions_are_not_compared_with_those_of_the_last() {
     let mut control = Control::new(start, 1, at(0));
     actions(&mut control);
     let (attempt, _) = register(&mut control, at(0));
-    let answer = |store_epoch| RegisterResponse { config: Some(config()), store_epoch };
+    let answer = |store_epoch| RegisterResponse { config: Some(config()), store_epoch, unsaved: false };
     control.handle_registered(attempt, Ok(answer(7)), at(1));
     let did = actions(&mut control);
     assert!(matches!(&did[..], [Action::OpenSession { hello, .. }] if hello.revision == 500));

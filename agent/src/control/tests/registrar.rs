@@ -59,7 +59,11 @@ fn a_registrar_that_leaves_lookups_unanswered_is_left_for_another() {
     let start = Start { config: Some(two.clone()), ..start() };
     let open = |control: &mut Control, now| {
         let (attempt, registrar) = register(control, now);
-        control.handle_registered(attempt, Ok(RegisterResponse { config: Some(two.clone()) }), now);
+        control.handle_registered(
+            attempt,
+            Ok(RegisterResponse { config: Some(two.clone()), ..RegisterResponse::default() }),
+            now,
+        );
         control.handle_session_opened(attempt, now);
         (attempt, registrar)
     };
@@ -91,7 +95,11 @@ fn a_registrar_that_leaves_lookups_unanswered_is_left_for_another() {
         panic!("{did:?}");
     };
     assert!(*left == attempt && *registrar != first, "{registrar}");
-    control.handle_registered(*next, Ok(RegisterResponse { config: Some(two) }), at(31_010));
+    control.handle_registered(
+        *next,
+        Ok(RegisterResponse { config: Some(two), ..RegisterResponse::default() }),
+        at(31_010),
+    );
     control.handle_session_opened(*next, at(31_020));
     let again = actions(&mut control).into_iter().find_map(|action| match action {
         Action::Lookup { id, by } => Some((id, by)),

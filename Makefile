@@ -17,7 +17,7 @@ BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmas
 	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3 ethtool=ethtool turnserver=coturn
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
 
-.PHONY: help demo test test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel bench-relay bench-services bench-peers fuzz clean
+.PHONY: help demo test test-chaos test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel bench-relay bench-services bench-peers fuzz clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,14 @@ fuzz: ## Test with many more random cases than `make test` (FUZZ_CASES each, SIM
 		-p muster-director --no-fail-fast
 	MUSTER_SIM_SEED=$(or $(FUZZ_SEED),$(shell date +%s)) MUSTER_SIM_RUNS=$(or $(SIM_RUNS),1000) \
 		$(CARGO) test --release --locked -p muster-integration-tests --test simulation
+
+test-chaos: build ## Have everything fail in turn for CHAOS_SECONDS (default 600), and kill a registrar KILLS times (default 1000)
+	@$(PREPARE) $(TEST_PACKAGES)
+	$(CARGO) test -p muster-integration-tests --locked --no-run --test chaos --test registrar_faults
+	MAKE_TARGET=test-chaos MUSTER_REQUIRE_ROOT=1 MUSTER_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),600) \
+		$(if $(CHAOS_SEED),MUSTER_CHAOS_SEED=$(CHAOS_SEED)) MUSTER_KILLS=$(or $(KILLS),1000) \
+		$(AS_ROOT) $(CARGO) test -p muster-integration-tests --locked --no-fail-fast \
+		--test chaos --test registrar_faults -- --nocapture --test-threads=1
 
 test-systemd: build ## Boot a small Debian in an emulator, and see the units at work there
 	@$(PREPARE) $(SYSTEMD_PACKAGES)

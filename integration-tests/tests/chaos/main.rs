@@ -2,7 +2,11 @@
 //! random order, while devices come, go, look each other up and transfer. What has happened is then checked.
 //!
 //! `MUSTER_CHAOS_SECONDS` says for how long (default: 40), `MUSTER_CHAOS_SEED` which faults come when.
-#![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it does")]
+#![allow(
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it does"
+)]
 
 mod clients;
 mod faults;

@@ -12,6 +12,7 @@ mod many;
 mod matrix;
 mod metrics;
 mod netcheck;
+mod nobody_home;
 mod port_mapping;
 mod roam;
 mod site;

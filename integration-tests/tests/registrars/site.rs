@@ -20,7 +20,9 @@ pub(crate) const REGISTRARS: [&str; 3] = ["198.51.100.11", "198.51.100.12", "198
 pub(crate) struct Site<'a> {
     lab: &'a Lab,
     switch: Switch,
-    _etcd: Process,
+    pub(crate) etcd: Process,
+    /// The host that etcd is on.
+    pub(crate) core: Host,
     /// Hosts for registrars.
     pub(crate) hosts: Vec<Host>,
     /// The first one.
@@ -65,7 +67,7 @@ impl<'a> Site<'a> {
         );
         let mut first = Registrar::init(&hosts[0], "net.example", REGISTRARS[0], &more)?;
         first.serve()?;
-        Ok(Self { lab, switch, _etcd: etcd, hosts, first })
+        Ok(Self { lab, switch, etcd, core: core.clone(), hosts, first })
     }
 
     /// An agent on a host of its own, which has joined through the registrar at `address`.

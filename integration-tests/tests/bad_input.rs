@@ -105,8 +105,12 @@ fn bad_configurations_are_refused() {
     scenario("bad configurations", |lab| {
         let (mut registrar, hq, other) = pair(lab)?;
         let good = fs::read_to_string(registrar.config()).unwrap_or_default();
-        // A port in use: the registrar that serves has it.
+        // The registrar that serves has the data directory, and with another one, the port.
+        fails(&serve_once(&registrar, &hq)?, 1, &["data directory", "another process"])?;
+        let elsewhere = registrar.data().display().to_string();
+        write(&registrar.config(), good.replace(&elsewhere, &format!("{elsewhere}-2")).as_bytes())?;
         fails(&serve_once(&registrar, &hq)?, 1, &["7500", "another program"])?;
+        write(&registrar.config(), good.as_bytes())?;
         registrar.stop()?;
 
         write(&registrar.config(), format!("grpc_port = 1\n{good}").as_bytes())?;

@@ -356,7 +356,10 @@ fn usage_errors_exit_with_2_and_help_with_0() {
         for (arguments, says) in [
             (&["get"][..], "required"),
             (&["dance"], "dance"),
-            (&["get", "pods"], "there are networks (net), devices (dev), directors (dir), tokens"),
+            (
+                &["get", "pods"],
+                "there are networks (net), devices (dev), directors (dir), registrars (reg), tokens",
+            ),
             (&["get", "devices", "-o", "xml"], "wide, json, yaml, name"),
             (&["get", "devices", "-n", "a", "-A"], "cannot be used"),
             (&["get", "devices,tokens", "x"], "TYPE/NAME"),

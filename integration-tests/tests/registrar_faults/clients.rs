@@ -160,7 +160,11 @@ impl Place {
         if outcome.is_err() {
             self.connection = None;
         }
-        let address = outcome?.config.unwrap_or_default().virtual_ipv4;
+        let answer = outcome?;
+        if answer.unsaved {
+            return Err("what it tells is not kept".into());
+        }
+        let address = answer.config.unwrap_or_default().virtual_ipv4;
         if self.known.address.as_ref().is_some_and(|before| *before != address) {
             return Err(format!("another address, {address}, for {:?}", self.known).into());
         }

@@ -54,7 +54,7 @@ use self::{
 use crate::{
     ca::SharedCa,
     registry::{
-        Index, Registry,
+        Device, Index, Registry,
         plan::{
             register::{self, DeviceError},
             site,
@@ -270,11 +270,18 @@ impl Api {
             ));
         }
         // Whoever is not known although the store was not caught up with may well be there.
-        self.registry.catch_up().await.map_err(status)
+        self.registry.refresh().await.map_err(status)
     }
 
     /// Makes devices of the hosts that a device may speak for. What cannot be done now is tried again when it registers.
     async fn settle(&self, network: &str, device: Uuid) {
+        // Hardly any device has hosts to speak for, and what is not to be written costs a question to the store.
+        let may_have = |device: &Arc<Device>| {
+            device.site.as_deref().is_some_and(|site| site.may_proxy && !site.hosts.is_empty())
+        };
+        if !self.registry.read().device(network, device).is_some_and(may_have) {
+            return;
+        }
         let now = Timestamp::now();
         loop {
             let uids = std::array::from_fn(|_| random_uid());

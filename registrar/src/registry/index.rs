@@ -304,6 +304,7 @@ impl Index {
             | Key::DirectorName { .. }
             | Key::Root(_)
             | Key::Restoring
+            | Key::Pulse
             | Key::Migrated
             | Key::Succession(_)
             | Key::Invitation(_) => {}
@@ -482,6 +483,7 @@ impl Index {
                 | Key::DirectorName { .. }
                 | Key::Root(_)
                 | Key::Restoring
+                | Key::Pulse
                 | Key::Migrated
                 | Key::Succession(_)
                 | Key::Invitation(_),

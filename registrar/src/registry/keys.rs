@@ -22,6 +22,7 @@
 //! | `carriers/<network>/<4 or 6><hex>-<length>` | `storage.Carrier`: the device that carries a subnet |
 //! | `registrars/<uid>` | nothing: there as long as the registrar runs; another uid each time |
 //! | `registrar-records/<uid>` | `admin.Registrar`; the uid is that of its certificate |
+//! | `pulse` | nothing: written by a registrar that wants to be told of a revision of its own |
 //! | `roots/<number>` | `storage.StoredRoot` |
 //! | `successions/<hex>` | `storage.StoredSuccession`, by the hash of the root that is replaced |
 //! | `invitations/<id>` | `storage.StoredInvitation` |
@@ -80,6 +81,7 @@ pub enum Key<'a> {
     Readiness { network: &'a str, uid: Uuid },
     Registrar(Uuid),
     RegistrarRecord(Uuid),
+    Pulse,
     Root(u64),
     Succession([u8; 32]),
     Invitation(&'a str),
@@ -245,8 +247,20 @@ pub fn registrars() -> KeyRange {
 pub fn is_portable(key: &[u8]) -> bool {
     !matches!(
         parse(key),
-        Some(Key::Format | Key::Restoring | Key::Migrated | Key::Registrar(_) | Key::Invitation(_))
+        Some(
+            Key::Format
+                | Key::Restoring
+                | Key::Migrated
+                | Key::Pulse
+                | Key::Registrar(_)
+                | Key::Invitation(_)
+        )
     )
+}
+
+/// `pulse`
+pub fn pulse() -> Bytes {
+    Bytes::from_static(b"pulse")
 }
 
 /// `roots/<number>`
@@ -313,6 +327,7 @@ pub fn parse(key: &[u8]) -> Option<Key<'_>> {
         "carriers" => Key::Carrier { network: part()?, subnet: parse_subnet(part()?)? },
         "registrars" => Key::Registrar(Uuid::try_parse(part()?).ok()?),
         "registrar-records" => Key::RegistrarRecord(Uuid::try_parse(part()?).ok()?),
+        "pulse" => Key::Pulse,
         "roots" => Key::Root(part()?.parse().ok()?),
         "successions" => Key::Succession(unhex(part()?)?),
         "invitations" => Key::Invitation(part()?),
@@ -417,6 +432,7 @@ mod tests {
             (readiness("n", uid), Key::Readiness { network: "n", uid }),
             (registrar(uid), Key::Registrar(uid)),
             (registrar_record(uid), Key::RegistrarRecord(uid)),
+            (pulse(), Key::Pulse),
             (root(2), Key::Root(2)),
             (succession(&[7; 32]), Key::Succession([7; 32])),
             (invitation("a"), Key::Invitation("a")),

@@ -28,9 +28,10 @@ use crate::store::{KeyRange, Op, Revision, Store, StoreError, Txn, TxnOutcome, W
 const ATTEMPTS: u32 = 32;
 /// How long a request waits for the index to show what was written.
 const APPLY: Duration = Duration::from_secs(10);
-/// How long one waits for the index to show what others have written. On an etcd that others than registrars write to,
-/// a revision may be theirs, and is shown only with the next of ours: one goes on then with what is there.
+/// How long one waits for the index to show what others have written.
 const CATCH_UP: Duration = Duration::from_secs(1);
+/// For so long one waits before one writes something oneself, to be told of that.
+const SOON: Duration = Duration::from_millis(250);
 /// Keys read at a time when the index is loaded, some 15 MB of them. etcd goes through all that is left of a range for each
 /// page of it, so that the time grows with the number of pages as well as with that of keys.
 const PAGE: usize = 50_000;
@@ -67,6 +68,8 @@ pub struct Registry {
     revision: watch::Sender<Revision>,
     observers: RwLock<Vec<Observer>>,
     freshness: Freshness,
+    /// Held by whoever writes a pulse.
+    pulse: tokio::sync::Mutex<()>,
     /// Uses of reusable tokens that are not written yet.
     uses: Mutex<Uses>,
     metrics: RegistryMetrics,
@@ -107,6 +110,7 @@ impl Registry {
             index: RwLock::new(index),
             observers: RwLock::default(),
             freshness: Freshness::new(Instant::now()),
+            pulse: tokio::sync::Mutex::default(),
             uses: Mutex::new(BTreeMap::new()),
             metrics: RegistryMetrics::default(),
             tasks: Mutex::new(Vec::new()),
@@ -189,23 +193,24 @@ impl Registry {
         *lock(&self.uses).entry((network, token)).or_default() += 1;
     }
 
-    /// Catches up with the store: what anybody was told before this call is shown by the index after it, unless it
-    /// takes longer than a second.
-    ///
-    /// # Errors
-    /// If the store cannot be reached.
-    pub async fn refresh(&self) -> Result<(), StoreError> {
-        // Whoever plans again finds out whether it was enough.
-        let _ = self.reached(self.store.revision().await?).await;
-        Ok(())
-    }
-
-    /// As [`Self::refresh`], for those who act on what they do not find then.
+    /// Catches up with the store: what anybody was told before this call is shown by the index after it.
     ///
     /// # Errors
     /// If the store cannot be reached, or is not caught up with in time.
-    pub async fn catch_up(&self) -> Result<(), StoreError> {
-        self.reached(self.store.revision().await?).await.map_err(|Behind| {
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let revision = self.store.revision().await?;
+        if self.applied(revision, SOON).await.is_ok() {
+            return Ok(());
+        }
+        // On an etcd that others write to, too, the revision may be theirs, of which the index is told nothing before the
+        // next one of ours. One writes for all who wait.
+        let _one = self.pulse.lock().await;
+        if self.published() >= revision {
+            return Ok(());
+        }
+        let txn = Txn::new().put(keys::pulse(), "");
+        let TxnOutcome::Committed(ours) = self.store.txn(txn).await? else { return Ok(()) };
+        self.reached(ours).await.map_err(|Behind| {
             StoreError::Unavailable("the registrar has not yet caught up with it; try again".into())
         })
     }
@@ -246,10 +251,15 @@ impl Registry {
                 }
                 Ok(TxnOutcome::Conflict) => {}
                 Err(StoreError::Unknown(reason)) => {
-                    tracing::warn!(reason, "reading again whether a transaction was committed");
-                    if self.happened(witness.as_ref()).await? {
+                    tracing::warn!(%reason, "reading again whether a transaction was committed");
+                    // What cannot be found out remains unknown: "unavailable" would say that nothing was done.
+                    let is_unknown = |_| StoreError::Unknown(reason.clone());
+                    if self.happened(witness.as_ref()).await.map_err(is_unknown)? {
                         return Ok(plan.reply);
                     }
+                    self.refresh().await.map_err(is_unknown)?;
+                    self.metrics.conflicts.inc();
+                    continue;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -403,13 +413,14 @@ impl Registry {
         let revision = index.revision();
         let stream = self.store.watch(KeyRange::all(), revision + 1).await?;
         let virtual_services = index.networks().map(|state| state.network.name.clone()).collect();
-        let (changes, services) = {
+        let (changes, services, older) = {
             let mut current = self.write();
-            let changed = (current.changes_to(&index), current.services_changed_to(&index));
+            let (changes, services) = (current.changes_to(&index), current.services_changed_to(&index));
             index.continue_from(&current);
-            *current = index;
-            changed
+            (changes, services, std::mem::replace(&mut *current, index))
         };
+        // It takes a while to drop, and others wait for the lock.
+        drop(older);
         tracing::warn!(revision, changes = changes.len(), "the registry was loaded anew");
         self.publish(&[Arc::new(Applied { revision, changes, services, virtual_services, bad })]);
         Ok(stream)

@@ -76,11 +76,7 @@ pub(super) async fn confirm(registry: Weak<Registry>) {
     let asking = async {
         while let Some(registry) = registry.upgrade() {
             let asked = Instant::now();
-            let confirmed = async {
-                let revision = registry.store().revision().await.ok()?;
-                registry.reached(revision).await.ok()
-            };
-            if confirmed.await.is_some() {
+            if registry.refresh().await.is_ok() {
                 registry.freshness().confirm(asked);
             }
             drop(registry);

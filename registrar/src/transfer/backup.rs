@@ -180,7 +180,7 @@ mod tests {
             let store = MemoryStore::new();
             let format = layout::format("net.example".into());
             store.apply_txn(&Txn::new().put(keys::format(), format.encode_to_vec())).unwrap();
-            for number in 0..1200 {
+            for number in 0..10_000 {
                 store.apply_txn(&Txn::new().put(format!("k/{number:05}"), "v")).unwrap();
             }
             let source = Source::Store(Arc::new(Forgetful { store: store.clone(), times: times.into() }));
@@ -192,7 +192,7 @@ mod tests {
             match written {
                 Ok(contents) => {
                     assert_eq!(contents.header.revision, store.revision().await.unwrap());
-                    assert_eq!(contents.summary.keys, 1201);
+                    assert_eq!(contents.summary.keys, 10_001);
                 }
                 Err(error) => assert!(fails && error.is_compacted(), "{error}"),
             }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How many keys are read at a time.
-const PAGE: usize = 512;
+const PAGE: usize = 8192;
 /// How often reading begins anew when the store's history is compacted meanwhile.
 pub(super) const ATTEMPTS: u32 = 5;
 

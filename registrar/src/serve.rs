@@ -47,7 +47,7 @@ use crate::{
     init,
     layout::{self, Layout},
     presence::Presences,
-    registry::{CommitError, Registry, field::FieldError, keys, view::Advertised},
+    registry::{Registry, keys, view::Advertised},
     session::Hub,
     store::{Revision, Store, StoreError, etcd::EtcdStore, sqlite::SqliteStore},
 };
@@ -139,9 +139,6 @@ pub enum ServeError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The store does not take what this registrar says of itself.
-    #[error("cannot write to the store who this registrar is: {0}")]
-    Identity(#[from] CommitError<FieldError>),
     /// A port is taken.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -233,7 +230,6 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     // A migration marks the store first and then looks who runs. So one of the two sees the other.
     read_format(&*store, &place).await?;
     let identity = Identity { uid: trust.own_uid()?, run: uid, host: host_name(), advertised };
-    identity.tell(&registry, 0).await?;
     let balance = Balance::new(&hub, identity, &metrics);
     tasks.spawn(async {
         balance.run().await;

@@ -66,6 +66,8 @@ impl Identity {
 pub struct Balance {
     hub: Arc<Hub>,
     identity: Identity,
+    /// The number of sessions that the store was told of last, in this run.
+    told: Option<u64>,
     sent_away: Counter,
 }
 
@@ -77,19 +79,19 @@ impl Balance {
             let help = "Agents that were asked to go to a registrar with fewer";
             registry.register("sessions_sent_away", help, sent_away.clone());
         });
-        Self { hub: hub.clone(), identity, sent_away }
+        Self { hub: hub.clone(), identity, told: None, sent_away }
     }
 
     /// Runs until the registrar drains.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let draining = self.hub.draining().clone();
         let mut balanced = Instant::now();
         loop {
+            self.tell().await;
             tokio::select! {
                 () = draining.cancelled() => return,
                 () = tokio::time::sleep(TELL) => {}
             }
-            self.tell().await;
             let now = Instant::now();
             if now - balanced >= BALANCE {
                 balanced = now;
@@ -98,16 +100,18 @@ impl Balance {
         }
     }
 
-    async fn tell(&self) {
+    async fn tell(&mut self) {
         let registry = self.hub.registry();
         let sessions = self.hub.len() as u64;
-        let told = registry.read().registrars().by_uid(self.identity.uid).map(|own| own.sessions());
         // An operator may have deleted it while it was cut off.
-        if told.is_some_and(|told| !is_news(told, sessions)) || registry.freshness().is_stale() {
+        let is_known = registry.read().registrars().by_uid(self.identity.uid).is_some();
+        let is_told = is_known && self.told.is_some_and(|told| !is_news(told, sessions));
+        if is_told || registry.freshness().is_stale() {
             return;
         }
-        if let Err(error) = self.identity.tell(registry, sessions).await {
-            tracing::warn!(%error, "cannot tell the store of this registrar; trying again");
+        match self.identity.tell(registry, sessions).await {
+            Ok(()) => self.told = Some(sessions),
+            Err(error) => tracing::warn!(%error, "cannot tell the store of this registrar; trying again"),
         }
     }
 

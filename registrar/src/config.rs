@@ -61,9 +61,9 @@ pub struct Listen {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Advertise {
-    /// gRPC of all registrars of the deployment; empty: the public addresses of the networks.
+    /// gRPC of this registrar; agents are told of all. Empty: the public addresses of the networks.
     pub registrars: Vec<String>,
-    /// DNS over TLS of all registrars; empty: likewise.
+    /// DNS over TLS of this registrar; empty: likewise.
     pub dns: Vec<String>,
 }
 

@@ -155,16 +155,15 @@ impl Ca {
             return Err(CaError::Damaged { path: files.key(), reason });
         };
         roots[..=issuing].rotate_right(1);
-        // A rotation that was cut off may leave a root in two places.
-        let mut position = 0;
-        while position < roots.len() {
-            let twice = roots[..position].contains(&roots[position]);
-            if twice { drop(roots.remove(position)) } else { position += 1 }
-        }
-
         let mut retired = Vec::new();
         for path in files.list("retired")? {
             retired.push(read_certificate(&path)?);
+        }
+        // A rotation that was cut off may leave a root in two places, or one that was retired where it was.
+        let mut position = 1;
+        while position < roots.len() {
+            let gone = roots[..position].contains(&roots[position]) || retired.contains(&roots[position]);
+            if gone { drop(roots.remove(position)) } else { position += 1 }
         }
 
         let mut chain = Vec::new();

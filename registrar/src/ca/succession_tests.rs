@@ -103,6 +103,57 @@ fn a_step_that_was_cut_off_is_taken_again() {
 }
 
 #[test]
+fn who_is_cut_off_while_following_follows_again() {
+    for changes in 0.. {
+        let (ours, theirs, old) = two();
+        let (ours, theirs) = (ours.path(), theirs.path());
+        rotation::prepare(ours, "muster.test", now()).unwrap();
+        rotation::activate(ours).unwrap();
+        rotation::retire(ours, Duration::ZERO, now(), true).unwrap();
+        let (_, next) = only(ours);
+        let cut = rotation::cut::after(changes, || follow(theirs, old, &next, Step::Retired));
+        follow(theirs, old, &next, Step::Retired).unwrap();
+        assert_eq!(Here::load(theirs).unwrap(), Here::load(ours).unwrap(), "after {changes} changes");
+        assert_eq!(chain(theirs), chain(ours), "after {changes} changes");
+        if cut.is_ok() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn two_rotations_are_followed_in_either_order() {
+    for next_first in [true, false] {
+        let (ours, theirs, old) = two();
+        let (ours, theirs) = (ours.path(), theirs.path());
+        let new = rotation::prepare(ours, "muster.test", now()).unwrap();
+        let (_, first) = only(ours);
+        rotation::activate(ours).unwrap();
+        follow(theirs, old, &first, Step::Activated).unwrap();
+        rotation::retire(ours, Duration::ZERO, now(), true).unwrap();
+        rotation::prepare(ours, "muster.test", now()).unwrap();
+        let (_, second) = list(ours).unwrap().into_iter().find(|(of, _)| *of == new).unwrap();
+
+        let mut steps = [(old, &first, Step::Retired), (new, &second, Step::Prepared)];
+        if next_first {
+            steps.reverse();
+        }
+        for (old, next, step) in steps {
+            assert!(follow(theirs, old, next, step).unwrap());
+        }
+        assert!(theirs.join("cross.crt").exists());
+        rotation::activate(ours).unwrap();
+        assert!(follow(theirs, new, &second, Step::Activated).unwrap());
+        assert_eq!(Here::load(theirs).unwrap(), Here::load(ours).unwrap());
+        assert_eq!(chain(theirs), chain(ours));
+        rotation::retire(ours, Duration::ZERO, now(), true).unwrap();
+        assert!(follow(theirs, new, &second, Step::Retired).unwrap());
+        assert_eq!(chain(theirs), chain(ours));
+        assert!(!theirs.join("cross.crt").exists());
+    }
+}
+
+#[test]
 fn of_two_that_prepare_at_once_one_gives_way() {
     let (ours, theirs, old) = two();
     let (ours, theirs) = (ours.path(), theirs.path());

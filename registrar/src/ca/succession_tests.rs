@@ -59,7 +59,7 @@ fn each_step_is_followed_and_the_files_come_out_the_same() {
     assert_eq!((step(ours), step(theirs)), (Step::Retired, Step::Retired));
     assert_eq!(chain(ours), chain(theirs));
     let files = |directory| super::super::read_all(directory).unwrap();
-    let names = |directory| files(directory).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let names = |directory| files(directory).into_iter().map(|file| file.name).collect::<Vec<_>>();
     assert_eq!(names(ours), names(theirs));
     assert_eq!(Ca::load(theirs).unwrap().hash(), new);
 }

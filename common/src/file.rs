@@ -1,5 +1,6 @@
-//! Files that hold secrets or state: mode 0600, replaced as a whole, on disk before the call returns. What root makes
-//! in the directory of another user, such as a service's, belongs to that user, who could not read it otherwise.
+//! Files that hold secrets or state: mode 0600, replaced as a whole, on disk before the call returns. What root makes in
+//! the directory of another user, such as a service's, belongs to that user, who could not read it otherwise. That user
+//! may put symbolic links there: none is followed, so that nothing else is written or given away.
 
 mod document;
 mod lock;
@@ -7,7 +8,7 @@ mod lock;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown, lchown},
     path::{Path, PathBuf},
 };
 
@@ -39,10 +40,11 @@ pub fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull => "; free some disk space",
         io::ErrorKind::QuotaExceeded => "; raise the quota, or free some disk space",
         io::ErrorKind::ReadOnlyFilesystem => "; mount the file system read-write",
-        _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-            "; look for errors of the disk in the kernel's log (dmesg)"
-        }
-        _ => "",
+        _ => match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::IO) => "; look for errors of the disk in the kernel's log (dmesg)",
+            Some(rustix::io::Errno::LOOP) => "; a symbolic link is in its place: remove it",
+            _ => "",
+        },
     }
 }
 
@@ -53,12 +55,10 @@ pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     create_private_dir(directory)?;
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
     let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        if let Some((uid, gid)) = other_owner(directory)? {
-            fchown(&file, Some(uid), Some(gid))?;
-        }
+        // What a killed process has left, or somebody has put there, is not written to.
+        remove(&temporary).map_err(|error| error.source)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        give(&file, directory)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -76,9 +76,7 @@ pub fn create_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     create_private_dir(directory)?;
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        if let Some((uid, gid)) = other_owner(directory)? {
-            fchown(&file, Some(uid), Some(gid))?;
-        }
+        give(&file, directory)?;
         file.write_all(contents)?;
         file.sync_all()?;
         File::open(directory)?.sync_all()
@@ -86,10 +84,11 @@ pub fn create_private(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     write().map_err(|source| FileError::new("create", path, source))
 }
 
-/// Gives `path`, which another library has made, to the owner of its directory, as the functions above do.
+/// Gives `path`, which another library has made, to the owner of its directory, as the functions above do; of a
+/// symbolic link, the link alone.
 pub fn adopt(path: &Path) -> Result<(), FileError> {
     let give = || match other_owner(parent(path))? {
-        Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
+        Some((uid, gid)) => lchown(path, Some(uid), Some(gid)),
         None => Ok(()),
     };
     give().map_err(|source| FileError::new("change the owner of", path, source))
@@ -115,12 +114,20 @@ pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         for directory in missing.iter().rev() {
             if let Some((uid, gid)) = other_owner(parent(directory))? {
-                chown(directory, Some(uid), Some(gid))?;
+                lchown(directory, Some(uid), Some(gid))?;
             }
         }
         Ok(())
     };
     create().map_err(|source| FileError::new("create directory", path, source))
+}
+
+/// Gives `file`, which is in `directory`, to its owner.
+fn give(file: &File, directory: &Path) -> io::Result<()> {
+    match other_owner(directory)? {
+        Some((uid, gid)) => fchown(file, Some(uid), Some(gid)),
+        None => Ok(()),
+    }
 }
 
 /// User and group that own `directory`, if this process is root and they are not.
@@ -141,6 +148,8 @@ fn parent(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
     use super::*;
 
     #[test]
@@ -170,6 +179,30 @@ mod tests {
             let owner = fs::metadata(made).unwrap();
             assert_eq!((owner.uid(), owner.gid()), (1, 1), "{}", made.display());
         }
+    }
+
+    #[test]
+    fn symbolic_links_are_not_followed() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = elsewhere.path().join("secret");
+        fs::write(&target, "theirs").unwrap();
+        // Who is not root has nothing to give away; the contents are looked at all the same.
+        let _ = chown(dir.path(), Some(1), Some(1));
+        let before = fs::metadata(&target).unwrap();
+        let path = dir.path().join("state");
+        symlink(&target, path.with_extension(format!("tmp-{}", std::process::id()))).unwrap();
+        write_private(&path, b"ours").unwrap();
+        assert_eq!(read(&path).unwrap(), b"ours");
+        assert!(!path.is_symlink());
+
+        symlink(&target, dir.path().join("lock")).unwrap();
+        let error = lock(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("symbolic link"), "{error}");
+        adopt(&dir.path().join("lock")).unwrap();
+
+        let after = fs::metadata(&target).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"theirs");
+        assert_eq!((after.uid(), after.gid(), after.mode()), (before.uid(), before.gid(), before.mode()));
     }
 
     #[test]

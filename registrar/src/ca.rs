@@ -32,8 +32,8 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+pub use self::files::{CaFile, is_file_name, read_all, remove_all};
 use self::files::{Files, read_certificate, read_key};
-pub use self::files::{NamedFile, is_file_name, read_all, remove_all};
 use crate::csr::CheckedRequest;
 
 /// How far `notBefore` lies before the moment of issue: a clock may be ten minutes slow, with a margin for the time
@@ -59,6 +59,12 @@ pub enum CaError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file's name cannot be handed on.
+    #[error(
+        "{} has a name that no file of the CA can have elsewhere; rename it: before .crt, 1 to 128 letters, digits, \
+         `-`, `_` and `.`, with no dot at the beginning", .0.display()
+    )]
+    Name(PathBuf),
     /// The CA's files are there already.
     #[error("there is a CA in {} already; it is left as it is", .0.display())]
     Exists(PathBuf),
@@ -155,16 +161,15 @@ impl Ca {
             return Err(CaError::Damaged { path: files.key(), reason });
         };
         roots[..=issuing].rotate_right(1);
-        // A rotation that was cut off may leave a root in two places.
-        let mut position = 0;
-        while position < roots.len() {
-            let twice = roots[..position].contains(&roots[position]);
-            if twice { drop(roots.remove(position)) } else { position += 1 }
-        }
-
         let mut retired = Vec::new();
         for path in files.list("retired")? {
             retired.push(read_certificate(&path)?);
+        }
+        // A rotation that was cut off may leave a root in two places, or one that was retired where it was.
+        let mut position = 1;
+        while position < roots.len() {
+            let gone = roots[..position].contains(&roots[position]) || retired.contains(&roots[position]);
+            if gone { drop(roots.remove(position)) } else { position += 1 }
         }
 
         let mut chain = Vec::new();

@@ -148,7 +148,7 @@ fn pack(config: &Config, trust_domain: String) -> Result<(InvitationBundle, Ca),
     let ca = Ca::load(&config.data_dir)?;
     let file = |name: String, contents: &[u8]| BundleFile { name, contents: contents.to_vec() };
     let ca_files =
-        ca::read_all(&config.data_dir)?.into_iter().map(|(name, contents)| file(name, &contents)).collect();
+        ca::read_all(&config.data_dir)?.into_iter().map(|found| file(found.name, &found.contents)).collect();
 
     // What is this host's alone stays here.
     let mut theirs = Config { advertise: Advertise::default(), ..config.clone() };

@@ -7,9 +7,9 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
-use super::{FileError, adopt, create_private_dir};
+use super::{FileError, create_private_dir, give};
 
 /// Keeps other processes away from a directory until it is dropped.
 #[derive(Debug)]
@@ -39,17 +39,19 @@ pub fn lock(directory: &Path) -> Result<Lock, LockError> {
     create_private_dir(directory)?;
     let path = directory.join("lock");
     let error = |source: io::Error| FileError::new("lock", &path, source);
+    let open =
+        |options: &mut OpenOptions| options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut lock = match options.open(&path) {
+    let mut lock = match open(&mut options) {
         Ok(lock) => {
             // Root, who joins, may come before the service's own user.
-            adopt(&path)?;
+            give(&lock, directory).map_err(error)?;
             lock
         }
         // What is there can be used also if nothing can be written.
         Err(refused) if refused.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            File::open(&path).map_err(|_| error(refused))?
+            open(OpenOptions::new().read(true)).map_err(|_| error(refused))?
         }
         Err(refused) => return Err(error(refused).into()),
     };

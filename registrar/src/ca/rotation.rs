@@ -17,6 +17,7 @@ use muster_common::{
 };
 use rcgen::{CertificateParams, DistinguishedName, Issuer, KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{
@@ -75,12 +76,11 @@ pub enum Phase {
 pub fn phase(directory: &Path) -> Result<Phase, CaError> {
     let files = Files::new(directory);
     let ca = Ca::load(directory)?;
-    if files.next_key().exists() {
-        let next = SpkiHash::of_spki(&read_key(&files.next_key())?.subject_public_key_info());
-        // Else the preparation was cut off before it counted.
-        if files.root(next).exists() {
-            return Ok(Phase::Prepared { next });
-        }
+    // The key that issues has been left there by an activation that was cut off.
+    if let Some(next) = waiting(&files)?
+        && next != ca.hash()
+    {
+        return Ok(Phase::Prepared { next });
     }
     let old = ca.roots()[1..].iter().map(SpkiHash::of).collect::<Result<Vec<_>, _>>()?;
     if old.is_empty() {
@@ -93,6 +93,16 @@ pub fn phase(directory: &Path) -> Result<Phase, CaError> {
         certificate_validity(&ca.roots()[0])?.0
     };
     Ok(Phase::Activated { since, old })
+}
+
+/// The root whose key waits.
+fn waiting(files: &Files<'_>) -> Result<Option<SpkiHash>, CaError> {
+    if !files.next_key().exists() {
+        return Ok(None);
+    }
+    let next = SpkiHash::of_spki(&read_key(&files.next_key())?.subject_public_key_info());
+    // Else the preparation was cut off before it counted.
+    Ok(files.root(next).exists().then_some(next))
 }
 
 /// Makes the next root, which everybody is to trust from now on. Returns its hash.
@@ -131,10 +141,10 @@ pub(super) fn take_over(files: &Files<'_>, next: &Succession, key: &KeyPair) -> 
     }
     let pem = |certificate: &CertificateDer<'_>| certificates_to_pem(std::slice::from_ref(certificate));
     succession::write(files, next)?;
-    file::write_private(&files.cross(), pem(next.cross()).as_bytes())?;
-    file::write_private(&files.next_key(), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+    write(&files.cross(), pem(next.cross()).as_bytes())?;
+    write(&files.next_key(), Zeroizing::new(key.serialize_pem()).as_bytes())?;
     // The step is done when this file is there; before, the others mean nothing.
-    file::write_private(&files.root(next.new_root()), pem(next.certificate()).as_bytes())?;
+    write(&files.root(next.new_root()), pem(next.certificate()).as_bytes())?;
     Ok(())
 }
 
@@ -148,9 +158,9 @@ pub fn activate(directory: &Path) -> Result<SpkiHash, CaError> {
     issue_by_next(&files)
 }
 
-/// As [`activate`], of files that nobody else changes meanwhile.
+/// As [`activate`], of files that nobody else changes meanwhile. Puts them in order if this was cut off before.
 pub(super) fn issue_by_next(files: &Files<'_>) -> Result<SpkiHash, CaError> {
-    let Phase::Prepared { next } = phase(files.directory())? else {
+    let Some(next) = waiting(files)? else {
         return Err(RotationError::NotPrepared.into());
     };
     let next_root = read_certificate(&files.root(next))?;
@@ -158,10 +168,10 @@ pub(super) fn issue_by_next(files: &Files<'_>) -> Result<SpkiHash, CaError> {
     copy(&files.certificate(), &files.root(SpkiHash::of(&old_root)?))?;
     // The file's time tells since when the new root issues.
     let key = Zeroizing::new(file::read(&files.next_key())?);
-    file::write_private(&files.key(), &key)?;
+    write(&files.key(), &key)?;
     // From here on the new root issues; the rest only puts the files in order.
     remove(&files.next_key())?;
-    file::write_private(&files.certificate(), certificates_to_pem(&[next_root]).as_bytes())?;
+    write(&files.certificate(), certificates_to_pem(&[next_root]).as_bytes())?;
     remove(&files.root(next))?;
     Ok(next)
 }
@@ -185,38 +195,57 @@ pub fn retire(directory: &Path, lifetime: Duration, now: Timestamp, force: bool)
 
 /// Ends the trust in these roots, in files that nobody else changes meanwhile.
 pub(super) fn distrust(files: &Files<'_>, old: &[SpkiHash]) -> Result<(), CaError> {
+    // The next rotation may have begun: what an old root has not signed is not of this one.
+    if files.cross().exists() {
+        let cross = read_certificate(&files.cross())?;
+        let signed = |hash: &SpkiHash| Ok::<_, CaError>(names(&read_certificate(&files.root(*hash))?)?.0);
+        let signers = old.iter().map(signed).collect::<Result<Vec<_>, _>>()?;
+        if signers.contains(&names(&cross)?.1) {
+            remove(&files.cross())?;
+        }
+    }
     for hash in old.iter().copied() {
         // Kept, so that a registrar that was not running takes it back from the store as well.
         copy(&files.root(hash), &files.retired(hash))?;
         remove(&files.root(hash))?;
     }
-    remove(&files.cross())?;
     Ok(())
 }
 
-fn subject(certificate: &rustls::pki_types::CertificateDer<'_>) -> Result<DistinguishedName, CaError> {
-    use x509_parser::prelude::{FromDer, X509Certificate};
-    let damaged = |_| rcgen::Error::CouldNotParseCertificate;
+/// The names, as they are encoded, of whom a certificate is for and of who has signed it.
+fn names(certificate: &CertificateDer<'_>) -> Result<(Vec<u8>, Vec<u8>), CaError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(damaged)?;
+    Ok((parsed.subject().as_raw().to_vec(), parsed.issuer().as_raw().to_vec()))
+}
+
+fn damaged<E>(_: E) -> rcgen::Error {
+    rcgen::Error::CouldNotParseCertificate
+}
+
+fn subject(certificate: &CertificateDer<'_>) -> Result<DistinguishedName, CaError> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(damaged)?;
     let mut name = DistinguishedName::new();
     for common_name in parsed.subject().iter_common_name() {
-        let text = common_name.as_str().map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        let text = common_name.as_str().map_err(damaged)?;
         name.push(rcgen::DnType::CommonName, text);
     }
     Ok(name)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), FileError> {
-    file::write_private(to, &file::read(from)?)
+    write(to, &file::read(from)?)
+}
+
+fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    #[cfg(test)]
+    cut::check(path)?;
+    file::write_private(path, contents)
 }
 
 fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(FileError::new("remove", path, error))
-        }
-        _ => Ok(()),
-    }
+    #[cfg(test)]
+    cut::check(path)?;
+    file::remove(path)
 }
 
 fn modified(path: &Path) -> Result<Timestamp, FileError> {
@@ -224,4 +253,33 @@ fn modified(path: &Path) -> Result<Timestamp, FileError> {
         .and_then(|metadata| metadata.modified())
         .map_err(|error| FileError::new("read", path, error))?;
     Ok(Timestamp::from_epoch(time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default()))
+}
+
+/// Cuts a step off, as a kill would, between any two changes of files.
+#[cfg(test)]
+pub(super) mod cut {
+    use std::{cell::Cell, io};
+
+    use super::{FileError, Path};
+
+    thread_local! {
+        /// How many changes are left, if they are counted.
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// Does `step`, but for all that comes after this many changes.
+    pub(in crate::ca) fn after<T>(changes: usize, step: impl FnOnce() -> T) -> T {
+        LEFT.set(Some(changes));
+        let result = step();
+        LEFT.set(None);
+        result
+    }
+
+    pub(super) fn check(path: &Path) -> Result<(), FileError> {
+        let Some(left) = LEFT.get() else { return Ok(()) };
+        let rest =
+            left.checked_sub(1).ok_or_else(|| FileError::new("change", path, io::Error::other("cut off")))?;
+        LEFT.set(Some(rest));
+        Ok(())
+    }
 }

@@ -35,6 +35,12 @@ pub enum SuccessionError {
     /// The old root has been retired for too long.
     #[error("its key is no longer in the store, since the old root has been retired for some time")]
     Forgotten,
+    /// Two registrars have replaced the same root.
+    #[error(
+        "another rotation of the same root was begun on another registrar at the same time, and the deployment \
+         follows that one; `leave` needs --force here"
+    )]
+    Other,
 }
 
 /// A root that takes the place of another, as the store and the registrars' files have it.

@@ -59,7 +59,7 @@ fn each_step_is_followed_and_the_files_come_out_the_same() {
     assert_eq!((step(ours), step(theirs)), (Step::Retired, Step::Retired));
     assert_eq!(chain(ours), chain(theirs));
     let files = |directory| super::super::read_all(directory).unwrap();
-    let names = |directory| files(directory).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let names = |directory| files(directory).into_iter().map(|file| file.name).collect::<Vec<_>>();
     assert_eq!(names(ours), names(theirs));
     assert_eq!(Ca::load(theirs).unwrap().hash(), new);
 }
@@ -100,6 +100,57 @@ fn a_step_that_was_cut_off_is_taken_again() {
     assert_eq!(Ca::load(theirs).unwrap().hash(), old);
     assert!(follow(theirs, old, &next, Step::Activated).unwrap());
     assert_eq!(Ca::load(theirs).unwrap().hash(), next.new_root());
+}
+
+#[test]
+fn who_is_cut_off_while_following_follows_again() {
+    for changes in 0.. {
+        let (ours, theirs, old) = two();
+        let (ours, theirs) = (ours.path(), theirs.path());
+        rotation::prepare(ours, "muster.test", now()).unwrap();
+        rotation::activate(ours).unwrap();
+        rotation::retire(ours, Duration::ZERO, now(), true).unwrap();
+        let (_, next) = only(ours);
+        let cut = rotation::cut::after(changes, || follow(theirs, old, &next, Step::Retired));
+        follow(theirs, old, &next, Step::Retired).unwrap();
+        assert_eq!(Here::load(theirs).unwrap(), Here::load(ours).unwrap(), "after {changes} changes");
+        assert_eq!(chain(theirs), chain(ours), "after {changes} changes");
+        if cut.is_ok() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn two_rotations_are_followed_in_either_order() {
+    for next_first in [true, false] {
+        let (ours, theirs, old) = two();
+        let (ours, theirs) = (ours.path(), theirs.path());
+        let new = rotation::prepare(ours, "muster.test", now()).unwrap();
+        let (_, first) = only(ours);
+        rotation::activate(ours).unwrap();
+        follow(theirs, old, &first, Step::Activated).unwrap();
+        rotation::retire(ours, Duration::ZERO, now(), true).unwrap();
+        rotation::prepare(ours, "muster.test", now()).unwrap();
+        let (_, second) = list(ours).unwrap().into_iter().find(|(of, _)| *of == new).unwrap();
+
+        let mut steps = [(old, &first, Step::Retired), (new, &second, Step::Prepared)];
+        if next_first {
+            steps.reverse();
+        }
+        for (old, next, step) in steps {
+            assert!(follow(theirs, old, next, step).unwrap());
+        }
+        assert!(theirs.join("cross.crt").exists());
+        rotation::activate(ours).unwrap();
+        assert!(follow(theirs, new, &second, Step::Activated).unwrap());
+        assert_eq!(Here::load(theirs).unwrap(), Here::load(ours).unwrap());
+        assert_eq!(chain(theirs), chain(ours));
+        rotation::retire(ours, Duration::ZERO, now(), true).unwrap();
+        assert!(follow(theirs, new, &second, Step::Retired).unwrap());
+        assert_eq!(chain(theirs), chain(ours));
+        assert!(!theirs.join("cross.crt").exists());
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use rustls::pki_types::{PrivateKeyDer, ServerName};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    rotation::{Phase, RotationError, activate, phase, prepare, retire},
+    rotation::{Phase, RotationError, activate, cut, phase, prepare, retire},
     *,
 };
 use crate::csr;
@@ -236,4 +236,77 @@ fn steps_that_were_cut_off_can_be_repeated() {
     assert_eq!(Ca::load(path).unwrap().chain, whole.chain);
     retire(path, DAY, now(), true).unwrap();
     assert_eq!(Ca::load(path).unwrap().roots().len(), 1);
+}
+
+/// A CA that is prepared, with the hashes of its root and of the next one.
+fn prepared(path: &Path) -> (SpkiHash, SpkiHash) {
+    let old = Ca::create(path, "muster.test", now()).unwrap().hash();
+    (old, prepare(path, "muster.test", now()).unwrap())
+}
+
+/// One root is trusted, the other one is not; and it can be replaced in its turn.
+fn check_settled(path: &Path, old: SpkiHash, new: SpkiHash) {
+    let hashes = |all: &[CertificateDer<'_>]| all.iter().map(|root| SpkiHash::of(root).unwrap()).collect();
+    let check = |trusted: SpkiHash, retired: &[SpkiHash]| {
+        let ca = Ca::load(path).unwrap();
+        assert_eq!(phase(path).unwrap(), Phase::Settled);
+        let (roots, gone): (Vec<_>, Vec<_>) = (hashes(ca.roots()), hashes(ca.retired()));
+        assert_eq!((ca.hash(), roots), (trusted, vec![trusted]));
+        assert!(gone.len() == retired.len() && retired.iter().all(|root| gone.contains(root)), "{gone:?}");
+    };
+    check(new, &[old]);
+    let last = prepare(path, "muster.test", now()).unwrap();
+    activate(path).unwrap();
+    assert!(matches!(phase(path).unwrap(), Phase::Activated { old, .. } if old == [new]));
+    retire(path, DAY, now(), true).unwrap();
+    check(last, &[old, new]);
+}
+
+#[test]
+fn an_activation_that_was_cut_off_goes_on() {
+    for changes in 0.. {
+        let mut whole = false;
+        // The same command again, or the next one.
+        for again in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path();
+            let (old, new) = prepared(path);
+            whole = cut::after(changes, || activate(path)).is_ok();
+            if Ca::load(path).unwrap().hash() == old {
+                assert_eq!(phase(path).unwrap(), Phase::Prepared { next: new });
+                assert_eq!(activate(path).unwrap(), new);
+            } else if again {
+                let result = activate(path);
+                assert!(matches!(result, Ok(_) | Err(CaError::Rotation(RotationError::NotPrepared))));
+            }
+            assert_eq!(Ca::load(path).unwrap().hash(), new, "after {changes} changes");
+            assert!(matches!(phase(path).unwrap(), Phase::Activated { old: hashes, .. } if hashes == [old]));
+            retire(path, DAY, now(), true).unwrap();
+            check_settled(path, old, new);
+        }
+        if whole {
+            assert!(changes > 3);
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_retirement_that_was_cut_off_goes_on() {
+    for changes in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let (old, new) = prepared(path);
+        activate(path).unwrap();
+        let whole = cut::after(changes, || retire(path, DAY, now(), true)).is_ok();
+        match retire(path, DAY, now(), true) {
+            Ok(()) | Err(CaError::Rotation(RotationError::NothingToRetire)) => {}
+            Err(error) => panic!("after {changes} changes: {error}"),
+        }
+        check_settled(path, old, new);
+        if whole {
+            assert!(changes > 1);
+            break;
+        }
+    }
 }

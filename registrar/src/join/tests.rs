@@ -24,7 +24,9 @@ fn packed(config: &str) -> (InvitationBundle, SpkiHash) {
         version: bundle::VERSION,
         trust_domain: "net.example".into(),
         config: config.into(),
-        ca_files: ca_files.map(|(name, contents)| BundleFile { name, contents: contents.to_vec() }).collect(),
+        ca_files: ca_files
+            .map(|file| BundleFile { name: file.name, contents: file.contents.to_vec() })
+            .collect(),
         etcd_files: vec![BundleFile { name: "ca_file".into(), contents: b"no PEM".to_vec() }],
     };
     (bundle, hash)

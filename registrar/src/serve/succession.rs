@@ -12,7 +12,7 @@ use super::trust::TrustError;
 use crate::{
     ca::{
         CaError,
-        succession::{self, Here, Succession},
+        succession::{self, Here, Succession, SuccessionError},
     },
     registry::keys::{self, Key},
     store::{Condition, Revision, Store, Txn, TxnOutcome},
@@ -74,6 +74,12 @@ impl Successions {
             let step = here.step(old, next.new_root());
             let known = records.iter().find(|record| record.old == old);
             match known {
+                // Begun at once on two registrars. Before its root issues, this one gives way and follows.
+                Some(record) if record.leads_elsewhere(next.new_root()) => {
+                    if step >= Step::Activated {
+                        return Err(self.retired(here.issuing, SuccessionError::Other));
+                    }
+                }
                 None if step > Step::Unspecified => {
                     let key = keys::succession(old.as_bytes());
                     let value = at_step(next.stored(step), now).encode_to_vec();
@@ -116,7 +122,7 @@ impl Successions {
     fn follow(&self, records: &[Record]) -> Result<(), TrustError> {
         for _ in 0..=records.len() {
             let here = Here::load(&self.directory)?;
-            let mut moved = false;
+            let (mut moved, mut unusable) = (false, None);
             for Record { old, stored, .. } in records {
                 let step = stored.step();
                 let followed = Succession::from_stored(stored).map_err(CaError::from).and_then(|next| {
@@ -132,18 +138,30 @@ impl Successions {
                         moved = true;
                         break;
                     }
-                    Err(source) if *old == here.issuing && step == Step::Retired => {
-                        let (directory, source) = (self.directory.clone(), Box::new(source));
-                        return Err(TrustError::Retired { root: *old, directory, source });
+                    Err(CaError::Succession(source)) if *old == here.issuing && step == Step::Retired => {
+                        return Err(self.retired(*old, source));
                     }
+                    // It must not hide another one, by which this registrar has to stop.
+                    Err(CaError::Succession(error)) => unusable = Some(error),
                     Err(error) => return Err(error.into()),
                 }
             }
             if !moved {
-                break;
+                return unusable.map_or(Ok(()), |error| Err(CaError::from(error).into()));
             }
         }
         Ok(())
+    }
+
+    fn retired(&self, root: SpkiHash, source: SuccessionError) -> TrustError {
+        TrustError::Retired { root, directory: self.directory.clone(), source: Box::new(source.into()) }
+    }
+}
+
+impl Record {
+    /// Whether its new root is another one.
+    fn leads_elsewhere(&self, new: SpkiHash) -> bool {
+        Succession::from_stored(&self.stored).is_ok_and(|next| next.new_root() != new)
     }
 }
 

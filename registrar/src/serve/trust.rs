@@ -65,9 +65,9 @@ pub enum TrustError {
         /// That of the store.
         expected: String,
     },
-    /// This registrar has the key of a root that nobody trusts any more.
+    /// This registrar has the key of a root that the deployment has gone on without.
     #[error(
-        "the CA's root {root}, whose key is in {}, was retired while this registrar was away ({source}): it must not \
+        "the other registrars have gone on without the CA's root {root}, whose key is in {} ({source}): it must not \
          issue certificates any more. Run `muster-registrar leave` here, `muster-registrar invite` on the host of \
          another registrar, and what that prints here", directory.display()
     )]
@@ -105,7 +105,13 @@ impl Trust {
     ) -> Result<Self, TrustError> {
         let successions = Successions::new(config.data_dir.clone(), store.clone());
         // First of all: a registrar that has missed a rotation issues nothing by the old root.
-        successions.share(now).await?;
+        match successions.share(now).await {
+            // What cannot be used is of a step that can wait.
+            Err(TrustError::Ca(CaError::Succession(error))) => {
+                tracing::error!(%error, "cannot follow a rotation of the CA; trying again");
+            }
+            other => other?,
+        }
         let ca = Arc::new(SharedCa::open(&config.data_dir)?);
         let path = config.data_dir.join(own_certificate::FILE);
         let lifetime = config.certificates.registrar_lifetime.get();
@@ -124,7 +130,7 @@ impl Trust {
         let expiry = Arc::default();
         let mut trust =
             Self { ca, store, successions, credentials, own, path, lifetime, trust_domain, expiry };
-        trust.refresh(now).await?;
+        trust.refresh_own(now).await?;
         Ok(trust)
     }
 

@@ -10,7 +10,7 @@ use crate::{
     store::memory::MemoryStore,
 };
 
-async fn hashes(store: &MemoryStore) -> Vec<SpkiHash> {
+async fn hashes(store: &dyn Store) -> Vec<SpkiHash> {
     let (all, _) = store.range_all(KeyRange::prefix("roots/")).await.unwrap();
     let root = |value| StoredRoot::decode(value).unwrap().certificate;
     all.into_iter().map(|kv| SpkiHash::of(&root(kv.value).into()).unwrap()).collect()
@@ -193,4 +193,76 @@ async fn of_two_rotations_begun_at_once_one_goes_on() {
     assert_eq!(deployment.phase(1), Phase::Prepared { next: won });
     assert_eq!(second.ca().roots().borrow().len(), 2);
     assert_eq!(deployment.store.range_all(KeyRange::prefix("roots/")).await.unwrap().0.len(), 2);
+}
+
+#[tokio::test]
+async fn of_two_rotations_that_went_on_at_once_one_stops_with_its_registrar() {
+    let now = Timestamp::now();
+    let deployment = Deployment::of(2, now);
+    let (mut first, mut second) =
+        (deployment.start(0, now).await.unwrap(), deployment.start(1, now).await.unwrap());
+    let old = first.ca().current().hash();
+    let won = rotation::prepare(deployment.path(0), "muster.test", now).unwrap();
+    let lost = rotation::prepare(deployment.path(1), "muster.test", now).unwrap();
+    rotation::activate(deployment.path(1)).unwrap();
+    first.refresh(now).await.unwrap();
+    // Also when the old root is retired, and when this one starts again.
+    for step in [SuccessionStep::Prepared, SuccessionStep::Retired] {
+        let error = second.refresh(now).await.unwrap_err();
+        assert!(matches!(error, TrustError::Retired { root, .. } if root == lost), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("leave") && said.contains("--force"), "{said}");
+        assert_eq!(deployment.succession(old).await.step(), step);
+        assert!(deployment.start(1, now).await.is_err());
+        if step == SuccessionStep::Prepared {
+            rotation::activate(deployment.path(0)).unwrap();
+            rotation::retire(deployment.path(0), Duration::ZERO, now, true).unwrap();
+            first.refresh(now).await.unwrap();
+        }
+    }
+    first.refresh(now).await.unwrap();
+    assert_eq!(first.ca().current().hash(), won);
+    assert_eq!(hashes(&*deployment.store).await, [won]);
+}
+
+#[tokio::test]
+async fn what_passes_ends_no_registrar() {
+    let now = Timestamp::now();
+    let deployment = Deployment::of(2, now);
+    let (mut first, mut second) =
+        (deployment.start(0, now).await.unwrap(), deployment.start(1, now).await.unwrap());
+    rotation::prepare(deployment.path(0), "muster.test", now).unwrap();
+    rotation::activate(deployment.path(0)).unwrap();
+    rotation::retire(deployment.path(0), Duration::ZERO, now, true).unwrap();
+    first.refresh(now).await.unwrap();
+    let busy = muster_common::file::lock(&deployment.path(1).join("successions")).unwrap();
+    let error = second.refresh(now).await.unwrap_err();
+    assert!(matches!(error, TrustError::Ca(CaError::Busy { .. })), "{error}");
+    drop(busy);
+    second.refresh(now).await.unwrap();
+    assert_eq!(second.ca().current().hash(), first.ca().current().hash());
+}
+
+#[tokio::test]
+async fn a_damaged_record_keeps_no_registrar_from_starting_unless_it_is_of_a_retired_root() {
+    let now = Timestamp::now();
+    let deployment = Deployment::of(2, now);
+    let old = deployment.start(0, now).await.unwrap().ca().current().hash();
+    rotation::prepare(deployment.path(0), "muster.test", now).unwrap();
+    drop(deployment.start(0, now).await.unwrap());
+    let mut damaged = deployment.succession(old).await;
+    *damaged.sealed_key.last_mut().unwrap() ^= 1;
+    for step in [SuccessionStep::Prepared, SuccessionStep::Activated, SuccessionStep::Retired] {
+        damaged.set_step(step);
+        let txn = Txn::new().put(keys::succession(old.as_bytes()), damaged.encode_to_vec());
+        deployment.store.txn(txn).await.unwrap();
+        let started = deployment.start(1, now).await;
+        if step == SuccessionStep::Retired {
+            assert!(matches!(started.err(), Some(TrustError::Retired { .. })));
+        } else {
+            let mut trust = started.unwrap();
+            assert_eq!(trust.ca().current().hash(), old);
+            assert!(matches!(trust.refresh(now).await, Err(TrustError::Ca(CaError::Succession(_)))));
+        }
+    }
 }

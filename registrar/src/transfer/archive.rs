@@ -22,7 +22,7 @@ use super::{
     format::{Decoder, FormatError, Item, Summary},
     progress::Progress,
 };
-use crate::{ca::copy::CaFile, registry::field};
+use crate::{ca::CaFile, registry::field};
 
 /// How much is read, and written, at a time, in octets.
 const PIECE: usize = 256 * 1024;

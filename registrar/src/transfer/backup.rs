@@ -14,7 +14,7 @@ use super::{
     source::{ATTEMPTS, Source, whole},
 };
 use crate::{
-    ca::copy::{self, CaFile},
+    ca::{CaFile, copy},
     config::Config,
     registry::field,
 };

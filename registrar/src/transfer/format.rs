@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 pub use self::decode::Decoder;
 use crate::{
-    ca::copy::CaFile,
+    ca::CaFile,
     store::{MAX_KEY, MAX_TXN_BYTES},
 };
 

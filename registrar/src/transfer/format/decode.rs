@@ -9,7 +9,7 @@ use super::{
     BODY_MAX, FILES_MAX, FormatError, Hasher, Item, Kind, MAGIC, SMALL_MAX, TRAILER, Tally, VERSION, ca_file,
 };
 use crate::{
-    ca::copy,
+    ca,
     store::{MAX_KEY, MAX_TXN_BYTES},
 };
 
@@ -119,7 +119,7 @@ impl Decoder {
     fn file(&mut self, body: Bytes) -> Result<Item, FormatError> {
         let (name, contents) = split(&body)?;
         self.files += 1;
-        let name = std::str::from_utf8(&name).ok().filter(|name| copy::is_name(name));
+        let name = std::str::from_utf8(&name).ok().filter(|name| ca::is_file_name(name));
         let name = name.ok_or(FormatError::Damaged("a file in it is none of a CA's"))?;
         if self.files > FILES_MAX {
             return Err(FormatError::Damaged("it has too many files of a CA"));

@@ -47,7 +47,8 @@ pub enum InvitationError {
     /// Another host has fetched it.
     #[error(
         "another host has used the invitation, and it is good for one; make another on a registrar's host \
-         (muster-registrar invite), and if you do not know that other host, replace the CA's root: it has the key"
+         (muster-registrar invite), and if you do not know that other host, give etcd new credentials on all registrars, \
+         and then replace the CA's root: it has both"
     )]
     Used,
 }

@@ -49,6 +49,8 @@ const JOURNAL: &str = "joining";
 const DOCUMENT: Format = Format { program: "muster-registrar", prefix: "# ", version: 1 };
 /// Where the files with which etcd is reached are put.
 pub(crate) const ETCD_DIRECTORY: &str = "etcd";
+/// What they are called there.
+pub(crate) const ETCD_FILES: [&str; 4] = ["ca.pem", "cert.pem", "key.pem", "password.pem"];
 
 /// What is wanted.
 #[derive(Clone, Debug)]

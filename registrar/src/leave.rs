@@ -22,7 +22,7 @@ use crate::{
         succession::{self, Here},
     },
     config::{Config, StoreKind},
-    join::ETCD_DIRECTORY,
+    join::{ETCD_DIRECTORY, ETCD_FILES},
     own_certificate,
     registry::keys,
     serve::{self, ServeError},
@@ -135,9 +135,11 @@ pub async fn leave(path: &Path, config: &Config, force: bool, now: Timestamp) ->
     // The key first; the certificate, which says what the store is to forget, after all the others.
     ca::remove_all(data_dir)?;
     let etcd = data_dir.join(ETCD_DIRECTORY);
-    if etcd.exists() {
-        fs::remove_dir_all(&etcd).map_err(|error| FileError::new("remove", &etcd, error))?;
+    for name in ETCD_FILES {
+        file::remove(&etcd.join(name))?;
     }
+    // What else is in it is not the registrar's, and stays.
+    let _not_empty_or_not_there = fs::remove_dir(&etcd);
     file::remove(&certificate)?;
     let config = set_aside(path, now)?;
     drop(lock);

@@ -3,6 +3,7 @@
 
 mod dns;
 mod drain;
+mod format;
 mod metrics;
 mod stale;
 mod succession;
@@ -26,7 +27,6 @@ use muster_common::{
     time::Timestamp,
     tls::{ALPN_H2, TlsError},
 };
-use muster_proto::storage::{Format, Migrated, Restoring};
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{Signal, SignalKind, signal},
@@ -37,15 +37,15 @@ use tonic::{service::interceptor::InterceptedService, transport::Server};
 use tonic_health::ServingStatus;
 use tower::layer::util::{Identity as NoLayer, Stack};
 
+pub(crate) use self::format::read_format;
 pub use self::trust::TrustError;
-use self::{dns::DnsSockets, stale::Stale, trust::Trust};
+use self::{dns::DnsSockets, format::check_store, stale::Stale, trust::Trust};
 use crate::{
     api::{Api, Settings, limit::Rate},
     balance::{Balance, Identity},
     carriers::Carriers,
     config::{Config, StoreKind},
     init,
-    layout::{self, Layout},
     presence::Presences,
     registry::{Registry, keys, view::Advertised},
     session::Hub,
@@ -103,6 +103,11 @@ pub enum ServeError {
         "the store at {0} holds no Muster deployment; make one with `muster-registrar init`, or set the right store"
     )]
     Empty(String),
+    /// The store is not what it was at start.
+    #[error(
+        "the store at {0} was replaced by another while it was served, such as by a restore; start again to serve that one"
+    )]
+    Replaced(String),
     /// The store has been written by something else, or by a newer version.
     #[error("the store at {place} {reason}; nothing was changed")]
     Format {
@@ -298,9 +303,10 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         }
         let now = Timestamp::now();
         let maintained = async {
+            check_store(&*store, &place, &format).await?;
             match trust.refresh(now).await {
                 Ok(()) => {}
-                Err(error @ TrustError::Retired { .. }) => return Err(error),
+                Err(error @ TrustError::Retired { .. }) => return Err(ServeError::from(error)),
                 Err(error) => {
                     tracing::error!(%error, "CA, roots or certificate are not up to date; trying again");
                 }
@@ -422,29 +428,6 @@ fn open_store(config: &Config, metrics: &Metrics, readiness: &Readiness) -> Resu
         }
         StoreKind::Etcd => (Arc::new(EtcdStore::open(&config.etcd())?), Box::pin(std::future::pending())),
     })
-}
-
-/// What the store says of itself, if it can be served.
-///
-/// # Errors
-/// If it cannot be reached, is empty, or of another version.
-pub(crate) async fn read_format(store: &dyn Store, place: &str) -> Result<Format, ServeError> {
-    let range = store.range(keys::meta(), None, layout::KEYS_MAX).await.map_err(|error| match error {
-        StoreError::Unavailable(_) => ServeError::Unreachable { place: place.to_owned(), source: error },
-        error => error.into(),
-    })?;
-    let layout = layout::read(&range.kvs)
-        .map_err(|error| ServeError::Format { place: place.to_owned(), reason: error.to_string() })?;
-    match layout {
-        Layout::None => Err(ServeError::Empty(place.to_owned())),
-        Layout::Whole(format) => Ok(format),
-        Layout::Restoring(Restoring { source, .. }) => {
-            Err(ServeError::Incomplete { place: place.to_owned(), contents: source })
-        }
-        Layout::Migrated(_, Migrated { target, .. }) => {
-            Err(ServeError::Migrated { place: place.to_owned(), target })
-        }
-    }
 }
 
 /// Has the store forget its history once it is old.

@@ -14,6 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
+#[expect(clippy::print_stderr, reason = "how long it takes is worth to be seen")]
 fn an_agent_starts_when_nobody_is_home() {
     scenario("nobody home", |lab| {
         let (mut internet, mut alice, bob, mut home, mut other) = two_hosts(lab)?;

@@ -41,6 +41,11 @@ impl Api {
             .parse()
             .map_err(|_| Status::invalid_argument("invitation_id: is not the id of an invitation"))?;
         let nonce_hash = invitation::hash(&nonce);
+        // Counted as a failure before it is one, so that many at once are not many questions to the store. Hosts that become
+        // registrars are few.
+        if !lock(&self.token_failures).take(source, Instant::now()) {
+            return Err(Status::resource_exhausted("too many refused from this address; wait a minute"));
+        }
         for _ in 0..ATTEMPTS {
             let key = keys::invitation(id.as_str());
             if !lock(&self.unknown).take((), Instant::now()) {
@@ -81,7 +86,6 @@ impl Api {
 
     /// Counts a refusal of `source`.
     fn refuse(&self, source: IpAddr, error: InvitationError) -> Status {
-        lock(&self.token_failures).take(source, Instant::now());
         tracing::info!(%source, reason = %error, "refused an invitation");
         status(error)
     }

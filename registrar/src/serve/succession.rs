@@ -75,11 +75,10 @@ impl Successions {
             let known = records.iter().find(|record| record.old == old);
             match known {
                 // Begun at once on two registrars. Before its root issues, this one gives way and follows.
-                Some(record) if record.leads_elsewhere(next.new_root()) => {
-                    if step >= Step::Activated {
-                        return Err(self.retired(here.issuing, SuccessionError::Other));
-                    }
+                Some(record) if record.leads_elsewhere(next.new_root()) && step >= Step::Activated => {
+                    return Err(self.retired(here.issuing, SuccessionError::Other));
                 }
+                Some(record) if record.leads_elsewhere(next.new_root()) => {}
                 None if step > Step::Unspecified => {
                     let key = keys::succession(old.as_bytes());
                     let value = at_step(next.stored(step), now).encode_to_vec();

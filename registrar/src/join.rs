@@ -1,11 +1,12 @@
 //! `muster-registrar join`: makes this host a further registrar, with what an invitation hands over. Either all of it is
-//! there afterwards, or nothing but the nonce of an attempt whose answer was lost.
+//! there afterwards, or nothing but the nonce of an attempt whose answer was lost. One that was killed goes on when it
+//! is run again.
 
 mod adapt;
 
 use std::{
     fmt,
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
     net::IpAddr,
     os::unix::fs::OpenOptionsExt as _,
@@ -29,7 +30,10 @@ use tonic::Code;
 
 use self::adapt::adapt;
 use crate::{
-    ca::{Ca, CaError},
+    ca::{
+        Ca, CaError, CaFile,
+        copy::{self, CopyError},
+    },
     config::{Advertise, Config},
     init::{self, list, make_parent, undo::Undo},
     invitation::{
@@ -198,7 +202,13 @@ pub async fn join(options: Options, now: Timestamp) -> Result<Report, JoinError>
         Some(directory) => directory.clone(),
         None => config::load::<Config>(None)?.data_dir,
     };
-    check_absent(&data_dir, &options.config)?;
+    let journal = data_dir.join(JOURNAL);
+    // What an attempt with the same token has left is gone on with, once it is known what it should be.
+    let check = || match earlier(&journal, &options)? {
+        Some(_) => Ok(()),
+        None => check_absent(&data_dir, &options.config),
+    };
+    check()?;
     let addresses = match &options.addresses[..] {
         [] => vec![init::default_address().map_err(JoinError::Address)?],
         given => given.to_vec(),
@@ -207,12 +217,11 @@ pub async fn join(options: Options, now: Timestamp) -> Result<Report, JoinError>
     // The nonce is on disk before the registrar is asked: if the answer gets lost, the same is asked again.
     let mut undo = Undo::default();
     undo.make_directory(&data_dir)?;
-    let journal = data_dir.join(JOURNAL);
     undo.will_make(&data_dir.join("lock"));
     undo.will_make(&journal);
     let _lock =
         file::lock(&data_dir).map_err(|source| JoinError::Busy { directory: data_dir.clone(), source })?;
-    check_absent(&data_dir, &options.config)?;
+    check()?;
     let nonce = nonce(&journal, &options)?;
     let sealed = match fetch(&options, &nonce).await {
         Ok(sealed) => sealed,
@@ -239,39 +248,58 @@ pub async fn join(options: Options, now: Timestamp) -> Result<Report, JoinError>
 /// not in the way.
 fn check_absent(data_dir: &Path, config: &Path) -> Result<(), JoinError> {
     let names = ["ca.key", "ca.crt", "cross.crt", "next.key", "roots", "retired", "registry.db"];
-    let mut paths: Vec<PathBuf> = names
+    let paths: Vec<PathBuf> = names
         .into_iter()
         .chain([own_certificate::FILE, ETCD_DIRECTORY])
         .map(|name| data_dir.join(name))
         .filter(|path| path.symlink_metadata().is_ok())
+        .chain(settings(config, &Config::default())?)
         .collect();
-    if config.symlink_metadata().is_ok() {
-        let found: Config = config::load_with(Some(config), |_| None)?;
-        if found != Config::default() {
-            paths.push(config.to_owned());
-        }
-    }
     if paths.is_empty() { Ok(()) } else { Err(JoinError::Exists(paths)) }
+}
+
+/// Refuses to touch what no attempt to join with this configuration can have left.
+fn check_others(data_dir: &Path, config: &Path, wanted: &Config) -> Result<(), JoinError> {
+    let registry = Some(data_dir.join("registry.db")).filter(|path| path.symlink_metadata().is_ok());
+    let paths: Vec<PathBuf> = registry.into_iter().chain(settings(config, wanted)?).collect();
+    if paths.is_empty() { Ok(()) } else { Err(JoinError::Exists(paths)) }
+}
+
+/// The configuration file, if it is there and sets other things than `wanted` does.
+fn settings(config: &Path, wanted: &Config) -> Result<Option<PathBuf>, ConfigError> {
+    if config.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let found: Config = config::load_with(Some(config), |_| None)?;
+    Ok((found != Config::default() && found != *wanted).then(|| config.to_owned()))
 }
 
 /// The nonce of this join: that of an earlier attempt with the very same token, or a new one, on disk.
 fn nonce(journal: &Path, options: &Options) -> Result<[u8; PROOF], JoinError> {
-    let purpose = invitation::hash(format!("{} {}", options.token, options.ca_hash).as_bytes());
+    if let Some(nonce) = earlier(journal, options)? {
+        return Ok(nonce);
+    }
+    let nonce: [u8; PROOF] = rand::random();
+    DOCUMENT.write(journal, JOURNAL, &[purpose(options), nonce].concat())?;
+    Ok(nonce)
+}
+
+/// What tells an attempt from those with other tokens.
+fn purpose(options: &Options) -> [u8; 32] {
+    invitation::hash(format!("{} {}", options.token, options.ca_hash).as_bytes())
+}
+
+/// The nonce of an earlier attempt with the very same token.
+fn earlier(journal: &Path, options: &Options) -> Result<Option<[u8; PROOF]>, JoinError> {
     let found = match DOCUMENT.read(journal, JOURNAL) {
         Ok(found) => found,
         Err(DocumentError::File(error)) => return Err(error.into()),
         Err(DocumentError::Damaged(_)) => None,
     };
-    if let Some(body) = found
-        && let Some((of, nonce)) = body.split_first_chunk::<32>()
-        && *of == purpose
-        && let Ok(nonce) = nonce.try_into()
-    {
-        return Ok(nonce);
-    }
-    let nonce: [u8; PROOF] = rand::random();
-    DOCUMENT.write(journal, JOURNAL, &[purpose, nonce].concat())?;
-    Ok(nonce)
+    Ok(found.and_then(|body| {
+        let (of, nonce) = body.split_first_chunk::<32>()?;
+        if *of == purpose(options) { nonce.try_into().ok() } else { None }
+    }))
 }
 
 /// Asks the registrar, whose CA is pinned before anything is sent.
@@ -310,15 +338,23 @@ async fn set_up(
     config.data_dir = data_dir.to_owned();
     let notes = adapt(&mut config, addresses);
 
+    // An attempt that was cut off has left a part of the same; anything else is not written over.
+    let ca_files: Vec<CaFile> = bundle
+        .ca_files
+        .iter()
+        .map(|file| CaFile { name: file.name.clone(), contents: file.contents.clone().into() })
+        .collect();
+    copy::check(data_dir, &ca_files).map_err(|error| match error {
+        CopyError::Other(path) => JoinError::Exists(vec![path]),
+        CopyError::Ca(error) => error.into(),
+    })?;
     let mut undo = Undo::default();
-    let create = |undo: &mut Undo, path: &Path, contents: &[u8]| {
-        make_parent(undo, path)?;
-        undo.will_make(path);
-        file::create_private(path, contents)
-    };
-    for file in &bundle.ca_files {
-        create(&mut undo, &data_dir.join(&file.name), &file.contents)?;
+    for file in &ca_files {
+        let path = data_dir.join(&file.name);
+        make_parent(&mut undo, &path)?;
+        undo.will_make(&path);
     }
+    copy::write(data_dir, &ca_files)?;
     let ca = Ca::load(data_dir)?;
     if ca.hash() != options.ca_hash {
         return Err(JoinError::Pin { found: ca.hash(), expected: options.ca_hash });
@@ -326,10 +362,13 @@ async fn set_up(
     for (name, path) in config.store.etcd.files_mut() {
         if let Some(file) = bundle.etcd_files.iter().find(|file| file.name == name) {
             *path = data_dir.join(ETCD_DIRECTORY).join(name.replace("_file", ".pem"));
-            create(&mut undo, path, &file.contents)?;
+            make_parent(&mut undo, path)?;
+            undo.will_make(path);
+            file::write_private(path, &file.contents)?;
         }
     }
     config.check().map_err(|error| JoinError::Inherited(error.to_string()))?;
+    check_others(data_dir, &options.config, &config)?;
 
     let store = EtcdStore::open(&config.etcd())?;
     let place = config.place(config.store.kind);
@@ -364,12 +403,14 @@ fn write_config(config: &Config, path: &Path) -> Result<(), FileError> {
         config::print_changed(config)
     );
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    file::remove(&temporary)?;
     let write = || {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     };
     write().map_err(|source| {
         let _ = fs::remove_file(&temporary);

@@ -101,3 +101,47 @@ async fn a_registrar_that_is_not_there_leaves_nothing_behind() {
     assert!(error.contains("127.0.0.1:1") && error.contains("remedy"), "{error}");
     assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
 }
+
+#[tokio::test]
+async fn a_join_that_was_killed_goes_on_and_writes_over_nothing_else() {
+    let etcd = "[store]\nkind = \"etcd\"\n[store.etcd]\nendpoints = [\"https://127.0.0.1:1\"]\n";
+    let (bundle, hash) = packed(etcd);
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path(), hash);
+    let data_dir = options.data_dir.clone().unwrap();
+    file::write_private(&data_dir.join("ca.crt"), &bundle.ca_files[0].contents).unwrap();
+    file::write_private(&data_dir.join("etcd/ca_file.pem"), b"an older attempt").unwrap();
+    let before = names(dir.path());
+
+    let error = join(options.clone(), Timestamp::now()).await.unwrap_err();
+    assert!(matches!(error, JoinError::Exists(_)), "{error}");
+    nonce(&data_dir.join(JOURNAL), &options).unwrap();
+    let error = join(options.clone(), Timestamp::now()).await.unwrap_err();
+    assert!(matches!(error, JoinError::Connect(_)), "{error}");
+    let again = async |bundle: &InvitationBundle| {
+        set_up(&options, &data_dir, &options.addresses, bundle, Timestamp::now()).await.unwrap_err()
+    };
+    let error = again(&bundle).await;
+    assert!(matches!(error, JoinError::Store(_) | JoinError::Deployment(_)), "{error}");
+    file::remove(&data_dir.join(JOURNAL)).unwrap();
+    file::remove(&data_dir.join("lock")).unwrap();
+    assert_eq!(names(dir.path()), before);
+
+    // What was made meanwhile in the same place is left alone, also where the attempt was the earlier one.
+    let (other, _) = packed(etcd);
+    let error = again(&other).await;
+    assert!(matches!(&error, JoinError::Exists(paths) if *paths == [data_dir.join("ca.crt")]), "{error}");
+    file::write_private(&data_dir.join("registry.db"), b"theirs").unwrap();
+    file::write_private(&options.config, b"drain = \"1s\"\n").unwrap();
+    let error = again(&bundle).await;
+    let theirs = [data_dir.join("registry.db"), options.config.clone()];
+    assert!(matches!(&error, JoinError::Exists(paths) if *paths == theirs), "{error}");
+    assert_eq!(file::read(&data_dir.join("ca.crt")).unwrap(), bundle.ca_files[0].contents);
+
+    // The last of an attempt's steps was taken, but for the end of the journal.
+    file::remove(&theirs[0]).unwrap();
+    let mut config: Config = config::parse(&bundle.config).unwrap();
+    config.data_dir = data_dir.clone();
+    write_config(&config, &options.config).unwrap();
+    assert!(check_others(&data_dir, &options.config, &config).is_ok());
+}

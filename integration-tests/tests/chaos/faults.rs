@@ -55,7 +55,13 @@ impl Fault {
             5..9 => one(Part::Registrar(rng.random_range(0..3)), harm),
             9 => one(Part::Registrar(rng.random_range(0..3)), Harm::CutFromStore),
             10 => one(Part::Registrar(rng.random_range(0..3)), Harm::Stop),
-            11 => one(Part::Registrar(rng.random_range(0..3)), Harm::Clock(rng.random_range(CLOCKS))),
+            11 => {
+                let part = match rng.random_range(0..5) {
+                    number @ 0..3 => Part::Registrar(number),
+                    number => Part::Director(number - 3),
+                };
+                one(part, Harm::Clock(rng.random_range(CLOCKS)))
+            }
             // Nobody home.
             12 => each((0..3).map(Part::Registrar).collect()),
             13 | 14 => one(Part::Director(rng.random_range(0..2)), harm),

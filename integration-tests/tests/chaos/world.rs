@@ -17,8 +17,17 @@ const AGENTS: [(&str, &str); 3] =
     [("alice", "198.51.100.31"), ("bob", "198.51.100.32"), ("carol", "198.51.100.33")];
 const CLIENTS: &str = "198.51.100.41";
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Has a program see the wall clock that `FAKETIME` says.
+/// Where the C library is told so.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+/// Has a program see the wall clock that `FAKETIME` says from its next start on. Etcd cannot be made to: it asks the kernel
+/// without the C library, and a namespace has no wall clock of its own.
+fn see_own_clock(program: &mut Program) {
+    for (name, value) in [("LD_PRELOAD", FAKETIME), ("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("FAKETIME", "+0")]
+    {
+        program.set_environment(name, value);
+    }
+}
 
 /// A member of etcd on a host of its own.
 pub(crate) struct Member {
@@ -100,18 +109,16 @@ impl World {
                 None => Registrar::init(&host, "net.example", address, &more)?,
                 Some(first) => Registrar::beside(first, &host, address, &more)?,
             };
-            for (name, value) in
-                [("LD_PRELOAD", FAKETIME), ("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("FAKETIME", "+0")]
-            {
-                registrar.set_environment(name, value);
-            }
+            see_own_clock(&mut registrar);
             registrar.serve()?;
             registrars.push(registrar);
         }
         let mut directors = Vec::new();
         for (number, address) in DIRECTORS.iter().enumerate() {
             let host = on_core(&format!("d{number}"), address)?;
-            directors.push(Director::serve(&host, &registrars[number], "")?);
+            let mut director = Director::serve(&host, &registrars[number], "")?;
+            see_own_clock(&mut director);
+            directors.push(director);
         }
         let mut agents = Vec::new();
         for (number, (name, address)) in AGENTS.iter().enumerate() {

@@ -113,6 +113,8 @@ impl<'a> Writer<'a> {
         let mut unfinished = path.as_os_str().to_owned();
         unfinished.push(format!(".unfinished-{}", std::process::id()));
         let unfinished = PathBuf::from(unfinished);
+        // One that was killed and had the same process id, which in a container is usual, has left it.
+        file::remove(&unfinished)?;
         let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished);
         let file = create().map_err(|source| FileError::new("create", &unfinished, source))?;
         let writer = Self { path, unfinished, file };
@@ -167,5 +169,23 @@ impl Drop for Writer<'_> {
     fn drop(&mut self) {
         // Once it has its name, there is nothing left to remove.
         let _ = fs::remove_file(&self.unfinished);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_one_left_is_not_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backup");
+        let left = dir.path().join(format!("backup.unfinished-{}", std::process::id()));
+        fs::write(&left, "an old key").unwrap();
+        let mut writer = Writer::create(&path).unwrap();
+        writer.flush(&mut b"new".to_vec()).unwrap();
+        writer.finish(false).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert!(!left.exists());
     }
 }

@@ -8,12 +8,14 @@ use std::{
 };
 
 use muster_integration_tests::{
-    Host, LabError, Process, Result, expect, failed,
+    Host, LabError, Process, Result, failed,
     process::{check, run, wait_for},
 };
 use rustix::process::Signal;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Until processes of other scenarios are gone that have a disk mounted.
+const REPAIR: Duration = Duration::from_secs(120);
 
 /// A file system in a directory, unmounted at the end.
 pub(crate) struct Disk {
@@ -95,19 +97,26 @@ impl Disk {
     /// Takes it away and mounts it again, repaired.
     pub(crate) fn repair(&self) -> Result {
         let image = self.directory.with_extension("img").display().to_string();
-        wait_for("the disk to be free", PATIENCE, || {
-            let mut again = Command::new("umount");
-            again.arg(&self.directory);
-            check(again).map_err(|error| error.to_string())
-        })?;
-        let mut repair = Command::new("e2fsck");
-        repair.args(["-fy", &image]);
-        // 1: it was repaired.
-        let output = run(repair)?;
-        expect(output.status.code().is_some_and(|code| code <= 1), "it is repaired", &format!("{output:?}"))?;
-        let mut mount = Command::new("mount");
-        mount.args(["-o", "loop,errors=remount-ro", &image]).arg(&self.directory);
-        check(mount).map(drop)
+        // A process of another scenario that began while it was mounted has it in a mount namespace of its own. Until that
+        // is gone, one would get the broken file system again.
+        wait_for("the disk to be repaired and written", REPAIR, || {
+            let mut umount = Command::new("umount");
+            umount.arg(&self.directory);
+            check(umount).map_err(|error| error.to_string())?;
+            let mut repair = Command::new("e2fsck");
+            repair.args(["-fy", &image]);
+            // 1: it was repaired.
+            let output = run(repair).map_err(|error| error.to_string())?;
+            let is_repaired = output.status.code().is_some_and(|code| code <= 1);
+            let mut mount = Command::new("mount");
+            mount.args(["-o", "loop,errors=remount-ro", &image]).arg(&self.directory);
+            check(mount).map_err(|error| error.to_string())?;
+            if !is_repaired {
+                return Err(format!("{output:?}"));
+            }
+            let probe = self.directory.join("probe");
+            fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(|error| error.to_string())
+        })
     }
 }
 

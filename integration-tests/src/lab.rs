@@ -202,6 +202,11 @@ impl Host {
         process::run(command)
     }
 
+    /// Whether `program` is installed.
+    pub fn has(&self, program: &str) -> Result<bool> {
+        Ok(!self.try_sh(&format!("command -v {program}"))?.stdout.is_empty())
+    }
+
     /// Starts `command` (made by [`Host::command`]) in the background.
     pub fn spawn(&self, name: &str, command: Command) -> Result<Process> {
         let directory = self.directory();

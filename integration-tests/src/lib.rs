@@ -71,10 +71,7 @@ pub fn scenario(name: &str, body: impl FnOnce(&Lab) -> Result) {
     let root = rustix::process::geteuid().is_root() && std::path::Path::new("/dev/net/tun").exists();
     if !root {
         let why = "it needs root (or a user namespace with network and mount namespaces) and /dev/net/tun";
-        assert!(
-            std::env::var_os("MUSTER_REQUIRE_ROOT").is_none_or(|v| v != "1"),
-            "scenario {name} cannot run: {why}"
-        );
+        assert!(may_skip(), "scenario {name} cannot run: {why}");
         eprintln!("skipped scenario {name}: {why}; run `make test`");
         return;
     }
@@ -82,4 +79,22 @@ pub fn scenario(name: &str, body: impl FnOnce(&Lab) -> Result) {
     if let Err(error) = body(&lab) {
         panic!("scenario {name}: {error}");
     }
+}
+
+/// Whether a scenario has to do without `program`, of the Debian package `package`, which is then said: it is skipped.
+/// Where `MUSTER_REQUIRE_ROOT=1`, as in CI, it fails instead.
+#[expect(clippy::print_stderr, reason = "tells whoever runs the tests")]
+pub fn is_missing(host: &Host, program: &str, package: &str) -> Result<bool> {
+    if host.has(program)? {
+        return Ok(false);
+    }
+    let why = format!("{program} is not installed: apt-get install {package}");
+    expect(may_skip(), &format!("{program}, which all scenarios need"), &why)?;
+    eprintln!("skipped: {why}");
+    Ok(true)
+}
+
+/// Whether scenarios may be skipped.
+fn may_skip() -> bool {
+    std::env::var_os("MUSTER_REQUIRE_ROOT").is_none_or(|v| v != "1")
 }

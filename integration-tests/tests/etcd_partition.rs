@@ -3,14 +3,14 @@
 #![allow(
     clippy::expect_used,
     clippy::print_stderr,
-    reason = "a test fails by panicking, and says why it is skipped"
+    reason = "a test fails by panicking, and says what it measures"
 )]
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use muster_integration_tests::{
-    Host, Lab, Result, expect, failed,
+    Host, Lab, Result, expect, failed, is_missing,
     process::{Process, wait_for},
     run_on, scenario,
 };
@@ -34,10 +34,7 @@ const WRITES: usize = 20;
 fn a_member_that_is_cut_off_from_the_others_is_left() {
     scenario("etcd partition", |lab| {
         let registrar = lab.host("registrar")?;
-        if registrar.try_sh("command -v etcd")?.stdout.is_empty() {
-            let missing = std::env::var_os("MUSTER_REQUIRE_ROOT").is_none_or(|v| v != "1");
-            assert!(missing, "etcd is not installed: apt-get install etcd-server");
-            eprintln!("skipped: etcd is not installed: apt-get install etcd-server");
+        if is_missing(&registrar, "etcd", "etcd-server")? {
             return Ok(());
         }
         run(lab, &registrar)

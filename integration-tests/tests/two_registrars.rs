@@ -1,11 +1,7 @@
 //! Two registrars on one etcd: devices come and go at both at once, with the same and with different names and keys,
 //! in a network with few addresses, while one registrar is killed. No name, key or address ever has two owners, and
 //! both registrars end up showing the same.
-#![allow(
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why it is skipped"
-)]
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +12,7 @@ use std::{
 use muster_integration_tests::{
     Host, Lab, Result,
     device::{self, Device, register_request},
-    expect, failed,
+    expect, failed, is_missing,
     muster::{JoinCommand, Registrar},
     process::wait_for,
     scenario,
@@ -39,10 +35,7 @@ type Addresses = BTreeMap<String, String>;
 fn devices_come_and_go_at_two_registrars() {
     scenario("two registrars", |lab| {
         let clients = lab.host("clients")?;
-        if clients.try_sh("command -v etcd")?.stdout.is_empty() {
-            let missing = std::env::var_os("MUSTER_REQUIRE_ROOT").is_none_or(|v| v != "1");
-            assert!(missing, "etcd is not installed: apt-get install etcd-server");
-            eprintln!("skipped: etcd is not installed: apt-get install etcd-server");
+        if is_missing(&clients, "etcd", "etcd-server")? {
             return Ok(());
         }
         run(lab, &clients)

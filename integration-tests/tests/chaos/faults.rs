@@ -1,6 +1,6 @@
 //! What fails, how it is made to, and how it is mended.
 
-use muster_integration_tests::{Host, Result, muster::Program};
+use muster_integration_tests::{Host, Result, failed, muster::Program};
 use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
 use rustix::process::Signal;
 
@@ -87,11 +87,11 @@ impl Fault {
             Harm::Kill | Harm::Clock(_) => {
                 match self.part {
                     Part::Member(number) => world.members[number].kill(),
-                    _ => self.program(world).kill(),
+                    _ => self.program(world)?.kill(),
                 }
                 Ok(())
             }
-            Harm::Stop => self.program(world).stop(),
+            Harm::Stop => self.program(world)?.stop(),
         }
     }
 
@@ -101,7 +101,7 @@ impl Fault {
             Harm::Freeze => self.signal(world, Signal::CONT),
             Harm::Kill | Harm::Stop => self.start(world),
             Harm::Clock(seconds) => {
-                self.program(world).set_environment("FAKETIME", &format!("{seconds:+}"));
+                self.program(world)?.set_environment("FAKETIME", &format!("{seconds:+}"));
                 self.start(world)
             }
         }
@@ -111,14 +111,14 @@ impl Fault {
     fn start(&self, world: &mut World) -> Result {
         match self.part {
             Part::Member(number) => world.members[number].start(),
-            _ => self.program(world).start(),
+            _ => self.program(world)?.start(),
         }
     }
 
     fn signal(&self, world: &mut World, signal: Signal) -> Result {
         match self.part {
             Part::Member(number) => world.members[number].signal(signal),
-            _ => self.program(world).process().map_or(Ok(()), |process| process.signal(signal)),
+            _ => self.program(world)?.process().map_or(Ok(()), |process| process.signal(signal)),
         }
     }
 
@@ -130,11 +130,12 @@ impl Fault {
         }
     }
 
-    /// The program, unless it is etcd.
-    fn program<'a>(&self, world: &'a mut World) -> &'a mut Program {
+    /// The program of Muster's that it is.
+    fn program<'a>(&self, world: &'a mut World) -> Result<&'a mut Program> {
         match self.part {
-            Part::Director(number) => &mut world.directors[number],
-            Part::Registrar(number) | Part::Member(number) => &mut world.registrars[number],
+            Part::Director(number) => Ok(&mut world.directors[number]),
+            Part::Registrar(number) => Ok(&mut world.registrars[number]),
+            Part::Member(_) => Err(failed(&format!("{self:?}"), "nothing does that to etcd")),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use muster_integration_tests::{
-    Host, Lab, Process, Result, Switch, failed,
+    Host, Lab, Process, Result, Switch, failed, is_missing,
     muster::{Agent, JoinCommand, Registrar},
     process::wait_for,
     scenario,
@@ -33,10 +33,7 @@ pub(crate) struct Site<'a> {
 pub(crate) fn with_site(name: &str, body: impl Fn(&mut Site<'_>) -> Result) {
     scenario(name, |lab| {
         let host = lab.host("core")?;
-        if host.try_sh("command -v etcd")?.stdout.is_empty() {
-            let missing = std::env::var_os("MUSTER_REQUIRE_ROOT").is_none_or(|v| v != "1");
-            assert!(missing, "etcd is not installed: apt-get install etcd-server");
-            eprintln!("skipped: etcd is not installed: apt-get install etcd-server");
+        if is_missing(&host, "etcd", "etcd-server")? {
             return Ok(());
         }
         body(&mut Site::new(lab, &host)?)

@@ -1,5 +1,5 @@
 //! Whether the registry is known to show what the store holds. A store that does not answer leaves what is served as it
-//! was, and that is then said to be stale: nothing else depends on it.
+//! was, and that is then said to be stale. It also spares a store that is away the questions of all who wait for it.
 
 use std::{
     sync::{

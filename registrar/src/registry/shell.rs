@@ -241,6 +241,7 @@ impl Registry {
             // Also when this future is dropped half-way.
             let mut held = Reserved { registry: self, held: plan.reservations };
             let witness = plan.txn.ops.first().cloned();
+            let mut lost = None;
             match self.store.txn(plan.txn).await {
                 Ok(TxnOutcome::Committed(revision)) => {
                     self.metrics.commits.inc();
@@ -252,34 +253,25 @@ impl Registry {
                 Ok(TxnOutcome::Conflict) => {}
                 Err(StoreError::Unknown(reason)) => {
                     tracing::warn!(%reason, "reading again whether a transaction was committed");
-                    // What cannot be found out remains unknown: "unavailable" would say that nothing was done.
-                    let is_unknown = |_| StoreError::Unknown(reason.clone());
-                    if self.happened(witness.as_ref()).await.map_err(is_unknown)? {
-                        return Ok(plan.reply);
+                    match self.happened(witness.as_ref()).await {
+                        Ok(true) => return Ok(plan.reply),
+                        Ok(false) => lost = Some(reason),
+                        Err(_) => return Err(StoreError::Unknown(reason).into()),
                     }
-                    self.refresh().await.map_err(is_unknown)?;
-                    self.metrics.conflicts.inc();
-                    continue;
                 }
                 Err(error) => return Err(error.into()),
             }
             self.metrics.conflicts.inc();
-            self.refresh().await?;
+            // What cannot be found out remains unknown: "unavailable" would say that nothing was done.
+            let refreshed = self.refresh().await;
+            refreshed.map_err(|error| lost.map_or(error, StoreError::Unknown))?;
         }
         Err(CommitError::Contended)
     }
 
     /// Whether `plan` has nothing to write at what is known: for what has to go on while the store does not answer.
-    pub fn is_done<R, E>(&self, mut plan: impl FnMut(&mut Index, u32) -> Result<Outcome<R>, E>) -> bool {
-        let mut index = self.write();
-        match plan(&mut index, 0) {
-            Ok(Outcome::Done(_)) => true,
-            Ok(Outcome::Write(plan)) => {
-                plan.reservations.iter().for_each(|held| index.cancel(held));
-                false
-            }
-            Err(_) => false,
-        }
+    pub fn is_done<R, E>(&self, plan: impl FnOnce(&mut Index, u32) -> Result<Outcome<R>, E>) -> bool {
+        self.try_out(plan).is_ok_and(|(_, is_done)| is_done)
     }
 
     /// What `plan` comes to at the store's present state, without writing it.
@@ -291,14 +283,22 @@ impl Registry {
         plan: impl FnOnce(&mut Index, u32) -> Result<Outcome<R>, E>,
     ) -> Result<R, CommitError<E>> {
         self.refresh().await?;
+        self.try_out(plan).map(|(reply, _)| reply).map_err(CommitError::Refused)
+    }
+
+    /// What `plan` comes to at what is known, without writing it, and whether there is nothing to write.
+    fn try_out<R, E>(
+        &self,
+        plan: impl FnOnce(&mut Index, u32) -> Result<Outcome<R>, E>,
+    ) -> Result<(R, bool), E> {
         let mut index = self.write();
-        match plan(&mut index, 0).map_err(CommitError::Refused)? {
-            Outcome::Done(reply) => Ok(reply),
+        Ok(match plan(&mut index, 0)? {
+            Outcome::Done(reply) => (reply, true),
             Outcome::Write(plan) => {
                 plan.reservations.iter().for_each(|held| index.cancel(held));
-                Ok(plan.reply)
+                (plan.reply, false)
             }
-        }
+        })
     }
 
     /// Finishes the deletion of a namespace that has begun.

@@ -68,7 +68,7 @@ pub(crate) fn on_etcd(address: &str) -> String {
 
 /// An etcd on `host`, at one of its addresses; `None` if none is installed.
 pub(crate) fn start_etcd(host: &Host, address: &str) -> Result<Option<Process>> {
-    if host.try_sh("command -v etcd")?.stdout.is_empty() {
+    if !host.has("etcd")? {
         return Ok(None);
     }
     let url = format!("http://{address}:2379");

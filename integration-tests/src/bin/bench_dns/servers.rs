@@ -78,7 +78,7 @@ pub(crate) fn start(host: &Host, names: u32) -> Result<Vec<Server>> {
     ];
     let mut servers = Vec::new();
     for (name, binary, line, udp, tls) in all {
-        if host.try_sh(&format!("command -v {binary}"))?.stdout.is_empty() {
+        if !host.has(binary)? {
             continue;
         }
         let mut command = host.command("sh");

@@ -41,7 +41,7 @@ pub(super) const HELLO: Duration = Duration::from_secs(10);
 const HISTORY_MAX: usize = 1024;
 /// Between writes of one session's endpoints; what changes meanwhile is written once.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
-/// Before a write is tried again.
+/// Before a write is tried again, at least; see [`retry`].
 const WRITE_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs a session of `device` until it ends: dropping the stream closes it.
@@ -383,7 +383,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Err(error) => {
                 tracing::warn!(device = %self.device, %error, "cannot write what probes have found; trying again");
                 if self.findings.is_empty() {
-                    self.reporting = Some(self.report(findings, WRITE_RETRY));
+                    self.reporting = Some(self.report(findings, retry()));
                 }
                 Ok(())
             }
@@ -398,7 +398,7 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             }
             // Thousands of devices may wait for a store that is away: it is asked once for all of them, elsewhere.
             while hub.registry.freshness().is_stale() {
-                tokio::time::sleep(WRITE_RETRY).await;
+                tokio::time::sleep(retry()).await;
             }
             let result = hub
                 .registry
@@ -417,13 +417,19 @@ impl<S: Stream<Item = Result<SessionRequest, Status>> + Send + Unpin> Running<S>
             Err(CommitError::Refused(error)) => Err(refused(&error)),
             Err(error) => {
                 tracing::warn!(device = %self.device, %error, "cannot write a device's endpoints; trying again");
-                let (next, delay) = self.ways.get_or_insert((ways.clone(), WRITE_RETRY));
+                let (next, delay) = self.ways.get_or_insert((ways.clone(), Duration::ZERO));
                 next.outside = next.outside.take().or(ways.outside);
-                *delay = WRITE_RETRY;
+                *delay = retry();
                 Ok(())
             }
         }
     }
+}
+
+/// How long to wait with a write that has failed: thousands of sessions, whose writes fail together, do not try again
+/// together.
+fn retry() -> Duration {
+    WRITE_RETRY.mul_f64(rand::random_range(1.0..2.0))
 }
 
 /// What comes of `future`; nothing ever without one.

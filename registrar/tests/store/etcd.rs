@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -14,6 +14,7 @@ use muster_registrar::store::{Condition, Event, KeyRange, LIFETIME, Store, Store
 use tempfile::TempDir;
 
 use crate::member::{EtcdProcess, certificates};
+use crate::relay::Relay;
 use crate::writers::Writers;
 
 fn nobody_listens() -> String {
@@ -48,6 +49,42 @@ async fn a_transaction_without_an_answer_is_unknown() {
     let error = asked.await.unwrap().unwrap_err();
     assert!(matches!(error, StoreError::Unknown(_)), "{error:?}");
     assert!(!error.is_retryable());
+}
+
+/// Of thousands of writes that wait, few are under way when the network fails: of the others it is known that they were
+/// not made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn few_of_many_writes_are_in_doubt_at_once() {
+    let Some(etcd) = EtcdProcess::start() else { return };
+    let relay = Relay::to(etcd.port()).await;
+    let config = EtcdConfig { endpoints: vec![relay.url()], ..etcd.config() };
+    let store = Arc::new(EtcdStore::open(&config).unwrap());
+    store.txn(Txn::new().put("before", "")).await.unwrap();
+    relay.cut();
+    let begin = Instant::now();
+    let writes: Vec<_> = (0..3000)
+        .map(|at| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.txn(Txn::new().put(format!("w/{at}"), "")).await })
+        })
+        .collect();
+    let (mut unknown, mut unavailable) = (0, 0);
+    for write in writes {
+        match write.await.unwrap() {
+            Err(StoreError::Unknown(_)) => unknown += 1,
+            Err(StoreError::Unavailable(_)) => unavailable += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    // A permit that one gives back another gets, as long as that one waits for it.
+    assert!(
+        (1..=1024).contains(&unknown) && unavailable >= 1900,
+        "{unknown} unknown, {unavailable} unavailable"
+    );
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    relay.mend();
+    let again = async { while store.txn(Txn::new().put("after", "")).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(30), again).await.expect("nothing can be written any more");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod model;
 mod relay;
 mod sqlite_crash;
 mod sqlite_file;
+mod sqlite_fsync;
 mod suite;
 mod writers;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::sync::Semaphore;
 use tonic::{Code, Response, Status};
 
 use super::auth::{Auth, Token};
@@ -20,6 +21,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long a member may be silent before another one is asked as well, if what is asked can be done twice; and how
 /// long a member may take to show that it is there before it is sent something that cannot.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// How many requests wait for an answer at once. etcd writes whatever waits in one go, so more of them are not faster; but
+/// those that a store long away finds waiting must not all be on their way when it fails again.
+const CALLS: usize = 512;
 /// Between rounds while the members choose a leader.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -28,6 +32,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Connection {
     members: Members,
     auth: Auth,
+    calls: Semaphore,
     /// What all keys begin with.
     prefix: String,
 }
@@ -35,7 +40,12 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
         let members = Members::new(config)?;
-        Ok(Self { members, auth: Auth::new(config)?, prefix: config.prefix.clone() })
+        Ok(Self {
+            members,
+            auth: Auth::new(config)?,
+            calls: Semaphore::new(CALLS),
+            prefix: config.prefix.clone(),
+        })
     }
 
     /// Notes that a member has told something.
@@ -48,8 +58,30 @@ impl Connection {
         self.members.leave(member);
     }
 
-    /// Asks the member in use, and the others if it certainly did not do what it was asked, or may do it as well.
+    /// Asks once there are few enough requests under way; see [`Self::ask`].
     pub(super) async fn call<T>(
+        &self,
+        kind: Kind,
+        ask: impl Fn(Client) -> BoxFuture<'static, Result<Response<T>, Status>> + Sync,
+    ) -> Result<T, StoreError>
+    where
+        T: Send,
+    {
+        let _permit = match tokio::time::timeout(LIMIT, self.calls.acquire()).await {
+            Ok(permit) => permit.map_err(|_| StoreError::Closed)?,
+            Err(_) => {
+                let reason = format!(
+                    "{CALLS} requests wait for an answer, and none came within {} s",
+                    LIMIT.as_secs()
+                );
+                return Err(self.error(Failure::Away(reason)));
+            }
+        };
+        self.ask(kind, ask).await
+    }
+
+    /// Asks the member in use, and the others if it certainly did not do what it was asked, or may do it as well.
+    pub(super) async fn ask<T>(
         &self,
         kind: Kind,
         ask: impl Fn(Client) -> BoxFuture<'static, Result<Response<T>, Status>> + Sync,

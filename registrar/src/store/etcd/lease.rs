@@ -84,10 +84,12 @@ impl Held {
         Ok(true)
     }
 
+    // None of these requests waits for others: a registrar that is busy is there.
+
     async fn grant(&self) -> Result<i64, StoreError> {
         let ttl = i64::try_from(LIFETIME.as_secs()).unwrap_or(i64::MAX);
         // A lease too many expires.
-        let granted = self.connection.call(Kind::Read(None), move |client| {
+        let granted = self.connection.ask(Kind::Read(None), move |client| {
             Box::pin(async move { client.lease().lease_grant(proto::LeaseGrantRequest { ttl }).await })
         });
         granted.await.map(|granted| granted.id)
@@ -98,7 +100,7 @@ impl Held {
         let request = proto::RequestOp { request: Some(proto::request_op::Request::Put(put)) };
         let request = proto::TxnRequest { success: vec![request], ..proto::TxnRequest::default() };
         // To set it twice does no harm.
-        let set = self.connection.call(Kind::Read(None), move |client| {
+        let set = self.connection.ask(Kind::Read(None), move |client| {
             let request = request.clone();
             Box::pin(async move { client.kv().txn(request).await })
         });
@@ -107,7 +109,7 @@ impl Held {
 
     /// Whether the lease is still there.
     async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError> {
-        let told = self.connection.call(Kind::Read(None), move |client| {
+        let told = self.connection.ask(Kind::Read(None), move |client| {
             Box::pin(async move {
                 let request = stream::iter([proto::LeaseKeepAliveRequest { id: lease }]);
                 let mut answers = client.lease().lease_keep_alive(request).await?.into_inner();
@@ -120,7 +122,7 @@ impl Held {
 
     async fn revoke(&self) -> Result<(), StoreError> {
         let Some(lease) = self.lease else { return Ok(()) };
-        let revoked = self.connection.call(Kind::Read(None), move |client| {
+        let revoked = self.connection.ask(Kind::Read(None), move |client| {
             Box::pin(
                 async move { client.lease().lease_revoke(proto::LeaseRevokeRequest { id: lease }).await },
             )

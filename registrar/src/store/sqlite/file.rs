@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::checkpoint;
 use super::condition::Trouble;
-
 use crate::store::StoreError;
 
 /// Marks the file as Muster's ("Must"), as the SQLite file format provides for.
@@ -118,18 +118,15 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
 pub(super) fn open(path: &Path) -> Result<(Connection, Lock), StoreError> {
     check_header(path)?;
     let lock = lock(path)?;
+    settle_log(path)?;
+    checkpoint::make_good(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     check_tables(&connection, path)?;
     restrict_mode(path)?;
     set_wal(&connection, path)?;
     let fail = |error| failure("open", path, &error);
-    // Nobody else shall write meanwhile.
-    connection.execute_batch("BEGIN IMMEDIATE").map_err(fail)?;
-    settle_log(path)?;
-    connection.execute_batch("ROLLBACK").map_err(fail)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
-    // 32 MiB of log between checkpoints: fewer of the stalls that a checkpoint is.
-    connection.pragma_update(None, "wal_autocheckpoint", 8192).map_err(fail)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(fail)?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20).map_err(fail)?;
     Ok((connection, lock))
 }
@@ -171,7 +168,7 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Writes what an unclean end has left of the log once more, as it is, and has it on disk. After a failed fsync the
+/// Writes what an unclean end has left of the log once more, as it is, and has it on disk, before SQLite reads it. After a failed fsync the
 /// kernel takes pages for written that are not: they read as if they were, and a later fsync does not mind them. What
 /// is committed after them would then be lost with them when the power fails.
 fn settle_log(path: &Path) -> Result<(), StoreError> {
@@ -348,6 +345,8 @@ pub(super) fn diagnose(path: &Path, error: &rusqlite::Error) -> Trouble {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => Trouble::Full,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Trouble::Busy,
+        // Also if for lack of room: nobody knows what is on disk.
+        Some(ErrorCode::SystemIoFailure) if checkpoint::is_fsync(error) => Trouble::Disk,
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
             match try_write(path).map_err(|error| error.kind()) {
                 Ok(()) => Trouble::Disk,
@@ -360,12 +359,13 @@ pub(super) fn diagnose(path: &Path, error: &rusqlite::Error) -> Trouble {
     }
 }
 
-/// Writes a little to the file of the lock, which is otherwise empty.
+/// Writes a little at the end of the file of the lock, which is empty or holds a mark of [`checkpoint`]'s.
 fn try_write(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(beside(path, ".lock"))?;
-    file.write_all_at(b"x", 0)?;
+    let length = file.metadata()?.len();
+    file.write_all_at(b"x", length)?;
     file.sync_all()?;
-    file.set_len(0)
+    file.set_len(length)
 }
 
 /// Says what it means that `trouble` kept `action` from being done.

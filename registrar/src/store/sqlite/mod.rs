@@ -2,8 +2,9 @@
 //!
 //! All writes go through one thread, which commits whatever has queued up with a single fsync ([`writer`]);
 //! reads and watches have connections of their own ([`read`], [`watch`]); [`snapshot`] reads from another process. [`file`]
-//! opens, checks and locks.
+//! opens, checks and locks; [`checkpoint`] copies the log into the database.
 
+mod checkpoint;
 mod condition;
 mod file;
 mod read;

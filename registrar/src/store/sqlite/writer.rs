@@ -11,7 +11,8 @@ use muster_common::time::Instant;
 use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Shared, file, read};
+use super::checkpoint::Checkpoints;
+use super::{Shared, checkpoint, file, read};
 use crate::store::memory::check_compact;
 use crate::store::{Event, KeyValue, Op, Revision, StoreError, Txn, TxnOutcome, WatchBatch};
 
@@ -70,6 +71,7 @@ struct Position {
 
 pub(super) struct Writer {
     connection: Connection,
+    checkpoints: Checkpoints,
     path: PathBuf,
     shared: Arc<Shared>,
     live: broadcast::Sender<Group>,
@@ -82,16 +84,26 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        connection: Connection,
+        mut connection: Connection,
         path: PathBuf,
         shared: Arc<Shared>,
         live: broadcast::Sender<Group>,
     ) -> Result<Self, StoreError> {
-        let (revision, compacted) =
-            read::position(&connection).map_err(|error| file::failure("read", &path, &error))?;
+        let fail = |error| file::failure("read", &path, &error);
+        let (revision, compacted) = read::position(&connection).map_err(fail)?;
+        let checkpoints = Checkpoints::new(&mut connection).map_err(fail)?;
         shared.revision.store(revision, Ordering::Release);
         let position = Position { revision, compacted };
-        Ok(Self { connection, path, shared, live, position, trimming: compacted > 0, retry: None })
+        Ok(Self {
+            connection,
+            checkpoints,
+            path,
+            shared,
+            live,
+            position,
+            trimming: compacted > 0,
+            retry: None,
+        })
     }
 
     /// Works until all senders of `queue` are gone. A disk that fails is tried again and again.
@@ -141,7 +153,7 @@ impl Writer {
                         (job, _) => job.fail(StoreError::Closed),
                     }
                 }
-                return true;
+                return self.checkpoint();
             }
             Err(error) => error,
         };
@@ -165,6 +177,26 @@ impl Writer {
         rolled_back
     }
 
+    /// Keeps the log short. Returns whether the writer can go on.
+    fn checkpoint(&mut self) -> bool {
+        let Err(error) = self.checkpoints.keep_up(&self.connection) else { return true };
+        let told = file::failure("write", &self.path, &error).to_string();
+        if !checkpoint::is_fsync(&error) {
+            tracing::warn!(
+                error = told,
+                "cannot copy the log into the database, and so it grows; trying again"
+            );
+            return true;
+        }
+        checkpoint::abandon(&self.connection, &self.path);
+        self.shared.condition.failed(file::diagnose(&self.path, &error), told.clone());
+        tracing::error!(
+            error = told,
+            "the database must be opened anew: the store is closed; its log holds all"
+        );
+        false
+    }
+
     /// Whether it is time to find out by oneself if the disk works again.
     fn is_due(&self) -> bool {
         self.retry.is_some_and(|at| at <= Instant::now())
@@ -174,8 +206,7 @@ impl Writer {
     ///
     /// When a commit fails half-way, also in fsync, one can go on: SQLite counts what was written to its log only once
     /// it is on disk, the next commit overwrites it from the same place, and reads do not see it. Only who opens the
-    /// file before that, after a crash, may find it there: see [`StoreError::Disk`]. So does a checkpoint that fails:
-    /// the log is kept, and copied anew.
+    /// file before that, after a crash, may find it there: see [`StoreError::Disk`]. For checkpoints see [`checkpoint`].
     fn write(&mut self, jobs: &[Job], batches: &mut Vec<WatchBatch>) -> rusqlite::Result<Vec<Done>> {
         let before = self.position;
         let done = self.apply_all(jobs, batches)?;

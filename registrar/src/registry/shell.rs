@@ -22,7 +22,9 @@ use super::{
     plan::{self, AdminError, Held, Outcome},
     tasks,
 };
-use crate::store::{KeyRange, Op, Revision, Store, StoreError, Txn, TxnOutcome, WatchBatch, WatchStream};
+use crate::store::{
+    KeyRange, Op, Paging, Revision, Store, StoreError, Txn, TxnOutcome, WatchBatch, WatchStream,
+};
 
 /// How often a request is planned before it is given up.
 const ATTEMPTS: u32 = 32;
@@ -32,8 +34,7 @@ const APPLY: Duration = Duration::from_secs(10);
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// For so long one waits before one writes something oneself, to be told of that.
 const SOON: Duration = Duration::from_millis(250);
-/// Keys read at a time when the index is loaded, some 15 MB of them. etcd goes through all that is left of a range for each
-/// page of it, so that the time grows with the number of pages as well as with that of keys.
+/// Keys read at a time when the index is loaded, some 15 MB of them.
 const PAGE: usize = 50_000;
 
 /// Why a request was not carried out.
@@ -495,18 +496,15 @@ async fn load_index(store: &dyn Store) -> Result<(Index, Vec<BadValue>), StoreEr
         let (mut index, mut bad, now) = (Index::new(), Vec::new(), Timestamp::now());
         let mut at = None;
         for range in keys::loaded() {
-            let mut rest = range;
-            loop {
-                let page = match store.range(rest.clone(), at, PAGE).await {
+            let mut paging = Paging::new(range, at);
+            while let Some((rest, revision)) = paging.next() {
+                let page = match store.range(rest, revision, PAGE).await {
                     Err(StoreError::Compacted { .. }) => continue 'again,
                     page => page?,
                 };
                 at = Some(page.revision);
                 bad.extend(index.load(&page.kvs, now));
-                match page.kvs.last() {
-                    Some(last) if page.more => rest = rest.after(&last.key),
-                    _ => break,
-                }
+                paging.took(&page);
             }
         }
         index.loaded(at.unwrap_or_default());

@@ -119,7 +119,7 @@ impl Model {
     ) -> Result<RangeResult, StoreError> {
         let at = check_range(at, limit, self.revision, self.compacted)?;
         if range.is_empty() {
-            return Ok(RangeResult { kvs: Vec::new(), revision: at, more: false });
+            return Ok(RangeResult { kvs: Vec::new(), revision: at, more: false, count: None });
         }
         let current = self.kvs.range::<Bytes, _>((Bound::Included(&range.start), upper(range)));
         if at == self.revision {
@@ -127,7 +127,7 @@ impl Model {
                 current.map(|(_, kv)| kv.clone()).take(limit.saturating_add(1)).collect();
             let more = kvs.len() > limit;
             kvs.truncate(limit);
-            return Ok(RangeResult { kvs, revision: at, more });
+            return Ok(RangeResult { kvs, revision: at, more, count: None });
         }
         // Undo, newest first, what came after `at`.
         let mut state: BTreeMap<&Bytes, &KeyValue> = current.collect();
@@ -143,7 +143,7 @@ impl Model {
         }
         let more = state.len() > limit;
         let kvs = state.into_values().take(limit).cloned().collect();
-        Ok(RangeResult { kvs, revision: at, more })
+        Ok(RangeResult { kvs, revision: at, more, count: None })
     }
 
     /// The changes of `range` from revision `from` on, looking at no more than `limit` revisions.

@@ -9,6 +9,7 @@ pub mod sqlite;
 
 mod announcement;
 mod error;
+mod paging;
 mod types;
 
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use futures_util::stream::BoxStream;
 
 pub use announcement::{Announcement, LIFETIME};
 pub use error::StoreError;
+pub use paging::Paging;
 pub use types::{
     Condition, Event, KeyRange, KeyValue, MAX_KEY, MAX_TXN_BYTES, MAX_TXN_OPS, Op, RangeResult, Revision,
     Txn, TxnOutcome, WatchBatch,
@@ -96,13 +98,12 @@ pub trait Store: Send + Sync + 'static {
     /// As [`Store::range`]; [`StoreError::Compacted`] if a compaction overtook the reading: start again.
     async fn range_all(&self, range: KeyRange) -> Result<(Vec<KeyValue>, Revision), StoreError> {
         const PAGE: usize = 1000;
-        let mut page = self.range(range.clone(), None, PAGE).await?;
-        let revision = page.revision;
-        let mut kvs = std::mem::take(&mut page.kvs);
-        while page.more {
-            let Some(last) = kvs.last() else { break };
-            page = self.range(range.after(&last.key), Some(revision), PAGE).await?;
-            kvs.append(&mut page.kvs);
+        let (mut paging, mut kvs, mut revision) = (Paging::new(range, None), Vec::new(), 0);
+        while let Some((range, at)) = paging.next() {
+            let page = self.range(range, at, PAGE).await?;
+            paging.took(&page);
+            revision = page.revision;
+            kvs.extend(page.kvs);
         }
         Ok((kvs, revision))
     }

@@ -78,7 +78,7 @@ impl KeyRange {
 }
 
 /// The next key in byte order.
-fn successor(key: &[u8]) -> Bytes {
+pub(super) fn successor(key: &[u8]) -> Bytes {
     let mut next = Vec::with_capacity(key.len() + 1);
     next.extend_from_slice(key);
     next.push(0);
@@ -251,6 +251,8 @@ pub struct RangeResult {
     pub revision: Revision,
     /// Whether the range has more keys than the limit let through.
     pub more: bool,
+    /// How many keys the range has, if they were all counted for the page; see [`Paging`](super::Paging).
+    pub count: Option<usize>,
 }
 
 /// A change of one key.

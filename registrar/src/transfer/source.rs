@@ -14,7 +14,7 @@ use crate::{
     layout::{self, Layout},
     registry::keys,
     store::{
-        KeyRange, KeyValue, RangeResult, Revision, Store, StoreError,
+        KeyRange, KeyValue, Paging, RangeResult, Revision, Store, StoreError,
         etcd::EtcdStore,
         sqlite::{SqliteSnapshot, SqliteStore},
     },
@@ -55,7 +55,7 @@ impl Source {
 
     /// All keys that go with a deployment, at revision `at`, or each page as it is when it is read.
     pub(super) fn pages(&self, at: Option<Revision>) -> Pages<'_> {
-        Pages { source: self, rest: Some(KeyRange::all()), at }
+        Pages { source: self, paging: Paging::new(KeyRange::all(), at), one_revision: at.is_some() }
     }
 
     /// What the keys that go with a deployment come to, at one revision.
@@ -110,19 +110,19 @@ pub(super) fn whole(layout: Layout, place: &str) -> Result<(Format, Option<Migra
 /// Keys in order, a page at a time.
 pub(super) struct Pages<'a> {
     source: &'a Source,
-    /// `None` after the last page.
-    rest: Option<KeyRange>,
-    at: Option<Revision>,
+    paging: Paging,
+    /// Whether all pages are of one revision.
+    one_revision: bool,
 }
 
 impl Pages<'_> {
     /// The next page, which may be empty; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, StoreError> {
-        let Some(range) = self.rest.take() else { return Ok(None) };
-        let RangeResult { mut kvs, more, .. } = self.source.range(range.clone(), self.at, PAGE).await?;
-        self.rest = kvs.last().filter(|_| more).map(|last| range.after(&last.key));
-        kvs.retain(|kv| keys::is_portable(&kv.key));
-        Ok(Some(kvs))
+        let Some((range, at)) = self.paging.next() else { return Ok(None) };
+        let mut page = self.source.range(range, at.filter(|_| self.one_revision), PAGE).await?;
+        self.paging.took(&page);
+        page.kvs.retain(|kv| keys::is_portable(&kv.key));
+        Ok(Some(page.kvs))
     }
 }
 

@@ -192,7 +192,8 @@ impl Store for EtcdStore {
             .await?;
         let latest = revision(answer.header)?;
         let kvs = answer.kvs.iter().map(|kv| key_value(kv, self.prefix.len())).collect();
-        Ok(RangeResult { kvs, revision: at.unwrap_or(latest), more: answer.more })
+        let count = usize::try_from(answer.count).ok();
+        Ok(RangeResult { kvs, revision: at.unwrap_or(latest), more: answer.more, count })
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {

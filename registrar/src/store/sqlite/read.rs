@@ -107,7 +107,7 @@ impl<'a> Reader<'a> {
         }
         let more = kvs.len() > limit;
         kvs.truncate(limit);
-        Ok(RangeResult { kvs, revision: at, more })
+        Ok(RangeResult { kvs, revision: at, more, count: None })
     }
 
     /// The first keys that have not changed since revision `at`.

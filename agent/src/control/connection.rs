@@ -128,13 +128,17 @@ impl Control {
             Some(Message::RootsChanged(changed)) => {
                 self.actions.push_back(Action::ReplaceRoots(changed.roots));
             }
-            Some(Message::Drain(drain)) => {
+            Some(Message::Drain(mut drain)) => {
                 let within = drain.within.map_or(Duration::ZERO, |d| {
                     Duration::from_secs(u64::try_from(d.seconds).unwrap_or(0))
                         + Duration::from_nanos(u64::try_from(d.nanos).unwrap_or(0))
                 });
                 let moment = within.min(DRAIN_MAX).mul_f64(self.rng.random_range(0.0..=1.0));
-                if let Link::Open { leave_at: leave_at @ None, .. } = &mut self.link {
+                let any_will_do = drain.registrars.is_empty();
+                drain.registrars.retain(|address| !self.registrars.was_silent(address, now));
+                if let Link::Open { leave_at: leave_at @ None, .. } = &mut self.link
+                    && (any_will_do || !drain.registrars.is_empty())
+                {
                     *leave_at = Some(now + moment);
                     self.leave_for = drain.registrars;
                     self.leave_for.truncate(MAX_REGISTRARS);

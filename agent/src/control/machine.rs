@@ -312,7 +312,7 @@ impl Control {
             }
             Link::Open { .. } if self.silent_at().is_some_and(|at| at <= now) => {
                 self.silence.left();
-                self.registrars.advance();
+                self.registrars.leave_silent(now);
                 self.reconnect("the registrar does not answer", now);
             }
             _ => {}

@@ -1,15 +1,22 @@
 //! Which registrar to use: each agent has its own random order, so that agents spread, and moves on to the next
 //! when one fails.
 
+use std::time::Duration;
+
+use muster_common::time::Instant;
 use rand::{RngExt, rngs::StdRng};
 
 /// Registrars known at most.
 pub(super) const MAX_REGISTRARS: usize = 16;
+/// How long one that did not answer is not gone to because another one asks for that.
+const SHUNNED: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Debug)]
 pub(super) struct Registrars {
     order: Vec<String>,
     at: usize,
+    /// The one that was last left because it did not answer, and when.
+    silent: Option<(String, Instant)>,
 }
 
 impl Registrars {
@@ -27,7 +34,7 @@ impl Registrars {
         if !joined.is_empty() && !order.iter().any(|address| address == joined) {
             order.push(joined.to_owned());
         }
-        Self { order, at: 0 }
+        Self { order, at: 0, silent: None }
     }
 
     /// Takes over another list; goes on with the one in use if it is still there.
@@ -38,7 +45,8 @@ impl Registrars {
             return;
         }
         let current = self.current().to_owned();
-        *self = Self::new(known, joined, rng);
+        let silent = self.silent.take();
+        *self = Self { silent, ..Self::new(known, joined, rng) };
         self.at = self.order.iter().position(|address| *address == current).unwrap_or(0);
     }
 
@@ -50,6 +58,17 @@ impl Registrars {
     /// Moves on to the next.
     pub(super) fn advance(&mut self) {
         self.at = (self.at + 1) % self.order.len().max(1);
+    }
+
+    /// Moves on to the next, since the one in use does not answer.
+    pub(super) fn leave_silent(&mut self, now: Instant) {
+        self.silent = Some((self.current().to_owned(), now));
+        self.advance();
+    }
+
+    /// Whether the registrar did not answer a while ago: others may not know that yet.
+    pub(super) fn was_silent(&self, address: &str, now: Instant) -> bool {
+        self.silent.as_ref().is_some_and(|(silent, at)| silent == address && now - *at < SHUNNED)
     }
 
     /// Moves on to one of `to`, or to the next if none of them is known.

@@ -95,6 +95,7 @@ fn a_registrar_that_leaves_lookups_unanswered_is_left_for_another() {
         panic!("{did:?}");
     };
     assert!(*left == attempt && *registrar != first, "{registrar}");
+    let second = registrar.clone();
     control.handle_registered(
         *next,
         Ok(RegisterResponse { config: Some(two), ..RegisterResponse::default() }),
@@ -110,7 +111,26 @@ fn a_registrar_that_leaves_lookups_unanswered_is_left_for_another() {
     control.handle_timeout(at(33_000));
     assert_eq!(actions(&mut control), []);
     control.handle_timeout(at(33_020));
-    assert!(matches!(actions(&mut control)[..], [Action::Disconnect { .. }, Action::Register { .. }]));
+    let did = actions(&mut control);
+    let [Action::Disconnect { .. }, Action::Register { attempt, .. }] = did[..] else { panic!("{did:?}") };
+    control.handle_registered(attempt, Ok(RegisterResponse::default()), at(33_030));
+    control.handle_session_opened(attempt, at(33_040));
+    actions(&mut control);
+    // It does not go back to the one that it has just left only because this one would have fewer agents.
+    let drain = |registrars: &[&String]| {
+        let registrars = registrars.iter().map(|address| (*address).clone()).collect();
+        message(Message::Drain(Drain { within: None, registrars }))
+    };
+    control.handle_session_message(attempt, drain(&[&second]), at(33_050));
+    control.handle_timeout(at(33_050));
+    assert_eq!(actions(&mut control), []);
+    // But if this one stops, it does.
+    control.handle_session_message(attempt, drain(&[]), at(33_060));
+    control.handle_timeout(at(33_060));
+    let did = actions(&mut control);
+    assert!(
+        matches!(&did[..], [Action::Disconnect { .. }, Action::Register { registrar, .. }] if *registrar == second)
+    );
 }
 
 #[test]

@@ -14,27 +14,32 @@ use std::sync::PoisonError;
 use uuid::Uuid;
 
 use crate::{
-    registry::{self, Registry, index::NetworkState},
+    registry::{
+        self, Registry,
+        index::{Index, NetworkState},
+    },
     store::Revision,
 };
 
-type Made = BTreeMap<Arc<str>, (Revision, Arc<Zone>)>;
+/// What a zone was made from, apart from its serials.
+type Basis = (Revision, Arc<[IpAddr]>);
+type Made = BTreeMap<Arc<str>, (Basis, Arc<Zone>)>;
 
 /// The zones of all networks.
 #[derive(Debug)]
 pub struct Zones {
     registry: Arc<Registry>,
     readiness: Readiness,
-    /// Addresses that the registrars answer DNS on.
+    /// Addresses that this registrar answers DNS on.
     name_servers: Vec<IpAddr>,
     /// Whether external zones have headless Services.
     external_headless: bool,
-    /// Zones as they were last made, with the network's revision, by network.
+    /// Zones as they were last made, by network.
     made: RwLock<Made>,
 }
 
 impl Zones {
-    /// The zones of `registry`, answered at `name_servers`. Until `readiness` says so, nothing is denied.
+    /// The zones of `registry`, answered at `name_servers` and by all other registrars. Until `readiness` says so, nothing is denied.
     pub fn new(registry: Arc<Registry>, readiness: Readiness, name_servers: Vec<IpAddr>) -> Self {
         Self { registry, readiness, name_servers, external_headless: false, made: RwLock::default() }
     }
@@ -64,30 +69,34 @@ impl Zones {
     }
 
     /// The zone of a network, made anew only when it has changed.
-    fn zone_of(&self, state: &NetworkState) -> Arc<Zone> {
-        let network = &state.network;
-        let current = |(revision, zone): &&(Revision, Arc<Zone>)| {
+    fn zone_of(&self, index: &Index, state: &NetworkState) -> Arc<Zone> {
+        let (network, others) = (&state.network, index.registrars().name_servers());
+        let current = |((revision, servers), zone): &&(Basis, Arc<Zone>)| {
             let serials = (zone.serial, zone.external_serial);
-            *revision == network.revision && serials == (state.serial, self.external_serial(state))
+            *revision == network.revision
+                && servers == others
+                && serials == (state.serial, self.external_serial(state))
         };
         let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, zone)) = made.get(&network.name).filter(current) {
             return zone.clone();
         }
         drop(made);
+        let mut name_server_addresses = self.name_servers.clone();
+        name_server_addresses.extend(others.iter().filter(|other| !self.name_servers.contains(other)));
         let zone = Arc::new(Zone {
             domain: network.domain.clone(),
             network: network.label.clone(),
             ttl: network.record_ttl.as_secs().try_into().unwrap_or(u32::MAX),
             serial: state.serial,
             public_addresses: network.public_addresses.clone(),
-            name_server_addresses: self.name_servers.clone(),
+            name_server_addresses,
             pools: network.pools.iter().map(|(_, net)| net).collect(),
             external_domain: network.external_domain.clone(),
             external_serial: self.external_serial(state),
         });
         let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
-        made.insert(network.name.clone(), (network.revision, zone.clone()));
+        made.insert(network.name.clone(), ((network.revision, others.clone()), zone.clone()));
         zone
     }
 
@@ -110,7 +119,7 @@ impl Directory for Zones {
         loop {
             let found = index.network_by_domain(domain).or_else(|| index.network_by_external_domain(domain));
             if let Some(state) = found {
-                return Some(self.zone_of(state));
+                return Some(self.zone_of(&index, state));
             }
             (_, domain) = domain.split_once('.')?;
         }
@@ -125,13 +134,13 @@ impl Directory for Zones {
             Viewer::Member { network, .. } => index.network(network.as_str()).filter(has),
             Viewer::Open | Viewer::Stranger => index.networks().find(has),
         }?;
-        Some(self.zone_of(state))
+        Some(self.zone_of(&index, state))
     }
 
     fn zones(&self, viewer: &Viewer) -> Vec<Arc<Zone>> {
         let index = self.registry.read();
         let seen = index.networks().filter(|state| is_inside(state, viewer));
-        seen.map(|state| self.zone_of(state)).collect()
+        seen.map(|state| self.zone_of(&index, state)).collect()
     }
 
     fn device(&self, zone: &Zone, viewer: &Viewer, label: &str) -> Option<Device> {

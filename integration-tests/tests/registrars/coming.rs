@@ -80,6 +80,16 @@ fn a_registrar_comes_with_one_command_and_goes_with_one() {
             if both.matches("alice").count() == 2 { Ok(()) } else { Err(both) }
         })?;
 
+        let name_servers = |count| {
+            wait_for("the zone to have its name servers", PATIENCE, || {
+                let dig = format!("dig +short @{} ns.dns.net.example A", REGISTRARS[0]);
+                let told = site.hosts[0].sh(&dig).map_err(|e| e.to_string())?;
+                let all = REGISTRARS[..count].iter().all(|registrar| told.contains(registrar));
+                if all && told.lines().count() == count { Ok(()) } else { Err(told) }
+            })
+        };
+        name_servers(2)?;
+
         // It goes: not while it runs, and then all at once.
         let output = registrar.try_ask(&["leave"])?;
         expect(
@@ -90,6 +100,7 @@ fn a_registrar_comes_with_one_command_and_goes_with_one() {
         registrar.stop()?;
         let left = registrar.ask(&["leave"])?;
         expect(left.contains("no registrar any more"), "it has left", &left)?;
+        name_servers(1)?;
         let files_left = files(&second, &registrar.data())?;
         expect(
             files_left.is_empty() && !registrar.config().exists(),

@@ -22,7 +22,7 @@ use super::{
     network::Network,
     presence::Presence,
     readiness::Readiness,
-    registrar::{Registrar, Registrars},
+    registrar::{self, Registrar, Registrars},
     service::Service,
     services::Services,
     site::Carrier,
@@ -296,6 +296,9 @@ impl Index {
             Key::RegistrarRecord(uid) => {
                 let new = Arc::new(Registrar::decode(&kv.value, uid, kv.mod_revision)?);
                 let old = self.registrars.insert(&new);
+                if registrar::is_told_differently(old.as_deref(), Some(&new)) {
+                    self.name_servers_changed(now);
+                }
                 changes.push(Change::RegistrarRecord { old, new: Some(new) });
             }
             // They guard transactions, or say something of the store itself.
@@ -474,6 +477,7 @@ impl Index {
             }
             Some(Key::RegistrarRecord(uid)) => {
                 if let Some(old) = self.registrars.remove(uid) {
+                    self.name_servers_changed(now);
                     changes.push(Change::RegistrarRecord { old: Some(old), new: None });
                 }
             }
@@ -490,6 +494,11 @@ impl Index {
             )
             | None => {}
         }
+    }
+
+    /// Every zone has them.
+    fn name_servers_changed(&mut self, now: Timestamp) {
+        self.networks.values_mut().for_each(|state| state.touch_all(now));
     }
 
     /// Goes on after `older`, which this index takes the place of: what has been told to others must not go back.

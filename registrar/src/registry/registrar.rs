@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -107,12 +108,18 @@ pub fn is_told_differently(old: Option<&Registrar>, new: Option<&Registrar>) -> 
     told(old) != told(new)
 }
 
+/// The address in `host:port`, if it is one.
+pub fn name_server(server: &str) -> Option<IpAddr> {
+    server.parse::<SocketAddr>().ok().map(|server| server.ip())
+}
+
 /// All registrars.
 #[derive(Clone, Debug, Default)]
 pub struct Registrars {
     /// What those that run announce themselves by.
     pub(super) running: BTreeSet<Uuid>,
     by_uid: BTreeMap<Uuid, Arc<Registrar>>,
+    name_servers: Arc<[IpAddr]>,
 }
 
 impl Registrars {
@@ -156,11 +163,29 @@ impl Registrars {
     }
 
     pub(super) fn insert(&mut self, registrar: &Arc<Registrar>) -> Option<Arc<Registrar>> {
-        self.by_uid.insert(registrar.uid, registrar.clone())
+        let old = self.by_uid.insert(registrar.uid, registrar.clone());
+        self.find_name_servers();
+        old
     }
 
     pub(super) fn remove(&mut self, uid: Uuid) -> Option<Arc<Registrar>> {
-        self.by_uid.remove(&uid)
+        let old = self.by_uid.remove(&uid);
+        self.find_name_servers();
+        old
+    }
+
+    /// Where they all answer DNS, each address once and in order. Host names among them are not resolved: that is what
+    /// these servers are for.
+    pub fn name_servers(&self) -> &Arc<[IpAddr]> {
+        &self.name_servers
+    }
+
+    fn find_name_servers(&mut self) {
+        let servers = self.iter().flat_map(|registrar| registrar.dns_servers());
+        let found: BTreeSet<IpAddr> = servers.filter_map(|server| name_server(server)).collect();
+        if !found.iter().eq(self.name_servers.iter()) {
+            self.name_servers = found.into_iter().take(TOLD_MAX).collect();
+        }
     }
 
     /// What devices are told, with `own` first: all addresses of all registrars, each once.

@@ -189,6 +189,12 @@ impl NetworkState {
         self.serial = self.serial.max(unix(now));
     }
 
+    /// Moves the serials of all zones.
+    pub(super) fn touch_all(&mut self, now: Timestamp) {
+        self.touch(now);
+        self.external_serial = self.external_serial.max(unix(now));
+    }
+
     /// Moves the serials for a change of the network itself.
     pub(super) fn network_changed(&mut self, old: &Network, now: Timestamp) {
         let new = self.network.clone();
@@ -200,7 +206,7 @@ impl NetworkState {
             self.touch(now);
         }
         if apex(old) != apex(&new) {
-            self.external_serial = self.external_serial.max(unix(now));
+            self.touch_all(now);
         }
     }
 

@@ -28,6 +28,7 @@ use self::{handler::Queries, published::Published, who::Who};
 use super::ServeError;
 use crate::{
     config::{Config, Listen},
+    registry::registrar::name_server,
     session::Hub,
     zone::Zones,
 };
@@ -68,10 +69,8 @@ pub(super) fn spawn(
     metrics: &Metrics,
 ) -> Result<(), ServeError> {
     let who = Who::new(config.dns.open_to.clone(), credentials.trust_domain());
-    // Host names among them are not resolved: that is what these servers are for.
-    let (registry, advertised) = (hub.registry(), hub.advertised());
-    let servers = advertised.dns_servers.iter().filter_map(|server| server.parse::<SocketAddr>().ok());
-    let servers = servers.map(|server| server.ip()).collect();
+    let (registry, own) = (hub.registry(), hub.own());
+    let servers = own.dns_servers.iter().filter_map(|server| name_server(server)).collect();
     // The registry is; and remains so while the registrar drains, which is when it is no longer ready.
     let loaded = Readiness::default();
     loaded.set(true);

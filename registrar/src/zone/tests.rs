@@ -3,11 +3,14 @@
 use muster_dns::directory::{ExternalAddress, ServiceKind};
 use muster_proto::admin as proto;
 
+use muster_common::time::Timestamp;
+
 use super::*;
 use crate::registry::{
     device::Outside,
     plan,
     tests::{World, network, service, service_network, slice},
+    view::Advertised,
 };
 
 async fn zones() -> (Zones, Arc<Registry>, World, Vec<Label>) {
@@ -123,6 +126,52 @@ async fn the_serial_moves_when_a_record_does() {
     let batch = crate::store::WatchBatch { revision: 1001, events: vec![crate::store::Event::Put(kv)] };
     index.apply(&batch, earlier);
     assert_eq!(index.network("n").unwrap().serial, 4_000_000_000, "it never goes back");
+}
+
+#[tokio::test]
+async fn name_servers_are_all_registrars() {
+    let (zones, registry, ..) = zones().await;
+    let own: IpAddr = "192.0.2.53".parse().unwrap();
+    let told = |dns: &[&str]| Advertised {
+        dns_servers: dns.iter().map(|server| (*server).to_owned()).collect(),
+        ..Advertised::default()
+    };
+    let mut uid = 0;
+    let mut tell = async |advertised: &Advertised| {
+        uid += 1;
+        let own = plan::registrar::Own {
+            uid: Uuid::from_u128(uid),
+            run: Uuid::from_u128(100 + uid),
+            host: "r",
+            advertised,
+            version: "1",
+            sessions: 0,
+        };
+        let plan = |index: &mut Index, _| plan::registrar::tell(index, &own, Timestamp::now());
+        registry.commit(plan).await.unwrap();
+    };
+    let servers = || zones.zone("n.example").unwrap().name_server_addresses.clone();
+    assert_eq!(servers(), [own]);
+    // Itself, names that nobody has resolved, and another one, all within one second.
+    tell(&told(&["192.0.2.53:853"])).await;
+    tell(&told(&["dns.example:853"])).await;
+    assert_eq!(servers(), [own]);
+    tell(&told(&["[2001:db8::53]:853", "192.0.2.54:853"])).await;
+    assert_eq!(servers(), [own, "192.0.2.54".parse().unwrap(), "2001:db8::53".parse().unwrap()]);
+    let gone = Uuid::from_u128(3).to_string();
+    registry.commit(|index, _| plan::registrar::delete(index, &gone, 0)).await.unwrap();
+    assert_eq!(servers(), [own], "it is not told any more");
+
+    let mut index = registry.read().clone();
+    let serials = |index: &Index| {
+        let state = index.network("n").unwrap();
+        [state.serial, state.external_serial]
+    };
+    let gone =
+        crate::store::Event::Delete { key: crate::registry::keys::registrar_record(Uuid::from_u128(1)) };
+    let later = Timestamp::from_epoch(std::time::Duration::from_secs(4_000_000_000));
+    index.apply(&crate::store::WatchBatch { revision: 1000, events: vec![gone] }, later);
+    assert_eq!(serials(&index), [4_000_000_000; 2]);
 }
 
 /// The director that DNS tells is the one that the device is attached to.
@@ -480,7 +529,7 @@ async fn serials_move_with_what_their_zone_serves() {
             revision += 1;
             let now = muster_common::time::Timestamp::from_epoch(std::time::Duration::from_secs(at));
             assert!(index.apply(&object.batch(&index, revision), now).bad.is_empty());
-            let zone = net.zones.zone_of(index.network("n").unwrap());
+            let zone = net.zones.zone_of(&index, index.network("n").unwrap());
             (zone.serial, zone.external_serial)
         };
         let zone = serials(4_000_000_000, Object::Nothing);

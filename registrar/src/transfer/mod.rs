@@ -13,7 +13,7 @@ mod target;
 
 use std::path::PathBuf;
 
-use muster_common::file::FileError;
+use muster_common::file::{FileError, LockError};
 
 use self::format::FormatError;
 use crate::{
@@ -74,6 +74,14 @@ pub enum TransferError {
         place: String,
         /// What it is being filled with.
         contents: String,
+    },
+    /// A registrar runs where is restored to.
+    #[error("a registrar may be running in {}: {source}; stop it first (systemctl stop muster-registrar); nothing was changed", .directory.display())]
+    Runs {
+        /// Its data directory.
+        directory: PathBuf,
+        /// What says so.
+        source: LockError,
     },
     /// Somebody else writes to the store.
     #[error("something else writes to {0} at the same time; stop it, and run the same command again")]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use muster_common::file;
+
 use super::{
     TransferError,
     archive::{self, Contents, Reader},
@@ -28,6 +30,9 @@ pub async fn restore(
     layout::check_version(header.layout_version)
         .map_err(|source| TransferError::BackupLayout { path: path.to_owned(), source })?;
     let with_ca = with_ca && !contents.ca.is_empty();
+    // What it reads and keeps in memory would be replaced under a registrar that runs.
+    let runs = |source| TransferError::Runs { directory: config.data_dir.clone(), source };
+    let _lock = config.data_dir.exists().then(|| file::lock(&config.data_dir)).transpose().map_err(runs)?;
     if with_ca {
         copy::check(&config.data_dir, &contents.ca)?;
     }

@@ -97,6 +97,15 @@ async fn a_store_that_is_not_empty_is_left_alone() {
     assert!(error.contains("is not empty"), "{error}");
     assert!(!site.path("data").exists());
     assert_eq!(everything(&site, InEtcd).await.len(), 1);
+    // Nor are files changed under a registrar that runs.
+    let site = Site::new(InEtcd, &etcd);
+    std::fs::create_dir(site.path("data")).unwrap();
+    let runs = muster_common::file::lock(&site.path("data")).unwrap();
+    let error = site.restore(&backup).await.unwrap_err().to_string();
+    assert!(error.contains("a registrar may be running in") && error.contains("stop it first"), "{error}");
+    assert!(!site.path("data/ca.crt").exists());
+    drop(runs);
+    site.restore(&backup).await.unwrap();
     // A database that a registrar has open is not one's own.
     let site = Site::sqlite();
     site.init().await;

@@ -173,8 +173,13 @@ async fn the_next_server_is_asked_if_one_fails_over_tcp() {
     ];
     let good = server(|query| vec![reply(query, false).to_vec().unwrap()]).await;
     for made in replies {
-        let bad = server(|query| vec![reply(query, true).to_vec().unwrap()]).await;
-        let listener = TcpListener::bind(bad).await.unwrap();
+        // A port that is free for UDP may be in use for TCP.
+        let (bad, listener) = loop {
+            let bad = server(|query| vec![reply(query, true).to_vec().unwrap()]).await;
+            if let Ok(listener) = TcpListener::bind(bad).await {
+                break (bad, listener);
+            }
+        };
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut query = vec![0; usize::from(stream.read_u16().await.unwrap())];

@@ -14,7 +14,7 @@ TEST_PACKAGES := $(LAB_PACKAGES) dig=dnsutils kdig=knot-dnsutils etcd=etcd-serve
 	qemu-system-x86_64=qemu-system-x86 modinfo=kmod ethtool=ethtool tcpdump=tcpdump tinyproxy=tinyproxy-bin \
 	miniupnpd=miniupnpd-nftables strace=strace mkfs.ext4=e2fsprogs e2fsck=e2fsprogs nsenter=util-linux
 BENCH_PACKAGES := dig=dnsutils knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq openssl=openssl taskset=util-linux \
-	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3 ethtool=ethtool turnserver=coturn
+	etcd=etcd-server wireguard-go=wireguard-go wg=wireguard-tools iperf3=iperf3 ethtool=ethtool turnserver=coturn socat=socat
 SYSTEMD_PACKAGES := debootstrap=debootstrap qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs strip=binutils
 
 .PHONY: help demo test test-chaos test-systemd lint build release install fmt bench bench-build bench-control bench-agent bench-dns bench-tunnel bench-relay bench-services bench-peers fuzz clean

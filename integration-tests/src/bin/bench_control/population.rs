@@ -44,6 +44,7 @@ pub(crate) fn sqlite(lab: &Lab, figures: &mut Figures) -> Result {
             &figure("durable registrations on sqlite, 64 callers"),
             figures,
         )?;
+        back_up(&host, &registrar, &figure("backup of sqlite beside a registrar that serves"), figures)?;
     }
     registrar.stop()
 }
@@ -71,6 +72,7 @@ pub(crate) fn etcd(lab: &Lab, figures: &mut Figures) -> Result {
         register(&host, &registrar, devices, &figure(FIGURE), figures)?;
         figures.report(&figure("registrar's memory, etcd"), resident(&mut registrar)? / MEBI, "MiB");
         figures.report(&figure("etcd's memory"), etcd.resident()? / MEBI, "MiB");
+        back_up(&host, &registrar, &figure("backup of etcd beside a registrar that serves"), figures)?;
         registrar.stop()?;
     }
     Ok(())
@@ -81,6 +83,15 @@ fn start(registrar: &mut Registrar) -> Result<(f64, f64)> {
     let started = Instant::now();
     registrar.serve()?;
     Ok(((Instant::now() - started).as_secs_f64(), resident(registrar)?))
+}
+
+/// A whole backup, which is read again before it counts as made.
+fn back_up(host: &Host, registrar: &Registrar, figure: &str, figures: &mut Figures) -> Result {
+    let file = host.directory().join("backup").display().to_string();
+    let started = Instant::now();
+    registrar.ask(&["backup", "--output", &file])?;
+    figures.report(figure, (Instant::now() - started).as_secs_f64(), "s");
+    host.sh(&format!("rm {file}")).map(drop)
 }
 
 /// Lookups one after another, and from many callers at once.

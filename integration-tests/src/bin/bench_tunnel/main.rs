@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a report is what this program is for")]
 
+mod copier;
 mod iperf;
 mod latency;
 mod limit;
@@ -103,7 +104,8 @@ fn bench(options: &Options) -> Result<bool> {
         stop::check()?;
         // Round trips are those above the bare link's.
         let needed = named(peer) || (peer == Peer::None && wanted(Part::Latency));
-        if !needed {
+        // Nobody would carry bytes so; but no tunnel wakes up in less time.
+        if !needed || (peer == Peer::Copier && !wanted(Part::Latency)) {
             continue;
         }
         match peers::start(peer, &lab) {
@@ -112,13 +114,14 @@ fn bench(options: &Options) -> Result<bool> {
             Err(error) => figures.missing(peer.name(), &error.to_string().replace(['\n', '\t'], " ")),
         }
     }
+    let carries = |peer| named(peer) && peer != Peer::Copier;
     if wanted(Part::Tcp) {
         for link in [Link::Veth, Link::Cards] {
             if options.link.is_none_or(|only| only == link) {
                 for pair in &pairs {
                     pair.set_link(link)?;
                 }
-                tcp::measure(options, link, named, &mut pairs, &mut results)?;
+                tcp::measure(options, link, carries, &mut pairs, &mut results)?;
             }
         }
         for pair in &pairs {
@@ -126,7 +129,7 @@ fn bench(options: &Options) -> Result<bool> {
         }
     }
     if wanted(Part::Udp) {
-        udp::measure(options, named, &mut pairs, &mut results)?;
+        udp::measure(options, carries, &mut pairs, &mut results)?;
     }
     if wanted(Part::Latency) {
         latency::measure(options, &mut pairs, &mut results)?;

@@ -9,7 +9,7 @@ use muster_integration_tests::{
 };
 
 use crate::{
-    nebula,
+    copier, nebula,
     pair::{LEFT, Pair, Tunnel, hosts},
     wireguard,
 };
@@ -31,6 +31,8 @@ pub(crate) enum Peer {
     Boringtun,
     /// Nebula, with AES-256-GCM as by default
     Nebula,
+    /// No tunnel, but a program at each end that only copies packets (socat): what waking up costs; round trips alone
+    Copier,
 }
 
 impl Peer {
@@ -44,6 +46,7 @@ impl Peer {
             Self::Gotatun => "gotatun",
             Self::Boringtun => "boringtun",
             Self::Nebula => "nebula",
+            Self::Copier => "copier",
         }
     }
 }
@@ -54,6 +57,7 @@ pub(crate) fn start(peer: Peer, lab: &Lab) -> Result<Pair> {
         Peer::None => Pair::new(peer, hosts(lab, peer)?, crate::pair::RIGHT, Tunnel::None),
         Peer::Muster => muster(lab),
         Peer::Nebula => nebula::start(lab),
+        Peer::Copier => copier::start(lab),
         Peer::WireguardGo => wireguard::start(lab, peer, "wireguard-go", &["-f"]),
         Peer::WireguardGoNew => wireguard::start(lab, peer, "wireguard-go-new", &["-f"]),
         Peer::Gotatun => {
@@ -98,6 +102,7 @@ pub(crate) fn tool(program: &str) -> Result<PathBuf> {
         let remedy = match program {
             "wg" => "install Debian's wireguard-tools",
             "wireguard-go" => "install Debian's wireguard-go",
+            "socat" => "install Debian's socat",
             _ => "`make bench-peers` gets it",
         };
         LabError::Command { command: program.to_owned(), reason: format!("not installed; {remedy}") }

@@ -104,9 +104,10 @@ impl Measure {
         if others.is_empty() {
             figures.report(&figure(Peer::Muster), muster, self.unit);
         }
+        let tunnels = others.iter().filter(|(peer, _)| *peer != Peer::Copier);
         let best = match self.better {
-            Better::More => others.iter().max_by(|a, b| a.1.total_cmp(&b.1)),
-            Better::Less => others.iter().min_by(|a, b| a.1.total_cmp(&b.1)),
+            Better::More => tunnels.max_by(|a, b| a.1.total_cmp(&b.1)),
+            Better::Less => tunnels.min_by(|a, b| a.1.total_cmp(&b.1)),
         };
         let best = best.map(|(peer, _)| *peer);
         for (peer, value) in others {

@@ -5,13 +5,14 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use muster_registrar::store::etcd::{EtcdConfig, EtcdStore};
 use muster_registrar::store::{Condition, Event, KeyRange, LIFETIME, Store, StoreError, Txn, TxnOutcome};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::member::{EtcdProcess, certificates};
 use crate::relay::Relay;

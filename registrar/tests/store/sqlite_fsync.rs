@@ -6,8 +6,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use muster_common::time::Instant;
 use muster_registrar::store::sqlite::{SqliteSnapshot, SqliteStore};
 use muster_registrar::store::{KeyRange, Store, StoreError, Txn};
 use tempfile::TempDir;
@@ -29,19 +30,23 @@ async fn writes_as_told() {
     let store = SqliteStore::open(Path::new(&path)).unwrap();
     // So that there is a connection for reading, too.
     store.range_all(KeyRange::all()).await.unwrap();
-    println!("open");
+    tell("open");
     let mut written = 0;
     for line in std::io::stdin().lines() {
         for _ in 0..line.unwrap().parse::<usize>().unwrap() {
             written += 1;
             match store.txn(Txn::new().put(format!("key/{written}"), vec![b'v'; SIZE])).await {
-                Ok(_) => println!("ack key/{written}"),
+                Ok(_) => tell(&format!("ack key/{written}")),
                 Err(StoreError::Closed) => break,
                 Err(error) => panic!("{error}"),
             }
         }
-        println!("done");
+        tell("done");
     }
+}
+
+fn tell(line: &str) {
+    std::io::stdout().lock().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 struct Writer {
@@ -130,7 +135,7 @@ impl Strace {
         };
         let start = Instant::now();
         while !fs::read_dir(format!("/proc/{process}/task")).unwrap().all(|task| is_traced(task.unwrap())) {
-            assert!(start.elapsed() < PATIENCE, "strace does not trace the process");
+            assert!(Instant::now() - start < PATIENCE, "strace does not trace the process");
             std::thread::sleep(Duration::from_millis(20));
         }
         strace

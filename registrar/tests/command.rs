@@ -426,7 +426,7 @@ fn a_deployment_goes_on_from_its_backup() {
 
     // The registrar that runs goes on, and nothing is put where it is.
     let error = only_line(&site.command(&["restore", backup.to_str().unwrap()]).output().unwrap());
-    assert!(error.contains("registry.db") && error.contains("in use"), "{error}");
+    assert!(error.contains("a registrar may be running in") && error.contains("stop it first"), "{error}");
     running.signal("TERM");
     let (code, log) = running.finish();
     assert_eq!(code, Some(0), "{log}");

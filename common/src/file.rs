@@ -13,7 +13,7 @@ use std::{
 };
 
 pub use document::{DocumentError, Format, hex};
-pub use lock::{Lock, LockError, lock, owner};
+pub use lock::{Lock, LockError, lock, lock_existing, owner};
 
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]

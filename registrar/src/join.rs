@@ -53,8 +53,6 @@ const JOURNAL: &str = "joining";
 const DOCUMENT: Format = Format { program: "muster-registrar", prefix: "# ", version: 1 };
 /// Where the files with which etcd is reached are put.
 pub(crate) const ETCD_DIRECTORY: &str = "etcd";
-/// What they are called there.
-pub(crate) const ETCD_FILES: [&str; 4] = ["ca.pem", "cert.pem", "key.pem", "password.pem"];
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -274,6 +272,11 @@ fn settings(config: &Path, wanted: &Config) -> Result<Option<PathBuf>, ConfigErr
     Ok((found != Config::default() && found != *wanted).then(|| config.to_owned()))
 }
 
+/// What the file of a key of `[store.etcd]` is called in [`ETCD_DIRECTORY`].
+pub(crate) fn etcd_file(key: &str) -> String {
+    key.replace("_file", ".pem")
+}
+
 /// The nonce of this join: that of an earlier attempt with the very same token, or a new one, on disk.
 fn nonce(journal: &Path, options: &Options) -> Result<[u8; PROOF], JoinError> {
     if let Some(nonce) = earlier(journal, options)? {
@@ -361,7 +364,7 @@ async fn set_up(
     }
     for (name, path) in config.store.etcd.files_mut() {
         if let Some(file) = bundle.etcd_files.iter().find(|file| file.name == name) {
-            *path = data_dir.join(ETCD_DIRECTORY).join(name.replace("_file", ".pem"));
+            *path = data_dir.join(ETCD_DIRECTORY).join(etcd_file(name));
             make_parent(&mut undo, path)?;
             undo.will_make(path);
             file::write_private(path, &file.contents)?;

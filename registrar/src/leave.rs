@@ -21,8 +21,8 @@ use crate::{
         self, CaError,
         succession::{self, Here},
     },
-    config::{Config, StoreKind},
-    join::{ETCD_DIRECTORY, ETCD_FILES},
+    config::{Config, Etcd, StoreKind},
+    join::{ETCD_DIRECTORY, etcd_file},
     own_certificate,
     registry::keys,
     serve::{self, ServeError},
@@ -135,8 +135,8 @@ pub async fn leave(path: &Path, config: &Config, force: bool, now: Timestamp) ->
     // The key first; the certificate, which says what the store is to forget, after all the others.
     ca::remove_all(data_dir)?;
     let etcd = data_dir.join(ETCD_DIRECTORY);
-    for name in ETCD_FILES {
-        file::remove(&etcd.join(name))?;
+    for (key, _) in Etcd::default().files_mut() {
+        file::remove(&etcd.join(etcd_file(key)))?;
     }
     // What else is in it is not the registrar's, and stays.
     let _not_empty_or_not_there = fs::remove_dir(&etcd);

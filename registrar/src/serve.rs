@@ -13,15 +13,14 @@ mod trust;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use muster_common::{
-    file::{self, Lock},
-    grpc,
+    file, grpc,
     net::BindError,
     telemetry::{self, Metrics, Readiness},
     time::Timestamp,
@@ -171,15 +170,6 @@ fn allow_open_files() -> Option<u64> {
     }
 }
 
-/// Takes a data directory for this process. One that is missing is not made: what should be in it is missing as well.
-fn lock(directory: &Path) -> Result<Option<Lock>, ServeError> {
-    if !directory.exists() {
-        return Ok(None);
-    }
-    let runs = |source| ServeError::Runs { directory: directory.to_owned(), source };
-    file::lock(directory).map(Some).map_err(runs)
-}
-
 /// Does without huge pages, which the allocator would ask for. Each connection has some 50 KiB of buffers that are mostly
 /// empty: in small pages, only what has been used of them takes memory. A kernel that does not know this loses nothing.
 fn keep_pages_small() {
@@ -193,7 +183,8 @@ fn keep_pages_small() {
 pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     let open_files = allow_open_files();
-    let _lock = lock(&config.data_dir)?;
+    let runs = |source| ServeError::Runs { directory: config.data_dir.clone(), source };
+    let _lock = file::lock_existing(&config.data_dir).map_err(runs)?;
     keep_pages_small();
     let (grpc_listener, dns_sockets, http_listener) = bind(&config).await?;
     let dns_addresses = dns_sockets.addresses();

@@ -39,7 +39,8 @@ pub struct Zones {
 }
 
 impl Zones {
-    /// The zones of `registry`, answered at `name_servers` and by all other registrars. Until `readiness` says so, nothing is denied.
+    /// The zones of `registry`, answered at `name_servers` and by all other registrars. Until `readiness` says so, nothing
+    /// is denied.
     pub fn new(registry: Arc<Registry>, readiness: Readiness, name_servers: Vec<IpAddr>) -> Self {
         Self { registry, readiness, name_servers, external_headless: false, made: RwLock::default() }
     }

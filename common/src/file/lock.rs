@@ -31,6 +31,14 @@ pub fn owner(pid: &str) -> String {
     if pid.is_empty() { String::new() } else { format!(" (process {pid})") }
 }
 
+/// As [`lock`], but a `directory` that is missing is not made: what should be in it is missing as well.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_existing(directory: &Path) -> Result<Option<Lock>, LockError> {
+    directory.exists().then(|| lock(directory)).transpose()
+}
+
 /// Takes `directory` for this process; creates it if it is missing.
 ///
 /// # Errors

@@ -183,7 +183,8 @@ impl Registrars {
     fn find_name_servers(&mut self) {
         let servers = self.iter().flat_map(|registrar| registrar.dns_servers());
         let found: BTreeSet<IpAddr> = servers.filter_map(|server| name_server(server)).collect();
-        if !found.iter().eq(self.name_servers.iter()) {
+        // What a zone was made from is compared with it: the same ones remain the same value.
+        if !found.iter().take(TOLD_MAX).eq(self.name_servers.iter()) {
             self.name_servers = found.into_iter().take(TOLD_MAX).collect();
         }
     }

@@ -88,6 +88,14 @@ impl Deployment {
         Self { store: Arc::new(MemoryStore::new()), directories }
     }
 
+    /// Two of them, which run.
+    async fn pair(now: Timestamp) -> (Self, Trust, Trust) {
+        let deployment = Self::of(2, now);
+        let [first, second] = [0, 1].map(|registrar| deployment.start(registrar, now));
+        let (first, second) = (first.await.unwrap(), second.await.unwrap());
+        (deployment, first, second)
+    }
+
     fn path(&self, registrar: usize) -> &std::path::Path {
         self.directories[registrar].path()
     }
@@ -110,9 +118,7 @@ impl Deployment {
 #[tokio::test]
 async fn steps_taken_on_one_registrar_are_taken_by_all() {
     let now = Timestamp::now();
-    let deployment = Deployment::of(2, now);
-    let (mut first, mut second) =
-        (deployment.start(0, now).await.unwrap(), deployment.start(1, now).await.unwrap());
+    let (deployment, mut first, mut second) = Deployment::pair(now).await;
     let old = first.ca().current().hash();
 
     let new = rotation::prepare(deployment.path(0), "muster.test", now).unwrap();
@@ -183,9 +189,7 @@ async fn a_registrar_that_was_away_follows_several_rotations_or_refuses() {
 #[tokio::test]
 async fn of_two_rotations_begun_at_once_one_goes_on() {
     let now = Timestamp::now();
-    let deployment = Deployment::of(2, now);
-    let (mut first, mut second) =
-        (deployment.start(0, now).await.unwrap(), deployment.start(1, now).await.unwrap());
+    let (deployment, mut first, mut second) = Deployment::pair(now).await;
     let won = rotation::prepare(deployment.path(0), "muster.test", now).unwrap();
     rotation::prepare(deployment.path(1), "muster.test", now).unwrap();
     first.refresh(now).await.unwrap();
@@ -198,9 +202,7 @@ async fn of_two_rotations_begun_at_once_one_goes_on() {
 #[tokio::test]
 async fn of_two_rotations_that_went_on_at_once_one_stops_with_its_registrar() {
     let now = Timestamp::now();
-    let deployment = Deployment::of(2, now);
-    let (mut first, mut second) =
-        (deployment.start(0, now).await.unwrap(), deployment.start(1, now).await.unwrap());
+    let (deployment, mut first, mut second) = Deployment::pair(now).await;
     let old = first.ca().current().hash();
     let won = rotation::prepare(deployment.path(0), "muster.test", now).unwrap();
     let lost = rotation::prepare(deployment.path(1), "muster.test", now).unwrap();
@@ -228,9 +230,7 @@ async fn of_two_rotations_that_went_on_at_once_one_stops_with_its_registrar() {
 #[tokio::test]
 async fn what_passes_ends_no_registrar() {
     let now = Timestamp::now();
-    let deployment = Deployment::of(2, now);
-    let (mut first, mut second) =
-        (deployment.start(0, now).await.unwrap(), deployment.start(1, now).await.unwrap());
+    let (deployment, mut first, mut second) = Deployment::pair(now).await;
     rotation::prepare(deployment.path(0), "muster.test", now).unwrap();
     rotation::activate(deployment.path(0)).unwrap();
     rotation::retire(deployment.path(0), Duration::ZERO, now, true).unwrap();

@@ -47,8 +47,8 @@ impl Paging {
 
     /// The page is what that came to.
     pub fn took(&mut self, page: &RangeResult) {
-        let Some(KeyRange { start, end }) = self.rest.take() else { return };
-        let part_end = self.part_end_of(&start, end.as_ref());
+        let part_end = self.part_end();
+        let Some(KeyRange { end, .. }) = self.rest.take() else { return };
         self.at = Some(page.revision);
         self.full = self.full.max(page.kvs.len());
         self.left = self.left.or(page.count).map(|left| left.saturating_sub(page.kvs.len()));
@@ -78,15 +78,11 @@ impl Paging {
         self.rest = Some(KeyRange { start, end });
     }
 
+    /// Where the next part ends; `None` if it is all that is left.
     fn part_end(&self) -> Option<Bytes> {
         let KeyRange { start, end } = self.rest.as_ref()?;
-        self.part_end_of(start, end.as_ref())
-    }
-
-    /// Where the next part ends; `None` if it is all that is left.
-    fn part_end_of(&self, start: &Bytes, end: Option<&Bytes>) -> Option<Bytes> {
         let part_end = self.step?.after(start)?;
-        end.is_none_or(|end| part_end < *end).then_some(part_end)
+        end.as_ref().is_none_or(|end| part_end < *end).then_some(part_end)
     }
 }
 

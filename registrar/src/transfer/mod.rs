@@ -76,7 +76,10 @@ pub enum TransferError {
         contents: String,
     },
     /// A registrar runs where is restored to.
-    #[error("a registrar may be running in {}: {source}; stop it first (systemctl stop muster-registrar); nothing was changed", .directory.display())]
+    #[error(
+        "a registrar may be running in {}: {source}; stop it first (systemctl stop muster-registrar); nothing was \
+         changed", .directory.display()
+    )]
     Runs {
         /// Its data directory.
         directory: PathBuf,

@@ -32,7 +32,7 @@ pub async fn restore(
     let with_ca = with_ca && !contents.ca.is_empty();
     // What it reads and keeps in memory would be replaced under a registrar that runs.
     let runs = |source| TransferError::Runs { directory: config.data_dir.clone(), source };
-    let _lock = config.data_dir.exists().then(|| file::lock(&config.data_dir)).transpose().map_err(runs)?;
+    let _lock = file::lock_existing(&config.data_dir).map_err(runs)?;
     if with_ca {
         copy::check(&config.data_dir, &contents.ca)?;
     }

@@ -1,9 +1,8 @@
 //! Tests of what the registry's networks look like as zones.
 
+use muster_common::time::Timestamp;
 use muster_dns::directory::{ExternalAddress, ServiceKind};
 use muster_proto::admin as proto;
-
-use muster_common::time::Timestamp;
 
 use super::*;
 use crate::registry::{
@@ -163,15 +162,12 @@ async fn name_servers_are_all_registrars() {
     assert_eq!(servers(), [own], "it is not told any more");
 
     let mut index = registry.read().clone();
-    let serials = |index: &Index| {
-        let state = index.network("n").unwrap();
-        [state.serial, state.external_serial]
-    };
     let gone =
         crate::store::Event::Delete { key: crate::registry::keys::registrar_record(Uuid::from_u128(1)) };
     let later = Timestamp::from_epoch(std::time::Duration::from_secs(4_000_000_000));
     index.apply(&crate::store::WatchBatch { revision: 1000, events: vec![gone] }, later);
-    assert_eq!(serials(&index), [4_000_000_000; 2]);
+    let state = index.network("n").unwrap();
+    assert_eq!([state.serial, state.external_serial], [4_000_000_000; 2]);
 }
 
 /// The director that DNS tells is the one that the device is attached to.

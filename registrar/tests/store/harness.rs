@@ -1,5 +1,7 @@
 //! A store of each kind that can be opened, and opened again as after a restart.
 
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use muster_registrar::store::Store;
@@ -57,6 +59,23 @@ impl Harness {
             Self::Etcd(process) => process.restart(),
         }
         self.open().await
+    }
+}
+
+/// This test binary, to be started again to run the function `test` alone, which finds `path` in the variable `name`.
+pub(crate) fn again(test: &str, name: &str, path: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(name, path).stdout(Stdio::piped());
+    command
+}
+
+/// Kills the process also if the test fails.
+pub(crate) struct Killed(pub(crate) Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -12,19 +11,11 @@ use muster_registrar::store::sqlite::SqliteStore;
 use muster_registrar::store::{Event, KeyRange, Store, Txn, TxnOutcome};
 use tempfile::TempDir;
 
+use crate::harness::{Killed, again};
+
 /// Tells the test binary, started again, that it is the one to be killed.
 const DATABASE: &str = "MUSTER_TEST_CRASH_DATABASE";
 const WRITERS: usize = 32;
-
-/// Kills the child also if the test fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
 
 /// Not a test of its own: the process that gets killed. Prints what is acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,13 +51,7 @@ async fn what_was_acknowledged_before_a_kill_is_there() {
     let mut acknowledged: BTreeMap<u64, String> = BTreeMap::new();
     let mut last = 1;
     for round in 0..4 {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "sqlite_crash::writes_until_killed", "--nocapture"])
-            .env(DATABASE, &path)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut child = Killed(child);
+        let mut child = Killed(again("sqlite_crash::writes_until_killed", DATABASE, &path).spawn().unwrap());
         let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
         let mut seen = 0;
         for line in lines.by_ref() {

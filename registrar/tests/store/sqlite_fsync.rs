@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use muster_common::time::Instant;
@@ -13,7 +13,7 @@ use muster_registrar::store::sqlite::{SqliteSnapshot, SqliteStore};
 use muster_registrar::store::{KeyRange, Store, StoreError, Txn};
 use tempfile::TempDir;
 
-use crate::harness::skip;
+use crate::harness::{Killed, again, skip};
 
 /// Tells the test binary, started again, that it is the one whose disk fails.
 const DATABASE: &str = "MUSTER_TEST_FSYNC_DATABASE";
@@ -49,8 +49,13 @@ fn tell(line: &str) {
     std::io::stdout().lock().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
+/// Does something with two files. The database is not read by this process itself: to close it would end SQLite's locks.
+fn with(program: &str, one: &Path, other: &Path) -> bool {
+    Command::new(program).args([one, other]).stdout(Stdio::null()).status().unwrap().success()
+}
+
 struct Writer {
-    process: Child,
+    process: Killed,
     told: Lines<BufReader<ChildStdout>>,
     acknowledged: BTreeSet<String>,
     path: PathBuf,
@@ -59,14 +64,9 @@ struct Writer {
 impl Writer {
     fn start(path: &Path) -> Self {
         SqliteStore::create(path).unwrap();
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "sqlite_fsync::writes_as_told", "--nocapture"])
-            .env(DATABASE, path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let told = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut process = again("sqlite_fsync::writes_as_told", DATABASE, path);
+        let mut process = Killed(process.stdin(Stdio::piped()).spawn().unwrap());
+        let told = BufReader::new(process.0.stdout.take().unwrap()).lines();
         let mut writer = Self { process, told, acknowledged: BTreeSet::new(), path: path.into() };
         writer.hear("open");
         writer
@@ -88,65 +88,38 @@ impl Writer {
     /// Returns how many were acknowledged.
     fn write(&mut self, count: usize) -> usize {
         let before = self.acknowledged.len();
-        writeln!(self.process.stdin.as_mut().unwrap(), "{count}").unwrap();
+        writeln!(self.process.0.stdin.as_mut().unwrap(), "{count}").unwrap();
         self.hear("done");
         self.acknowledged.len() - before
     }
 
-    /// The database is not read by this process itself: to close it would end SQLite's locks.
-    fn copy(&self, from: &Path, to: &Path) {
-        assert!(Command::new("cp").args([from, to]).status().unwrap().success(), "{}", self.path.display());
-    }
-
-    fn differs(&self, from: &Path) -> bool {
-        !Command::new("cmp").arg("-s").args([from, &self.path]).status().unwrap().success()
-    }
-
     fn end(mut self) -> BTreeSet<String> {
-        drop(self.process.stdin.take());
-        assert!(self.process.wait().unwrap().success());
-        std::mem::take(&mut self.acknowledged)
+        drop(self.process.0.stdin.take());
+        assert!(self.process.0.wait().unwrap().success());
+        self.acknowledged
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
+/// Has every fsync of the database, not of its log, fail for as long as strace runs.
+fn fail_fsync(writer: &Writer) -> Killed {
+    let process = writer.process.0.id();
+    let child = Command::new("strace")
+        .args(["-f", "-q", "-o", "/dev/null", "-P"])
+        .arg(&writer.path)
+        .args(["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO"])
+        .args(["-p", &process.to_string()])
+        .spawn();
+    let strace = Killed(child.unwrap());
+    let is_traced = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    };
+    let start = Instant::now();
+    while !fs::read_dir(format!("/proc/{process}/task")).unwrap().all(|task| is_traced(task.unwrap())) {
+        assert!(Instant::now() - start < PATIENCE, "strace does not trace the process");
+        std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-struct Strace(Child);
-
-impl Strace {
-    /// Has every fsync of the database, not of its log, fail.
-    fn attach(writer: &Writer) -> Self {
-        let process = writer.process.id();
-        let child = Command::new("strace")
-            .args(["-f", "-q", "-o", "/dev/null", "-P"])
-            .arg(&writer.path)
-            .args(["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO"])
-            .args(["-p", &process.to_string()])
-            .spawn();
-        let strace = Self(child.unwrap());
-        let is_traced = |task: fs::DirEntry| {
-            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-        };
-        let start = Instant::now();
-        while !fs::read_dir(format!("/proc/{process}/task")).unwrap().all(|task| is_traced(task.unwrap())) {
-            assert!(Instant::now() - start < PATIENCE, "strace does not trace the process");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        strace
-    }
-}
-
-impl Drop for Strace {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
+    strace
 }
 
 /// Fails the fsync that completes a checkpoint of which another did a part before, and undoes what both wrote.
@@ -160,17 +133,16 @@ async fn fail(backs_up: bool) {
     let mut writer = Writer::start(&path);
     writer.write(8);
     let snapshot = SqliteSnapshot::open(&path).await.unwrap();
-    writer.copy(&path, &before);
+    assert!(with("cp", &path, &before));
     assert_eq!(writer.write(LOG), LOG);
-    assert!(writer.differs(&before), "there was no checkpoint of the part before the snapshot");
+    assert!(!with("cmp", &path, &before), "there was no checkpoint of the part before the snapshot");
     drop(snapshot);
 
-    let strace = Strace::attach(&writer);
+    let strace = fail_fsync(&writer);
     assert!(writer.write(LOG) < LOG, "the writer went on after an fsync had failed");
     drop(strace);
     let snapshot = if backs_up { Some(SqliteSnapshot::open(&path).await.unwrap()) } else { None };
-    let copy = |writer: &Writer| writer.copy(&before, &writer.path);
-    copy(&writer);
+    assert!(with("cp", &before, &path));
     let acknowledged = writer.end();
 
     if let Some(snapshot) = snapshot {

@@ -53,7 +53,7 @@ pub(super) async fn announce(connection: Arc<Connection>, key: Bytes) -> Result<
     Ok(Announcement::new(move || drop(end)).and_then(task))
 }
 
-/// A key and the lease that it has.
+/// A key and the lease that it has. Its requests do not wait for others: a registrar that is busy is there.
 struct Held {
     connection: Arc<Connection>,
     key: Bytes,
@@ -83,8 +83,6 @@ impl Held {
         self.set = true;
         Ok(true)
     }
-
-    // None of these requests waits for others: a registrar that is busy is there.
 
     async fn grant(&self) -> Result<i64, StoreError> {
         let ttl = i64::try_from(LIFETIME.as_secs()).unwrap_or(i64::MAX);

@@ -47,7 +47,8 @@ impl Checkpoints {
     /// To be called after each commit: copies what readers allow if the log has become long.
     ///
     /// # Errors
-    /// If the disk did not take it. What is committed is safe in the log; but if [`is_fsync`], [`abandon`] the database and open it anew.
+    /// If the disk did not take it. What is committed is safe in the log; but if [`is_fsync`], [`abandon`] the database and
+    /// open it anew.
     pub(super) fn keep_up(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let length = self.length.load(Ordering::Relaxed);
         if length < self.copied {
@@ -111,7 +112,7 @@ fn copy_whole(path: &Path) -> rusqlite::Result<()> {
     connection.close().map_err(|(_, error)| error)
 }
 
-fn write_mark(path: &PathBuf, mark: &[u8]) -> io::Result<()> {
+fn write_mark(path: &Path, mark: &[u8]) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     file.write_all_at(mark, 0)?;
     file.set_len(mark.len() as u64)?;

@@ -168,9 +168,9 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Writes what an unclean end has left of the log once more, as it is, and has it on disk, before SQLite reads it. After a failed fsync the
-/// kernel takes pages for written that are not: they read as if they were, and a later fsync does not mind them. What
-/// is committed after them would then be lost with them when the power fails.
+/// Writes what an unclean end has left of the log once more, as it is, and has it on disk, before SQLite reads it. After a
+/// failed fsync the kernel takes pages for written that are not: they read as if they were, and a later fsync does not mind
+/// them. What is committed after them would then be lost with them when the power fails.
 fn settle_log(path: &Path) -> Result<(), StoreError> {
     let log_path = beside(path, "-wal");
     let settle = || {
